@@ -1,0 +1,185 @@
+"""The nouns of adx: what flows between the stages, and the protocols that menu options satisfy.
+
+Axis legend. A tensor's name ends in its axes and einsum uses the same letters.
+
+    B batch (rows, slots)      L length (tokens of a prompt)   S cache length
+    V vocabulary               D model width                   F feed-forward width
+    H query heads              G key/value heads               R query heads per key/value head
+    K head size                N proxies                       T steps of one device chunk
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+
+Array = jax.Array
+State = Any  # a pytree of arrays that a defence carries from one token to the next
+
+
+class RequestId(NamedTuple):
+    """Which trace this is. The key of a row's randomness leaves `setting` out (see `noise_name`)."""
+
+    dataset: str
+    split: str
+    row: str
+    sample: int
+    setting: str
+
+    def __str__(self) -> str:
+        return f'{self.dataset}/{self.split}/{self.row}/{self.sample}/{self.setting}'
+
+    @property
+    def noise_name(self) -> str:
+        """Names the randomness of the row: arms of a comparison share it."""
+        return f'{self.dataset}/{self.split}/{self.row}/{self.sample}'
+
+    @staticmethod
+    def parse(text: str) -> RequestId:
+        dataset, split, row, sample, setting = text.split('/')
+        return RequestId(dataset, split, row, int(sample), setting)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question: chat `messages` ({'role', 'content'}), its place in the data, the gold `answer` if known."""
+
+    dataset: str
+    split: str
+    row: str
+    messages: tuple[dict[str, str], ...]
+    answer: str | None = None
+
+
+@flax.struct.dataclass
+class Sampling:
+    """Per-row sampling numbers.
+
+    temperature: >= 0; 0 takes the argmax of the adjusted scores.
+    top_k: >= 0, 0 keeps all; top_p: (0, 1], 1 keeps all; min_p: [0, 1), 0 keeps all, relative to max p.
+    All three are taken from the teacher's distribution at `temperature`; a token must pass all of them.
+    """
+
+    temperature: float | Array = 1.0
+    top_k: int | Array = 0
+    top_p: float | Array = 1.0
+    min_p: float | Array = 0.0
+
+
+@flax.struct.dataclass
+class Views:
+    """What a defence sees of one row at one position. Log-probabilities are float32 at `temperature`.
+
+    teacher_V: the teacher's log-probs; inside a Chain, the previous rule's result.
+    proxies_NV: each proxy's log-probs, never truncated; shape [0, V] when no proxy runs.
+    tangents_NV: directional derivatives of proxies_NV, or None when the defence does not want them.
+    allowed_V: bool, the truncation set taken from the teacher; at least one token is True.
+    token, position: the token just read and its index in the sequence; the result is for position + 1.
+    key: a PRNG key of this row and position, independent of the one that samples.
+    """
+
+    teacher_V: Array
+    proxies_NV: Array
+    allowed_V: Array
+    temperature: Array
+    token: Array
+    position: Array
+    key: Array
+    tangents_NV: Array | None = None
+
+
+@runtime_checkable
+class Defence(Protocol):
+    """Arithmetic on the log-probs of one row. A `flax.struct.dataclass`: numbers are leaves, structure is static.
+
+    wants_proxies, wants_tangents: what decoding must run for it.
+    is_argmax: the rule puts all its mass on one token, so its KL is a step function of any strength.
+    """
+
+    @property
+    def wants_proxies(self) -> bool: ...
+
+    @property
+    def wants_tangents(self) -> bool: ...
+
+    @property
+    def is_argmax(self) -> bool: ...
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and the allowed range. Called on Python numbers."""
+        ...
+
+    def init(self) -> State:
+        """The decode state of one row before its first token; reset when a slot is refilled."""
+        ...
+
+    def adjust(self, views: Views, state: State) -> tuple[Array, State]:
+        """Returns scores_V (float32, log-probs up to a constant, read inside `allowed_V` only) and the state."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One trace to decode: prompt token ids, how to sample, and the numbers of the defence for this row."""
+
+    id: RequestId
+    tokens: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    defence: Defence
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What decoding returns for one request.
+
+    tokens: the new token ids, an end-of-sequence token included when that is why it stopped.
+    stop: 'eos', 'length' or 'stop_string'.
+    statistics: per-token lists of the same length as `tokens`, only what was asked for.
+    """
+
+    id: RequestId
+    tokens: tuple[int, ...]
+    stop: str
+    statistics: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A finished trace as the journal keeps it, one JSON object a line. `text` = reasoning + answer as served."""
+
+    request_id: str
+    messages: tuple[dict[str, str], ...]
+    text: str
+    reasoning: str
+    answer: str
+    tokens: tuple[int, ...]
+    stop: str
+    prompt_tokens: int
+    defence: dict[str, Any]  # {'type': ..., numbers}
+    sampling: dict[str, Any]
+    seed: int
+    gold: str | None = None
+    statistics: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    models: dict[str, str] = dataclasses.field(default_factory=dict)  # role -> content hash
+    experiment: str = ''  # the experiment's hash
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    format_version: int = 1
+
+
+class Dataset(Protocol):
+    """A named source of prompts."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Every prompt of `split` in a stable order. Raises ValueError naming file and line on bad input."""
+        ...
+
+    def grade(self, text: str, gold: str) -> bool:
+        """Whether the final answer stated in `text` equals `gold`."""
+        ...
