@@ -96,23 +96,3 @@ def gumbel(key: Array, size: int) -> Array:
     bits = jax.random.bits(key, (size,), jnp.uint32)
     uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, 1.0 - 2.0**-24)))
-
-
-def aggregate(x_NV: Array, how: str, beta: Array | float = 1.0) -> Array:
-    """Joins the proxies' contributions to the score. `softmin` is -(1/beta) log mean exp(-beta x).
-
-    It tends to the mean as beta -> 0 and to the minimum as beta -> inf.
-    """
-    if how == 'mean':
-        return jnp.mean(x_NV, axis=0)
-    if how == 'max':
-        return jnp.max(x_NV, axis=0)
-    if how == 'min':
-        return jnp.min(x_NV, axis=0)
-    if how == 'softmin':
-        count = jnp.log(jnp.float32(x_NV.shape[0]))
-        return -(jax.nn.logsumexp(-beta * x_NV, axis=0) - count) / beta
-    raise ValueError(f'unknown aggregation {how!r}; one of {AGGREGATIONS}')
-
-
-AGGREGATIONS = ('mean', 'max', 'min', 'softmin')

@@ -11,6 +11,8 @@ Axis legend. A tensor's name ends in its axes and einsum uses the same letters.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
@@ -68,6 +70,13 @@ class Sampling:
     top_p: float | Array = 1.0
     min_p: float | Array = 0.0
 
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and the allowed range."""
+        check_range('Sampling.temperature', self.temperature, 0.0)
+        check_range('Sampling.top_k', self.top_k, 0)
+        check_range('Sampling.top_p', self.top_p, 0.0, 1.0, open_low=True)
+        check_range('Sampling.min_p', self.min_p, 0.0, 1.0)
+
 
 @flax.struct.dataclass
 class Views:
@@ -121,6 +130,20 @@ class Defence(Protocol):
         ...
 
 
+class Stateless:
+    """Defaults of a defence that carries nothing between tokens, to inherit from. Reads the teacher only."""
+
+    wants_proxies = False
+    wants_tangents = False
+    is_argmax = False
+
+    def check(self) -> None:
+        pass
+
+    def init(self) -> State:
+        return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One trace to decode: prompt token ids, how to sample, and the numbers of the defence for this row."""
@@ -168,6 +191,22 @@ class Trace:
     experiment: str = ''  # the experiment's hash
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format_version: int = 1
+
+
+def check_range(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> None:
+    """Raises ValueError unless low <= value <= high (low < value with `open_low`). Refuses nan and infinities."""
+    bracket = '(' if open_low else '['
+    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+        raise ValueError(f'{name} = {value!r} is not allowed; it must be finite and in {bracket}{low:g}, {high:g}]')
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f'. Did you mean {near[0]!r}?' if near else ''
+        raise ValueError(f'{name} = {value!r} is unknown; it must be one of {choices}{hint}')
 
 
 class Dataset(Protocol):

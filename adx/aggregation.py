@@ -1,0 +1,33 @@
+"""How the contributions of several proxies to the score become one."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from adx.types import Array, check_choice, check_range
+
+AGGREGATIONS = ('mean', 'max', 'min', 'softmin')
+
+
+@flax.struct.dataclass
+class Aggregation:
+    """Joins contributions_NV (each proxy's change of the score, never its raw log-probs) over the proxies.
+
+    how: 'mean', 'max', 'min' (the least harmed student decides) or 'softmin', -(1/beta) log mean exp(-beta x),
+    which tends to the mean as beta -> 0 and to the minimum as beta -> inf. beta: > 0, in 1/nats.
+    """
+
+    beta: float | Array = 1.0
+    how: str = flax.struct.field(pytree_node=False, default='mean')
+
+    def check(self) -> None:
+        check_choice('Aggregation.how', self.how, AGGREGATIONS)
+        check_range('Aggregation.beta', self.beta, 0.0, open_low=True)
+
+    def __call__(self, contributions_NV: Array) -> Array:
+        if self.how == 'softmin':
+            count = jnp.log(jnp.float32(contributions_NV.shape[0]))
+            return (count - jax.nn.logsumexp(-self.beta * contributions_NV, axis=0)) / self.beta
+        return {'mean': jnp.mean, 'max': jnp.max, 'min': jnp.min}[self.how](contributions_NV, axis=0)

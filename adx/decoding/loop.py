@@ -1,0 +1,133 @@
+"""The device side of decoding: slots, the chunk of steps, and the insertion of prefilled prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adx import numerics
+from adx.decoding import sampling
+from adx.decoding.ensemble import Caches, Ensemble, Weights
+from adx.types import Array, Defence, Sampling, State
+
+RECORDS = ('none', 'scalars', 'top')
+TOP = 20  # how many served log-probs a record of 'top' keeps per token
+
+
+@flax.struct.dataclass
+class Rows:
+    """What a slot holds about its row; every leaf has a leading axis B.
+
+    token_B: the last token, not yet read by the models, and position_B its index in the sequence.
+    end_B: the position at which the row has all its new tokens. done_B: finished or empty; such a row idles.
+    key_B: uint32 [B, 2], the row's PRNG key data.
+    """
+
+    token_B: Array
+    position_B: Array
+    end_B: Array
+    done_B: Array
+    key_B: Array
+    sampling: Sampling
+    defence: Defence
+    state: State
+
+
+def start(ensemble: Ensemble, defence: Defence, slots: int, cache_length: int) -> tuple[Rows, Caches]:
+    """All slots idle. `defence` gives the structure; its numbers are zeroed."""
+
+    def zeros(tree: Any, dtype: Any = None) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((slots, *jnp.shape(x)), dtype or jnp.asarray(x).dtype), tree)
+
+    rows = Rows(
+        token_B=jnp.zeros(slots, jnp.int32),
+        position_B=jnp.zeros(slots, jnp.int32),
+        end_B=jnp.zeros(slots, jnp.int32),
+        done_B=jnp.ones(slots, bool),
+        key_B=jnp.zeros((slots, 2), jnp.uint32),
+        sampling=zeros(Sampling(), jnp.float32),
+        defence=zeros(defence, jnp.float32),
+        state=zeros(defence.init()),
+    )
+    return place_rows(ensemble, rows), ensemble.empty_caches(slots, cache_length)
+
+
+def place_rows(ensemble: Ensemble, rows: Rows) -> Rows:
+    """Constrains every leaf to the teacher's split of rows, so that all programs agree on it."""
+    return jax.tree.map(lambda x: ensemble.teacher_layout.shard(x, 'B' + '.' * (x.ndim - 1)), rows)
+
+
+def insert(
+    ensemble: Ensemble, rows: Rows, caches: Caches, new: Rows, prefix: Caches, sources: Array, targets: Array
+) -> tuple[Rows, Caches]:
+    """Puts prefilled prompts into slots: row sources[i] of `prefix` goes to slot targets[i]; targets past the last
+    slot are dropped. `new` has the rows' numbers in the order of `targets`."""
+    rows = jax.tree.map(lambda old, x: old.at[targets].set(x, mode='drop'), rows, new)
+    length = prefix.teacher.layers[0].k_BGSK.shape[2]
+
+    def place(old_BGSK: Array, prefix_BGSK: Array) -> Array:
+        return old_BGSK.at[targets, :, :length].set(prefix_BGSK[sources], mode='drop')
+
+    teacher = jax.tree.map(place, caches.teacher, prefix.teacher)
+    groups = jax.tree.map(jax.vmap(place), caches.groups, prefix.groups)
+    return place_rows(ensemble, rows), ensemble.place(Caches(teacher, groups))
+
+
+def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
+    """Per-row numbers about the emitted token: see the keys below; teacher_rank 0 is the teacher's first choice."""
+    if record == 'none':
+        return {}
+    own_B = jnp.take_along_axis(served.teacher_V, served.token[:, None], axis=-1)
+    chosen_B = jnp.take_along_axis(served.served_V, served.token[:, None], axis=-1)
+    record_of = {
+        'intervened': (served.token != served.undefended).astype(jnp.int32),
+        'log_prob': chosen_B[:, 0],
+        'teacher_log_prob': own_B[:, 0],
+        'teacher_rank': jnp.sum(served.teacher_V > own_B, axis=-1),
+        'kl': numerics.kl(served.served_V, served.teacher_V),
+    }
+    if record == 'top':
+        record_of['top_log_probs'], record_of['top_ids'] = lax.top_k(served.served_V, TOP)
+    return record_of
+
+
+def chunk(
+    ensemble: Ensemble, weights: Weights, rows: Rows, caches: Caches, constants: Constants, steps: int, record: str
+):
+    """`steps` tokens for every live row: (rows, caches, tokens_TB, statistics of [T, B]); -1 where a row idles."""
+
+    def step(carry: tuple[Rows, Caches], _: None):
+        rows, caches = carry
+        logits_BV, logits_NBV, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
+        key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_B), rows.position_B)
+        served = sampling.serve(logits_BV, logits_NBV, rows, key_B, constants.protected_V)
+        live_B = ~rows.done_B
+        position_B = rows.position_B + live_B
+        ended_B = jnp.isin(served.token, constants.eos) | (position_B >= rows.end_B)
+        after = rows.replace(
+            token_B=jnp.where(live_B, served.token, rows.token_B),
+            position_B=position_B,
+            done_B=rows.done_B | ended_B,
+            state=jax.tree.map(lambda new, old: _where(live_B, new, old), served.state, rows.state),
+        )
+        tokens_B = jnp.where(live_B, served.token, -1)
+        return (after, caches), (tokens_B, statistics(served, record))
+
+    (rows, caches), (tokens_TB, recorded) = lax.scan(step, (rows, caches), None, length=steps)
+    return place_rows(ensemble, rows), caches, tokens_TB, recorded
+
+
+@flax.struct.dataclass
+class Constants:
+    """What is the same for all rows of a run: eos [E] token ids, protected_V bool."""
+
+    eos: Array
+    protected_V: Array
+
+
+def _where(condition_B: Array, x: Array, y: Array) -> Array:
+    return jnp.where(condition_B.reshape(-1, *(1,) * (x.ndim - 1)), x, y)

@@ -1,0 +1,112 @@
+"""From logits to the next token: the order of operations that every defence shares.
+
+(1) float32 log-softmax at the row's temperature; (2) the truncation set, from the teacher; (3) the defence, inside
+the set; (4) renormalisation, protected tokens keep their mass; (5) Gumbel-max with the row's key.
+All functions are of one row and are vmapped, except truncation, which skips its work when no row asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adx import numerics
+from adx.numerics import MASKED
+from adx.types import Array, Defence, Sampling, State, Views
+
+DEFENCE_STREAM = 1  # folded into the row's key for the defence's own draws; sampling uses the key itself
+
+
+@flax.struct.dataclass
+class Served:
+    """One row's next token, and what is recorded about it when asked.
+
+    served_V, teacher_V: normalised log-probs on the truncation set, what was sampled from and the teacher's.
+    undefended: the token the teacher alone would have drawn with the same noise.
+    """
+
+    token: Array
+    undefended: Array
+    served_V: Array
+    teacher_V: Array
+    state: State
+
+
+def tempered(logits: Array, temperature: Array) -> Array:
+    """Float32 log-probs at `temperature` (per row, leading axes of `logits`); at 0 those of temperature 1."""
+    scale = jnp.where(temperature == 0, 1.0, temperature)
+    return numerics.log_softmax(logits.astype(jnp.float32) / scale[..., None])
+
+
+def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
+    """allowed_BV: the tokens that pass top-k, top-p and min-p, each taken from the whole distribution.
+
+    Ties at a threshold are kept, and so is the token that crosses top-p. A token of probability 0 never passes.
+    """
+    probs_BV = jnp.exp(log_probs_BV)
+
+    def thresholds() -> Array:
+        top_p_B = numerics.largest_threshold(probs_BV, lambda p: p, sampling.top_p)
+        top_k_B = numerics.largest_threshold(probs_BV, jnp.ones_like, sampling.top_k.astype(jnp.float32))
+        top_p_B = jnp.where(sampling.top_p < 1, top_p_B, 0.0)
+        top_k_B = jnp.where(sampling.top_k > 0, top_k_B, 0.0)
+        return jnp.maximum(jnp.maximum(top_p_B, top_k_B), sampling.min_p * jnp.max(probs_BV, axis=-1))
+
+    asked = jnp.any((sampling.top_p < 1) | (sampling.top_k > 0) | (sampling.min_p > 0))
+    threshold_B = lax.cond(asked, thresholds, lambda: jnp.zeros_like(sampling.top_p))
+    return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
+
+
+def keep_protected_mass(served_V: Array, teacher_V: Array, protected_V: Array) -> Array:
+    """The served log-probs with the teacher's probability on protected tokens and the rest scaled to what is left.
+
+    Leaving only their logits alone would not do: while others move, the chance to stop moves too.
+    """
+    kept = jnp.sum(jnp.where(protected_V, jnp.exp(teacher_V), 0.0))
+    rest_V = jnp.where(protected_V, -jnp.inf, served_V)
+    has_rest = jnp.any(~protected_V & (teacher_V > MASKED))
+    scaled_V = rest_V - jax.nn.logsumexp(rest_V) + jnp.log1p(-jnp.minimum(kept, 1.0 - 2.0**-24))
+    return jnp.where(protected_V | ~has_rest, teacher_V, jnp.maximum(scaled_V, MASKED))
+
+
+def serve_row(defence: Defence, state: State, views: Views, key: Array, protected_V: Array) -> Served:
+    """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary."""
+    greedy = views.temperature == 0
+    teacher_V = numerics.renormalise(views.teacher_V, views.allowed_V)
+    scores_V, state = defence.adjust(views, state)
+    adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
+    # A rule that changed nothing serves the teacher's very bits: protection would only round them.
+    unchanged = jnp.all(adjusted_V == teacher_V)
+    kept_V = keep_protected_mass(adjusted_V, teacher_V, protected_V)
+    served_V = jnp.where(unchanged, teacher_V, kept_V)
+
+    noise_V = jnp.where(greedy, 0.0, numerics.gumbel(key, teacher_V.shape[-1]))
+    undefended = numerics.argmax(teacher_V + noise_V)
+    token = numerics.argmax(served_V + noise_V)
+    # Deterministic choices have no mass to keep: a protected token is emitted when it is the teacher's draw.
+    chosen = numerics.argmax(jnp.where(protected_V, MASKED, adjusted_V))
+    spoken_for = protected_V[undefended] | ~jnp.any(~protected_V & views.allowed_V)
+    deterministic = (greedy | defence.is_argmax) & ~unchanged
+    token = jnp.where(deterministic, jnp.where(spoken_for, undefended, chosen), token)
+    return Served(token, undefended, served_V, teacher_V, state)
+
+
+def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array) -> Served:
+    """The next token of every row. `rows` are the slots (loop.Rows)."""
+    temperature_B = rows.sampling.temperature
+    teacher_BV = tempered(logits_BV, temperature_B)
+    proxies_NBV = tempered(proxy_logits_NBV, jnp.broadcast_to(temperature_B, proxy_logits_NBV.shape[:-1]))
+    allowed_BV = truncation(teacher_BV, rows.sampling)
+
+    def one(defence, state, teacher_V, proxies_NV, allowed_V, temperature, token, position, key):
+        own_key = jax.random.fold_in(key, DEFENCE_STREAM)
+        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key)
+        return serve_row(defence, state, views, key, protected_V)
+
+    return jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, 0, 0, 0))(
+        rows.defence, rows.state, teacher_BV, proxies_NBV, allowed_BV, temperature_B, rows.token_B, rows.position_B, key_B
+    )  # fmt: skip

@@ -1,0 +1,15 @@
+"""The teacher as it is: the baseline every other rule is compared with."""
+
+from __future__ import annotations
+
+import flax.struct
+
+from adx.types import Array, State, Stateless, Views
+
+
+@flax.struct.dataclass
+class Undefended(Stateless):
+    """Returns the teacher's log-probs. A run of this rule alone decodes with a teacher-only program."""
+
+    def adjust(self, views: Views, state: State) -> tuple[Array, State]:
+        return views.teacher_V, state
