@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from adx.mesh import PROXY, Layout
-from adx.models.cache import Cache
+from adx.models.cache import Cache, map_layout
 from adx.models.transformer import Model, Params
 from adx.types import Array
 
@@ -88,9 +88,9 @@ class Ensemble:
 
     def place(self, caches: Caches) -> Caches:
         """Constrains caches to their layouts, inside jit."""
-        teacher = jax.tree.map(lambda x: self.teacher_layout.shard(x, 'BGSK'), caches.teacher)
+        teacher = map_layout(self.teacher_layout.shard, caches.teacher)
         groups = (
-            jax.tree.map(lambda x, g=group: g.layout.shard(x, 'NBGSK'), cache)
+            map_layout(group.layout.shard, cache, stacked=True)
             for group, cache in zip(self.groups, caches.groups, strict=True)
         )
         return Caches(teacher, tuple(groups))

@@ -12,6 +12,7 @@ from jax import lax
 from adx import numerics
 from adx.decoding import sampling
 from adx.decoding.ensemble import Caches, Ensemble, Weights
+from adx.models.cache import place_prefix
 from adx.types import Array, Defence, Sampling, State
 
 RECORDS = ('none', 'scalars', 'top')
@@ -67,13 +68,9 @@ def insert(
     """Puts prefilled prompts into slots: row sources[i] of `prefix` goes to slot targets[i]; targets past the last
     slot are dropped. `new` has the rows' numbers in the order of `targets`."""
     rows = jax.tree.map(lambda old, x: old.at[targets].set(x, mode='drop'), rows, new)
-    length = prefix.teacher.layers[0].k_BGSK.shape[2]
-
-    def place(old_BGSK: Array, prefix_BGSK: Array) -> Array:
-        return old_BGSK.at[targets, :, :length].set(prefix_BGSK[sources], mode='drop')
-
-    teacher = jax.tree.map(place, caches.teacher, prefix.teacher)
-    groups = jax.tree.map(jax.vmap(place), caches.groups, prefix.groups)
+    teacher = place_prefix(caches.teacher, prefix.teacher, sources, targets)
+    stacked = jax.vmap(place_prefix, in_axes=(0, 0, None, None))
+    groups = tuple(stacked(old, new, sources, targets) for old, new in zip(caches.groups, prefix.groups, strict=True))
     return place_rows(ensemble, rows), ensemble.place(Caches(teacher, groups))
 
 

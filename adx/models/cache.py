@@ -1,9 +1,12 @@
 """Key/value caches: explicit pytrees, head-major, one pair of arrays per layer.
 
-Head-major [B, G, S, K] keeps a head's keys together: decode attention on a CPU was four times slower in [B, S, G, K].
+Keys are [B, G, K, S] and values [B, G, S, K], the layouts in which the two products of a decode step read a head's
+cache front to back. `python -m tools.bench.attention` compares the layouts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -15,7 +18,7 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class LayerCache:
-    k_BGSK: Array
+    k_BGKS: Array
     v_BGSK: Array
 
 
@@ -25,20 +28,49 @@ class Cache:
 
     layers: tuple[LayerCache, ...]
 
+    @property
+    def length(self) -> int:
+        return self.layers[0].v_BGSK.shape[-2]
 
-def empty_cache(num_layers: int, shape_BGSK: tuple[int, int, int, int], dtype: jnp.dtype) -> Cache:
-    return Cache(
-        tuple(LayerCache(jnp.zeros(shape_BGSK, dtype), jnp.zeros(shape_BGSK, dtype)) for _ in range(num_layers))
-    )
+
+def empty_cache(num_layers: int, rows: int, heads: int, length: int, head_dim: int, dtype: jnp.dtype) -> Cache:
+    def layer() -> LayerCache:
+        return LayerCache(
+            jnp.zeros((rows, heads, head_dim, length), dtype), jnp.zeros((rows, heads, length, head_dim), dtype)
+        )
+
+    return Cache(tuple(layer() for _ in range(num_layers)))
 
 
 def write(past: LayerCache | None, k_BLGK: Array, v_BLGK: Array, positions_BL: Array) -> LayerCache:
     """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1)."""
     if past is None:
-        return LayerCache(rearrange(k_BLGK, 'B L G K -> B G L K'), rearrange(v_BLGK, 'B L G K -> B G L K'))
+        return LayerCache(rearrange(k_BLGK, 'B L G K -> B G K L'), rearrange(v_BLGK, 'B L G K -> B G L K'))
     rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
+    k_BGKS = past.k_BGKS.at[rows_B1, :, :, positions_BL].set(k_BLGK.astype(past.k_BGKS.dtype))
+    v_BGSK = past.v_BGSK.at[rows_B1, :, positions_BL].set(v_BLGK.astype(past.v_BGSK.dtype))
+    return LayerCache(k_BGKS, v_BGSK)
 
-    def place(cache_BGSK: Array, new_BLGK: Array) -> Array:
-        return cache_BGSK.at[rows_B1, :, positions_BL].set(new_BLGK.astype(cache_BGSK.dtype))
 
-    return LayerCache(place(past.k_BGSK, k_BLGK), place(past.v_BGSK, v_BLGK))
+def place_prefix(cache: Cache, prefix: Cache, sources: Array, targets: Array) -> Cache:
+    """Copies rows `sources` of a shorter cache into rows `targets`; targets past the last row are dropped."""
+    length = prefix.length
+
+    def place(old: LayerCache, new: LayerCache) -> LayerCache:
+        return LayerCache(
+            old.k_BGKS.at[targets, :, :, :length].set(new.k_BGKS[sources], mode='drop'),
+            old.v_BGSK.at[targets, :, :length].set(new.v_BGSK[sources], mode='drop'),
+        )
+
+    return Cache(tuple(place(old, new) for old, new in zip(cache.layers, prefix.layers, strict=True)))
+
+
+def map_layout(place: Callable[[Array, str], Array], cache: Cache, stacked: bool = False) -> Cache:
+    """Applies place(array, axes) to every array of a cache; `stacked` caches have a leading axis N."""
+    lead = 'N' if stacked else ''
+    return Cache(
+        tuple(
+            LayerCache(place(layer.k_BGKS, lead + 'BGKS'), place(layer.v_BGSK, lead + 'BGSK'))
+            for layer in cache.layers
+        )
+    )

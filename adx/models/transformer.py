@@ -76,8 +76,11 @@ class TransformerConfig:
 
 def linear(equation: str, x: Array, w: Array) -> Array:
     """The plain product of activations and a weight, in the activations' dtype."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.einsum(equation, x, w.astype(x.dtype), precision=precision)
+    return jnp.einsum(equation, x, w.astype(x.dtype), precision=_precision(x.dtype))
+
+
+def _precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def weight(rngs: nnx.Rngs, axes: str, config: TransformerConfig, scale: float | None = None) -> nnx.Param:
@@ -108,15 +111,22 @@ def softcap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attend(q_BLGRK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None) -> Array:
-    """Grouped-query attention over a cache, softmax in float32; queries come scaled."""
-    precision = jax.lax.Precision.HIGHEST if q_BLGRK.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    scores_BGRLS = jnp.einsum(
-        'BLGRK,BGSK->BGRLS', q_BLGRK, layer.k_BGSK, precision=precision, preferred_element_type=jnp.float32
+def attend(q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None) -> Array:
+    """Grouped-query attention over a cache, softmax in float32; queries come scaled. Returns [B, L, H, K].
+
+    The R query heads of a key/value head and the L positions are the rows of one matrix per (B, G).
+    """
+    precision = _precision(q_BLHK.dtype)
+    groups, length = layer.v_BGSK.shape[1], q_BLHK.shape[1]
+    q_BGMK = rearrange(q_BLHK, 'B L (G R) K -> B G (R L) K', G=groups)
+    scores_BGMS = jnp.einsum(
+        'BGMK,BGKS->BGMS', q_BGMK, layer.k_BGKS, precision=precision, preferred_element_type=jnp.float32
     )
-    scores_BGRLS = jnp.where(mask_BLS[:, None, None], softcap(scores_BGRLS, cap), MASKED)
-    weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(q_BLGRK.dtype)
-    return jnp.einsum('BGRLS,BGSK->BLGRK', weights_BGRLS, layer.v_BGSK, precision=precision)
+    scores_BGRLS = rearrange(softcap(scores_BGMS, cap), 'B G (R L) S -> B G R L S', L=length)
+    weights_BGRLS = jax.nn.softmax(jnp.where(mask_BLS[:, None, None], scores_BGRLS, MASKED), axis=-1)
+    weights_BGMS = rearrange(weights_BGRLS.astype(q_BLHK.dtype), 'B G R L S -> B G (R L) S')
+    out_BGMK = jnp.einsum('BGMS,BGSK->BGMK', weights_BGMS, layer.v_BGSK, precision=precision)
+    return rearrange(out_BGMK, 'B G (R L) K -> B L (G R) K', L=length)
 
 
 class Attention(nnx.Module):
@@ -151,15 +161,12 @@ class Attention(nnx.Module):
         q_BLHK = rotate(q_BLHK, positions_BL, self.rope)
         k_BLGK = rotate(k_BLGK, positions_BL, self.rope)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
-        q_BLGRK = rearrange(q_BLHK * scale, 'B L (G R) K -> B L G R K', G=config.num_kv_heads)
-
         layer = write(past, k_BLGK, v_BLGK, positions_BL)
-        key_positions_S = jnp.arange(layer.k_BGSK.shape[2])
+        key_positions_S = jnp.arange(layer.v_BGSK.shape[2])
         mask_BLS = key_positions_S <= positions_BL[..., None]
         if self.window is not None:
             mask_BLS &= key_positions_S > positions_BL[..., None] - self.window
-        out_BLGRK = attend(q_BLGRK, layer, mask_BLS, config.attention_softcap)
-        out_BLHK = rearrange(out_BLGRK, 'B L G R K -> B L (G R) K')
+        out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap)
         return linear('BLHK,HKD->BLD', out_BLHK, self.o[...]), layer
 
 
@@ -272,7 +279,7 @@ class Model:
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for `rows` rows of up to `length` tokens, in the compute dtype."""
         c = self.config
-        return empty_cache(c.num_layers, (rows, c.num_kv_heads, length, c.head_dim), jnp.dtype(c.dtype))
+        return empty_cache(c.num_layers, rows, c.num_kv_heads, length, c.head_dim, jnp.dtype(c.dtype))
 
     @property
     def num_params(self) -> int:
