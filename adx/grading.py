@@ -1,8 +1,8 @@
 r"""Answer extraction and graders. One frozen extractor serves every arm of a comparison.
 
-A *final-answer form* is `\boxed{x}`, `#### x` or a phrase such as `final answer is x`. Strict extraction takes the
-last complete form: a box that never closes or a phrase at the end of a truncated text states nothing. Lenient
-extraction takes the last number. Numbers are compared as exact fractions.
+A *final-answer form* is `\boxed{x}`, `#### x` or a phrase such as `final answer is x`. Strict extraction
+takes the last complete one: a box that never closes, or a phrase that a truncated text breaks off, states
+nothing. Lenient extraction takes the last number. Numbers are compared as exact fractions.
 """
 
 from __future__ import annotations
@@ -18,28 +18,41 @@ import sys
 import threading
 from fractions import Fraction
 
-# 1,000 and LaTeX's 1{,}000 are grouped; 1,5 is not a number of this grammar.
-_COMMA = r'(?:,|\{,\})'
-_UNSIGNED = rf'(?:[0-9]{{1,3}}(?:{_COMMA}[0-9]{{3}})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)'
+from adx.errors import ConfigError
+
+# 1,000 and LaTeX's 1{,}000 are grouped; 1,5 is no number of this grammar.
+_GROUP = r'(?:,|\{,\})[0-9]{3}'
+_PLAIN = rf'(?:[0-9]{{1,3}}(?:{_GROUP})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)'
 _CURRENCY = r'(?:\\?[$€£¥]\s*)?'
-_LATEX_FRACTION = r'\\[dt]?frac\s*(?:\{\s*-?[0-9]+\s*\}\s*\{\s*[0-9]+\s*\}|[0-9]{2}(?![0-9]))'
-_SIGN = r'(?:[-+−]\s*)?'
-# In order: 2 1/3 or 2\frac{1}{3}; 1/3; \frac{1}{3}; 1,234.5.
+_FRAC = r'\\[dt]?frac\s*(?:\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])([0-9])(?![0-9]))'
+_ANY_FRAC = re.sub(r'\((?!\?)', '(?:', _FRAC)
+# In order: 2\frac{1}{3}; 2 1/3; 1/3; \frac{1}{3}; 1,234.5. A sign is attached, so '16 - 5' holds 16 and 5.
 _NUMBER = re.compile(
-    rf'(?<![\w.,/^]){_CURRENCY}{_SIGN}{_CURRENCY}'
-    rf'(?:[0-9]+\s*{_LATEX_FRACTION}|[0-9]+\s+[0-9]+\s*/\s*[0-9]+|{_UNSIGNED}\s*/\s*{_UNSIGNED}'
-    rf'|{_LATEX_FRACTION}|{_UNSIGNED})'
+    rf'(?<![\w/^.])[-+−]?{_CURRENCY}[-+−]?'
+    rf'(?:[0-9]+\s*{_ANY_FRAC}|[0-9]+\s+[0-9]+\s*/\s*[0-9]+|{_PLAIN}\s*/\s*{_PLAIN}|{_ANY_FRAC}|{_PLAIN})'
 )
-# After a number these make it a term of something longer: 3 + 4, 2^5, 1,5, 2:30, 3x.
-_CONTINUES = re.compile(r'\s*(?:[-+−*×·/^=:<>]\s*[\w\\({$]|[,.][0-9]|\\times|\\cdot|\\div)|[A-Za-z_0-9](?![a-z])')
+# After a number these make it a term of something longer: 3 + 4, 2^5, 8\pi, 3x, 2:30, 5 or 6, 1,5.
+_CONTINUES = re.compile(
+    r'\s*[-+−–*×·/^:<>]\s*(?:[0-9(${\\]|[a-z](?![a-z]))|\s*\\(?!text|mathrm|mbox)[a-z]|[,.][0-9]|\s+[0-9]'
+    r'|[abeijknpqrtuvwxyzπ](?![a-z])|[_0-9]|\s*(?:,|;|or\b|and\b|to\b)\s*[-$\\]*[0-9]'
+)
+_WORDS = re.compile(r'[A-Za-z\s,:\'’~≈*]*')
+_MAX_DIGITS = 300  # a model stuck on one digit states no number, and int() refuses 4300
 
 _BRACE = re.compile(r'\\\\|\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]')
 _HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]+)')
-_PHRASE = re.compile(r'\banswer\b\**\s*(?:\bis\b\s*:?|[:=])\s*([^\n]+)', re.IGNORECASE)
-_SENTENCE_END = re.compile(r'[.!?](?=\s|$)|[.!?](?=[*"”’]+(?:\s|$))')
 _HEADING = re.compile(r'\W*(?:[0-9]+|[A-J])\s*[.):]\s+\w')  # '#### 1. Find the eggs' is markdown, no answer
+# A colon states an answer after 'final answer' or at the start of a line: 'check our answer: ...' does not.
+# What follows is looked at and not consumed, so that a second phrase on the line is found too.
+_PHRASE = re.compile(
+    r'(?:\banswer\b\**\s+is\b(?:\s+then\b)?\s*:?|(?:^[ \t*]*|\bfinal )answer\b\**\s*[:=])'
+    r'\**\s*(?=([^\n]{1,300}))',
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r'[.?](?=[*"”’]*(?:\s|$))')
+_REMARK = re.compile(r'(?:in)?correct\b|right\b|wrong\b|not\b|clear\b|reasonable\b', re.IGNORECASE)
 
-_LETTER = re.compile(r'(?:\\[a-z]+\{|[^\w\\])*(?:(?:[Oo]ption|[Cc]hoice)\s*)?\W*([A-J])(?![\w\'’])')
+_LETTER = re.compile(r'(?:\\[a-z]+\{|[^\w\\])*+(?:[Oo]ption|[Cc]hoice)?\W*+([A-J])(?![\w\'’])')
 _LONE_LETTER = re.compile(r'^[^\w\n]*([A-J])[^\w\n]*$', re.MULTILINE)
 
 
@@ -67,20 +80,29 @@ def _hashes(text: str) -> list[tuple[int, str]]:
     found = []
     for match in _HASHES.finditer(text):
         content = _clean(match.group(1))
-        stated = _leading_number(content) is not None or re.fullmatch(r'\(?[A-J]\)?', content)
-        if stated and not _HEADING.match(match.group(1)):
+        is_number = _NUMBER.match(content) and to_number(content) is not None
+        if (is_number or re.fullmatch(r'\(?[A-J]\)?', content)) and not _HEADING.match(match.group(1)):
             found.append((match.start(), content))
     return found
 
 
 def _phrases(text: str) -> list[tuple[int, str]]:
-    """`answer is x` up to the end of the sentence. A box inside is a form of its own, so it is left to `_boxes`."""
+    """`answer is x` up to the end of the sentence; a box inside is a form of its own and left to `_boxes`."""
     found = []
     for match in _PHRASE.finditer(text):
         content = _clean(_SENTENCE_END.split(match.group(1), maxsplit=1)[0])
-        if content and '\\boxed' not in content and content.count('{') == content.count('}'):
+        complete = '\\boxed' not in content and content.count('{') == content.count('}')
+        if complete and _is_stated(content):
             found.append((match.start(), content))
     return found
+
+
+def _is_stated(content: str) -> bool:
+    """Tells 'the answer is 5', '(B) because ...' and 'Evelyn' from remarks like 'the answer is correct'."""
+    if _REMARK.match(content):
+        return False
+    has_value = re.search(r'[0-9$\\]', content) or _LETTER.match(content)
+    return bool(has_value) or 1 <= len(content.split()) <= 3
 
 
 def _clean(content: str) -> str:
@@ -99,13 +121,13 @@ def final_forms(text: str) -> list[str]:
 
 
 def extract(text: str, strict: bool = True) -> str | None:
-    """The stated answer as written. strict: the last complete form; otherwise the last number. None if there is none."""
+    """The answer as written, or None: the last complete form if strict, the last number otherwise."""
     found = final_forms(text) if strict else [match.group() for match in _NUMBER.finditer(text)]
     return found[-1] if found else None
 
 
 def extract_choice(text: str) -> str | None:
-    """The letter A to J of a multiple-choice answer: in the last form that states one, else alone on a line."""
+    """The letter A to J of a multiple-choice answer: of the last form with one, else alone on a line."""
     for content in reversed(final_forms(text)):
         if letter := _LETTER.match(content):
             return letter.group(1)
@@ -117,18 +139,19 @@ def extract_choice(text: str) -> str | None:
 
 
 def _value(number: str) -> Fraction | None:
-    """The exact value of a match of `_NUMBER`; None for a zero denominator."""
-    negative = '-' in number or '−' in number
-    plain = re.sub(r'\{,\}|[,$€£¥+−-]', '', number)
-    plain = re.sub(r'\\[dt]?frac\s*(?:\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])([0-9]))', r' \1\3/\2\4', plain)
-    plain = re.sub(r'\s*/\s*', '/', plain.replace('\\', ''))
-    whole = Fraction(0)
+    """The exact value of a match of `_NUMBER`; None for a zero denominator or a run of digits."""
+    if len(number) > _MAX_DIGITS:
+        return None
+    plain = re.sub(_FRAC, r' \1\3/\2\4', number)
+    sign = -1 if (plain.count('-') + plain.count('−')) % 2 else 1
+    plain = re.sub(r'\s*/\s*', '/', re.sub(r'\{,\}|[-−+,\\$€£¥]', '', plain))
+    value = Fraction(0)
     for term in plain.split():
         top, _, bottom = term.partition('/')
-        if bottom and Fraction(bottom) == 0:
+        if bottom and not Fraction(bottom):
             return None
-        whole += Fraction(top) / Fraction(bottom or '1')
-    return -whole if negative else whole
+        value += Fraction(top) / Fraction(bottom or 1)
+    return sign * value
 
 
 def _leading_number(text: str) -> Fraction | None:
@@ -137,18 +160,28 @@ def _leading_number(text: str) -> Fraction | None:
     return None if match is None or _CONTINUES.match(text, match.end()) else _value(match.group())
 
 
-def to_number(answer: str) -> Fraction | None:
-    """The number that an extracted answer states, units and a percent sign ignored (50% is 50).
+def _only_number(text: str) -> Fraction | None:
+    """The one number of `text`, with nothing but words before it."""
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) != 1 or not _WORDS.fullmatch(text, 0, numbers[0].start()):
+        return None
+    return _leading_number(text[numbers[0].start() :])
 
-    What follows the last '=' counts where it is one number ('3 * 4 = 12'); then the number the answer starts with
-    ('18 dollars a day'); then its only number ('about 18'). None for an expression or several numbers.
+
+def to_number(answer: str) -> Fraction | None:
+    """The number that an extracted answer states, units and a percent sign ignored ('50%' is 50).
+
+    What follows the last '=' counts where it is one number ('3 * 4 = 12'); then the number the answer starts
+    with ('18 dollars for 3 days'); then its only number ('about 18'). None for an expression, list or range.
     """
-    answer = _clean(answer.replace('\\!', '').replace('\\,', ' ').replace('\\$', '$'))
-    for text in (answer.rsplit('=', 1)[-1].strip(), answer):
-        numbers = list(_NUMBER.finditer(text))
-        if len(numbers) == 1 and not _CONTINUES.match(text, numbers[0].end()):
-            return _value(numbers[0].group())
-    return _leading_number(answer)
+    answer = re.sub(r'\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}', r' \1 ', answer)
+    answer = re.sub(r'\\!|(?<=[0-9])\\[,; ](?=[0-9]{3})|\^\s*\{?\\circ\}?', '', answer)
+    answer = _clean(re.sub(r'\\[,; ]', ' ', answer))
+    head, equals, tail = answer.rpartition('=')
+    result = _only_number(tail) if equals and not re.search(r',(?![0-9]{3})', head) else None
+    for read in (_leading_number, _only_number):
+        result = read(answer) if result is None else result
+    return result
 
 
 def same_number(a: str, b: str) -> bool:
@@ -167,18 +200,18 @@ def numeric_grade(text: str, gold: str, strict: bool = True) -> bool:
 
 
 def _plain(answer: str) -> str:
-    r"""One spelling for what LaTeX writes in several ways: `\dfrac12`, `\left(`, `\text{ cm}`, spaces, case."""
-    answer = re.sub(r'\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}', r'\1', _clean(answer))
-    answer = re.sub(r'\\(?:left|right|!|,|;|:|displaystyle)(?![a-z])|\^\{?\\circ\}?|\\?[%$]|\\ ', '', answer)
+    r"""One spelling for what LaTeX writes in several ways: `\dfrac12`, `\left(`, `\text{ cm}`, spaces."""
+    answer = re.sub(r'\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}', r'\1', _clean(answer))
+    answer = re.sub(r'\\(?:left|right|displaystyle)(?![a-z])|\\[!,;: ]|\^\s*\{?\\circ\}?|\\?[%$]', '', answer)
     answer = re.sub(r'\\[dt]frac', r'\\frac', answer)
-    answer = re.sub(r'\\(frac|sqrt)\s*([0-9a-z])', r'\\\1{\2}', answer)
-    answer = re.sub(r'(\\frac\{[^{}]*\})\s*([0-9a-z])', r'\1{\2}', answer)
+    answer = re.sub(r'\\(frac|sqrt)\s*([0-9A-Za-z])', r'\\\1{\2}', answer)
+    answer = re.sub(r'(\\frac\{[^{}]*\})\s*([0-9A-Za-z])', r'\1{\2}', answer)
     return re.sub(r'\s+', '', answer).rstrip('.').casefold()
 
 
 def same_answer(a: str, b: str) -> bool:
     """Whether two answers are the same number, or the same text up to spacing, case and LaTeX spelling."""
-    return same_number(a, b) if to_number(b) is not None and _is_bare(b) else _plain(a) == _plain(b)
+    return _plain(a) == _plain(b) or (_is_bare(b) and same_number(a, b))
 
 
 def _is_bare(answer: str) -> bool:
@@ -194,7 +227,7 @@ def text_grade(text: str, gold: str) -> bool:
 
 
 def math_grade(text: str, gold: str) -> bool:
-    """`text_grade`, and where that says no and math-verify is installed, equality by its symbolic comparison."""
+    """`text_grade`; where that says no and math-verify is installed, its symbolic comparison decides."""
     answer = extract(text)
     if answer is None:
         return False
@@ -207,16 +240,17 @@ def _math_verify() -> bool:
 
 
 class _Verifier:
-    """math-verify in a process of its own: it needs a main thread, and a hopeless comparison can be killed."""
+    """math-verify in a process of its own: it needs a main thread, and a comparison may have to be killed."""
 
     SECONDS = 10.0  # above its own two limits of 5 s, which a long C call can outlive
-    PROGRAM = """
+    PROGRAM = r"""
 import json, sys
 from math_verify import parse, verify
+print('ready', flush=True)
 for line in sys.stdin:
     try:
-        answer, gold = [parse('\\\\boxed{' + text + '}') for text in json.loads(line)]
-        print(int(bool(verify(gold, answer))), flush=True)
+        answer, gold = [parse('\\boxed{' + text + '}') for text in json.loads(line)]
+        print(int(verify(gold, answer)), flush=True)
     except Exception:
         print(0, flush=True)
 """
@@ -235,10 +269,11 @@ for line in sys.stdin:
             self.process.stdin.write(json.dumps([answer, gold]) + '\n')
             self.process.stdin.flush()
             # One reply a question, so nothing is ever left in the buffer that select cannot see.
-            if not select.select([self.process.stdout], [], [], self.SECONDS)[0]:
-                self.process.kill()
-                return False
-            return self.process.stdout.readline().strip() == '1'
+            if select.select([self.process.stdout], [], [], self.SECONDS)[0]:
+                return self.process.stdout.readline() == '1\n'
+            self.process.kill()
+            self.process.wait()
+            return False
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -246,6 +281,12 @@ for line in sys.stdin:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         atexit.register(process.kill)
+        assert process.stdout is not None
+        if process.stdout.readline() != 'ready\n':
+            raise ConfigError(
+                'math-verify is installed and cannot be imported, so MATH cannot be graded: '
+                'see `python -c "import math_verify"`, then reinstall or uninstall it'
+            )
         return process
 
 

@@ -221,7 +221,9 @@ class Transformer(nnx.Module):
         if not config.tied:
             self.head = weight(rngs, 'VD', config, config.embed_dim**-0.5)
 
-    def hidden(self, tokens_BL: Array, positions_BL: Array, cache: Cache | None, linear: Linear = linear):
+    def hidden(
+        self, tokens_BL: Array, positions_BL: Array, cache: Cache | None = None, linear: Linear = linear
+    ) -> tuple[Array, Cache]:
         """Hidden states [B, L, D] after the last block, and the cache with these tokens written."""
         dtype = jnp.dtype(self.config.dtype)
         x_BLD = self.embed[...][tokens_BL].astype(dtype)

@@ -1,0 +1,106 @@
+"""The question/answer datasets as tensorflow-datasets, written and read without TensorFlow.
+
+The file format is always ArrayRecord: the default one needs TensorFlow to be finalised. Rows are shuffled by
+hash when they are written, so the id is a feature. Text comes back as bytes; a missing answer is b''.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from etils import epath
+
+from adx.datasets.rows import Row, Rows, Source
+from adx.errors import InputError
+
+FEATURES = ('id', 'question', 'answer', 'messages')
+VERSION = '1.0.0'
+
+
+class Readable(Protocol):
+    """A dataset of the menu: it has a name and says what its files hold."""
+
+    @property
+    def name(self) -> str: ...
+
+    def source(self) -> Source: ...
+
+
+def build(dataset: Readable, directory: str) -> str:
+    """Writes the pool as 'train' and official test rows as 'test' below `directory`; returns the data's path.
+
+    A dataset takes that path as its `path`. Raises InputError where it exists already: a finished build is
+    never replaced in silence.
+    """
+    source = dataset.source()
+    both = {'train': source.pool.rows, 'test': source.test.rows}
+    splits = {split: rows for split, rows in both.items() if rows}
+    name = re.sub(r'[^a-z0-9]+', '_', dataset.name.lower())  # file names of a split are parsed at '-'
+    builder = _builder_class()(splits=splits, dataset_name=name, data_dir=str(directory))
+    if epath.Path(builder.data_dir).exists():
+        raise InputError(f'{builder.data_dir} exists already; remove it or build in another directory')
+    builder.download_and_prepare(file_format='array_record')
+    return str(builder.data_dir)
+
+
+def read(directory: str, split: str) -> tuple[Row, ...]:
+    """The rows of 'train' or 'test' of a built directory, by id. InputError if it has no such split."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(directory))
+    if split not in builder.info.splits:
+        raise InputError(f'{directory} has no split {split!r}; it has {sorted(builder.info.splits)}')
+    rows = (_row(example) for example in builder.as_data_source(split=split))
+    return tuple(sorted(rows, key=lambda row: row.id))
+
+
+def read_source(directory: str) -> Source:
+    """Everything that `build` wrote to `directory`."""
+    import tensorflow_datasets as tfds
+
+    present = tfds.builder_from_directory(str(directory)).info.splits
+    found = {split: Rows(read(directory, split)) for split in ('train', 'test') if split in present}
+    return Source(found.get('train', Rows()), found.get('test', Rows()))
+
+
+def _example(row: Row) -> dict[str, str]:
+    messages = json.dumps(row.messages) if row.messages else ''
+    return {'id': row.id, 'question': row.question, 'answer': row.answer or '', 'messages': messages}
+
+
+def _row(example: dict[str, Any]) -> Row:
+    text = {feature: example[feature].decode() for feature in FEATURES}
+    messages = tuple(json.loads(text['messages'])) if text['messages'] else ()
+    return Row(text['question'], text['answer'] or None, messages, text['id'])
+
+
+def _builder_class() -> Any:
+    """Defined in a function, because its base class is an import of half a second."""
+    import tensorflow_datasets as tfds
+
+    class QuestionAnswer(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """Questions with reference answers."""
+
+        VERSION = tfds.core.Version(VERSION)
+        url_infos = None  # nothing is downloaded, so there are no checksums to look for beside this file
+
+        def __init__(self, *, splits: dict[str, tuple[Row, ...]], dataset_name: str, **kwargs: Any):
+            self.name = dataset_name
+            self.splits = splits
+            super().__init__(**kwargs)
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in FEATURES})
+            return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=features)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
+            return {split: self._generate_examples(rows) for split, rows in self.splits.items()}
+
+        def _generate_examples(self, rows: tuple[Row, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+            for row in rows:
+                yield row.id, _example(row)
+
+    return QuestionAnswer

@@ -1,0 +1,59 @@
+"""MATH: competition mathematics with LaTeX answers (Hendrycks et al., arXiv 2103.03874)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from adx.datasets.prompting import make_prompts
+from adx.datasets.rows import Row, Rows, Source, read_source, row_id, string
+from adx.datasets.splits import Splits, split_source
+from adx.grading import extract, math_grade
+from adx.types import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class CompetitionMath:
+    r"""Rows are {problem, solution with a \boxed answer} or {problem, answer}.
+
+    path: a JSONL file, a directory with train.jsonl and test.jsonl (MATH-500), or what `builder.build` made.
+    pool: where further problems lie, whatever their file is called: they replace train.jsonl. Problems of
+    MATH-500 among them are near-duplicates of `test` and so leave the pool (see splits.py).
+    instruction: follows every problem. skip_bad: goes on at a bad line and counts it in `source()`.
+    """
+
+    path: str = ''
+    pool: str = ''
+    instruction: str = 'Reason step by step. Put the final answer in \\boxed{}.'
+    skip_bad: bool = False
+
+    @property
+    def name(self) -> str:
+        return 'math'
+
+    def source(self) -> Source:
+        source = read_source(self.name, self.path, parse, self.skip_bad)
+        if not self.pool:
+            return source
+        more = read_source(self.name, self.pool, parse, self.skip_bad)
+        rows = {row.id: row for row in more.pool.rows + more.test.rows}  # the id is the content
+        return Source(Rows(tuple(rows.values()), more.pool.skipped + more.test.skipped), source.test)
+
+    def splits(self) -> Splits:
+        return split_source(self.source())
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return make_prompts(self.name, split, self.splits().pick(split, self.name), self.instruction)
+
+    def grade(self, text: str, gold: str) -> bool:
+        return math_grade(text, gold)
+
+
+def parse(record: Any) -> Row:
+    """Keeps the worked solution where it states the answer; otherwise the bare answer."""
+    problem = string(record, 'problem')
+    solution = record.get('solution')
+    worked = isinstance(solution, str) and extract(solution) is not None
+    if not worked and 'answer' not in record:
+        raise ValueError("the record has no 'answer' and no 'solution' with a \\boxed answer; it needs one")
+    return Row(problem, string(record, 'solution' if worked else 'answer'), id=row_id(record))

@@ -1,0 +1,52 @@
+"""GSM8K: grade-school word problems with a whole-number answer (Cobbe et al., arXiv 2110.14168)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from adx.datasets.prompting import gold_answer, make_prompts
+from adx.datasets.rows import Row, Source, question_row, read_source, shown
+from adx.datasets.splits import Splits, split_source
+from adx.grading import numeric_grade, to_number
+from adx.types import Prompt
+
+SAMPLE = pathlib.Path(__file__).parent / 'samples' / 'gsm8k'  # 64 train and 64 test questions, MIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Gsm8k:
+    """Rows are {question, answer that ends with #### and the number}.
+
+    path: a JSONL file, a directory with train.jsonl and test.jsonl, what `builder.build` made, or '' for the
+    shipped sample. instruction: follows every question.
+    skip_bad: goes on at a bad line and counts it in `source()`.
+    """
+
+    path: str = ''
+    instruction: str = 'Reason step by step and end with the final answer in the form: #### <number>'
+    skip_bad: bool = False
+
+    @property
+    def name(self) -> str:
+        return 'gsm8k'
+
+    def source(self) -> Source:
+        return read_source(self.name, self.path or str(SAMPLE), parse, self.skip_bad)
+
+    def splits(self) -> Splits:
+        return split_source(self.source())
+
+    def prompts(self, split: str) -> list[Prompt]:
+        return make_prompts(self.name, split, self.splits().pick(split, self.name), self.instruction)
+
+    def grade(self, text: str, gold: str) -> bool:
+        return numeric_grade(text, gold)
+
+
+def parse(record: Any) -> Row:
+    row = question_row(record)
+    if to_number(gold_answer(row.answer or '')) is None:
+        raise ValueError(f"'answer' states no number: {shown(row.answer)}; end it with #### <number>")
+    return row

@@ -1,0 +1,222 @@
+"""What one run is: a frozen dataclass whose fields stand in the order in which the data flows."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from typing import Any, get_type_hints
+
+from adx import datasets, defences
+from adx.aggregation import Aggregation
+from adx.datasets.chat import Prompting
+from adx.decoding.engine import DecodeConfig
+from adx.defences import Undefended
+from adx.errors import ConfigError
+from adx.hashing import content_hash
+from adx.types import Dataset, Defence, Sampling
+
+DISCLOSURES = ('public', 'contract', 'none: <reason>')
+DTYPES = ('float32', 'bfloat16')
+# How a run is carried out, not what it is: may change between the runs of one workdir.
+OPERATIONAL = ('mesh', 'decode')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    source: a Hugging Face directory, a .gguf file, an Orbax directory or a name in the cache (loading.resolve).
+    exit_layer: keeps the first layers only, 0 keeps all; translator: the affine map that such an early exit needs,
+    a safetensors file or the name of a shipped one.
+    """
+
+    source: str
+    exit_layer: int = 0
+    translator: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One setting of a comparison; `name` becomes RequestId.setting. Arms share each row's noise."""
+
+    name: str
+    defence: Defence = Undefended()
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Device mesh data x proxy x model; shard_teacher_weights splits the teacher's weights over proxy as well."""
+
+    data: int = 1
+    proxy: int = 1
+    model: int = 1
+    shard_teacher_weights: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run of `generate`.
+
+    limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
+    dtype: 'float32' or 'bfloat16', of weights, activations and caches.
+    disclosure: how readers learn that traces are defended; required when an arm is.
+    licence: of the traces, as release/ states it.
+    """
+
+    dataset: Dataset
+    teacher: ModelSource
+    split: str = 'train'
+    limit: int = 0
+    prompting: Prompting = Prompting()
+    proxies: tuple[ModelSource, ...] = ()
+    arms: tuple[Arm, ...] = (Arm('plain'),)
+    samples: int = 1
+    max_new_tokens: int = 256
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+    dtype: str = 'float32'
+    decode: DecodeConfig = DecodeConfig(record='scalars')
+    mesh: MeshShape = MeshShape()
+    disclosure: str = ''
+    licence: str = ''
+
+
+REGISTRY: dict[str, type] = {
+    **defences.MENU,
+    **datasets.MENU,
+    'aggregation': Aggregation,
+    'arm': Arm,
+    'decode': DecodeConfig,
+    'experiment': Experiment,
+    'mesh': MeshShape,
+    'model': ModelSource,
+    'prompting': Prompting,
+    'sampling': Sampling,
+}
+_NAMES = {cls: name for name, cls in REGISTRY.items()}
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses become {'type': name in REGISTRY, field: value}; tuples become lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {'type': _NAMES[type(value)], **fields}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of to_json. Raises ConfigError on an unknown type or field."""
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, dict) or 'type' not in value:
+        return value
+    cls = REGISTRY.get(value['type'])
+    if cls is None:
+        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(REGISTRY)}{_hint(value['type'], REGISTRY)}")
+    given = {name: from_json(item) for name, item in value.items() if name != 'type'}
+    for name in given:
+        _check_field(cls, name)
+    return cls(**given)
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """The JSON of what decides the traces and what is recorded of them: all fields but the operational ones."""
+    fields = {name: value for name, value in to_json(experiment).items() if name not in OPERATIONAL}
+    return fields | {'record': experiment.decode.record}
+
+
+def experiment_hash(experiment: Experiment) -> str:
+    return content_hash(identity(experiment))
+
+
+def override(experiment: Experiment, assignments: list[str]) -> Experiment:
+    """Applies 'path.to.field=value' strings. Tuples are indexed by number, or by the name of an arm.
+
+    Values are Python literals, anything else is a string; they must have the field's type.
+    Raises ConfigError naming the path, what is there and the nearest match.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition('=')
+        if not equals:
+            raise ConfigError(f'--set {assignment!r} has no "="; write --set path.to.field=value')
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        experiment = _replace(experiment, path.split('.'), value, path)
+    return experiment
+
+
+def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    if not keys:
+        return _coerce(node, value, path)
+    key, *rest = keys
+    if isinstance(node, tuple):
+        names = [getattr(item, 'name', str(i)) for i, item in enumerate(node)]
+        index = int(key) if key.isdigit() else names.index(key) if key in names else -1
+        if not 0 <= index < len(node):
+            raise ConfigError(f'--set {path}: no entry {key!r}; there are {names}{_hint(key, names)}')
+        return (*node[:index], _replace(node[index], rest, value, path), *node[index + 1 :])
+    if not dataclasses.is_dataclass(node):
+        raise ConfigError(f'--set {path}: {key!r} is below a plain value {node!r}')
+    _check_field(type(node), key)
+    return dataclasses.replace(node, **{key: _replace(getattr(node, key), rest, value, path)})  # type: ignore[type-var]
+
+
+def _coerce(old: Any, value: Any, path: str) -> Any:
+    """`value` as the type of what stands there; an int may stand for a float, a list for a tuple."""
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
+        raise ConfigError(f'--set {path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
+    return value
+
+
+def _check_field(cls: type, name: str) -> None:
+    names = [f.name for f in dataclasses.fields(cls)]
+    if name not in names:
+        raise ConfigError(f'{cls.__name__} has no {name!r}; it has {names}{_hint(name, names)}')
+
+
+def _hint(word: str, choices: Any) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f'. Did you mean {near[0]!r}?' if near else ''
+
+
+def check(experiment: Experiment) -> None:
+    """Raises ConfigError for what no run could serve. Needs no model, data or device."""
+    e = experiment
+    for name, kind in get_type_hints(Experiment).items():
+        if kind is int and getattr(e, name) < (1 if name in ('samples', 'max_new_tokens') else 0):
+            raise ConfigError(f'{name} = {getattr(e, name)} is too small')
+    if e.dtype not in DTYPES:
+        raise ConfigError(f'dtype = {e.dtype!r} is unknown; it must be one of {DTYPES}{_hint(e.dtype, DTYPES)}')
+    names = [arm.name for arm in e.arms]
+    if not names or len(set(names)) < len(names) or any(not name or '/' in name for name in names):
+        raise ConfigError(f'arms are named {names}; each needs its own name, without "/"')
+    for arm in e.arms:
+        try:
+            arm.defence.check()
+            arm.sampling.check()
+        except ValueError as error:
+            raise ConfigError(f'arm {arm.name!r}: {error}') from error
+        if arm.defence.wants_proxies and not e.proxies:
+            raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
+    if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
+        _check_disclosure(e.disclosure)
+    e.decode.check()
+
+
+def _check_disclosure(disclosure: str) -> None:
+    reason = disclosure.removeprefix('none:').strip() if disclosure.startswith('none:') else ''
+    if disclosure not in ('public', 'contract') and not reason:
+        raise ConfigError(
+            f'disclosure = {disclosure!r}; a run with a defence states how readers are told: one of {DISCLOSURES} '
+            '(see RESPONSIBLE_USE.md)'
+        )

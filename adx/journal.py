@@ -1,0 +1,232 @@
+"""Journals: append-only files of one JSON object a line, and the JSON of a trace.
+
+A record is finished exactly when its line is flushed and fsynced (on an object store: when its object is
+uploaded). No file is ever appended to by two openings: each opening of a journal starts a new file, named
+by a token that sorts by time. So a line torn by a crash stays the last of its file, readers skip it and the
+next opening cuts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import secrets
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from adx import files
+from adx.errors import StorageError, WorkdirError
+from adx.types import Trace
+
+FORMAT_VERSION = 1
+SUFFIX = '.jsonl'
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """One line of strict JSON in ASCII. Raises ValueError on NaN and infinities."""
+    return json.dumps(record, allow_nan=False, separators=(',', ':'))
+
+
+def from_json(text: str | bytes) -> dict[str, Any]:
+    """Inverse of to_json. Raises ValueError if `text` is not one strict JSON object."""
+    record = json.loads(text, parse_constant=_refuse_constant)
+    if not isinstance(record, dict):
+        raise ValueError(f'expected a JSON object, got {type(record).__name__}')
+    return record
+
+
+def trace_to_json(trace: Trace) -> str:
+    """The journal's line of a trace. Raises ValueError naming the trace if a number is NaN or infinite."""
+    record = {field.name: getattr(trace, field.name) for field in dataclasses.fields(Trace)}
+    try:
+        return to_json(record)
+    except ValueError as error:
+        raise ValueError(f'trace {trace.request_id!r} cannot be written as JSON: {error}') from error
+
+
+def trace_from_json(text: str | bytes) -> Trace:
+    """Inverse of trace_to_json. Raises ValueError naming a field that is missing, unknown or mistyped."""
+    return trace_from_record(from_json(text))
+
+
+def trace_from_record(record: dict[str, Any]) -> Trace:
+    """A trace from its parsed JSON object. Raises ValueError as trace_from_json does."""
+    check_version(record)
+    hints = _hints()
+    required = {f.name for f in dataclasses.fields(Trace) if _is_required(f)}
+    if problems := (required - set(record)) | (set(record) - set(hints)):
+        raise ValueError(f'a trace has the fields {sorted(hints)}; missing or unknown: {sorted(problems)}')
+    return Trace(**{name: _decode(value, hints[name], name) for name, value in record.items()})
+
+
+def check_version(record: dict[str, Any]) -> None:
+    """Raises ValueError unless the record is of this adx's format."""
+    version = record.get('format_version')
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise ValueError(
+            f'format_version is {version!r} and this adx reads {FORMAT_VERSION}; use the adx that wrote it'
+        )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f'{name} is not JSON')
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Trace)
+
+
+def _decode(value: Any, hint: Any, name: str) -> Any:
+    """A JSON value as the annotated type: tuples are lists in JSON. Any passes; bool is no int."""
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Any:
+        return value
+    if origin is types.UnionType:  # only 'X | None' occurs
+        return None if value is None else _decode(value, args[0], name)
+    kind = list if origin is tuple else origin
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f'field {name!r} must be {hint}, got {type(value).__name__}')
+    if isinstance(value, dict):
+        return {key: _decode(item, args[1], f'{name}.{key}') for key, item in value.items()}
+    if isinstance(value, list):
+        return origin(_decode(item, args[0], f'{name}[{i}]') for i, item in enumerate(value))
+    return value
+
+
+class Journal:
+    """The writing end of `<directory>/<owner>.<opening>.jsonl`. One thread at a time."""
+
+    def __init__(self, directory: epath.Path, owner: str):
+        self._directory = directory
+        self._owner = owner
+        self._fd: int | None = None
+        self._end = 0  # bytes that are durable
+        self._opening = _new_opening()
+        self._flushes = 0
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Appends JSON lines; they are durable when this returns.
+
+        Raises StorageError if they could not be made so. Nothing of the batch is kept then, and a next append
+        starts a new file: after a failed fsync the state of the old one is unknown.
+        """
+        if not lines:
+            return
+        data = ''.join(f'{line}\n' for line in lines).encode('ascii')
+        unsaved = f'{self._directory}: {len(lines)} record(s) not saved, all appended before are safe'
+        with files.os_errors(StorageError, unsaved):
+            if files.is_object_store(self._directory):
+                name = f'{self._owner}.{self._opening}.{self._flushes:06d}{SUFFIX}'
+                files.upload(self._directory / name, data)
+                self._flushes += 1
+            else:
+                self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        if self._fd is None:
+            self._open()
+        assert self._fd is not None
+        try:
+            files.write_all(self._fd, data)
+            os.fsync(self._fd)
+            self._end += len(data)
+        except BaseException:  # also KeyboardInterrupt: half a line must not get a neighbour
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        path = self._directory / f'{self._owner}.{self._opening}{SUFFIX}'
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._end = 0
+        files.fsync_path(self._directory)
+
+    def close(self) -> None:
+        """Closes the file, if one is open; a later append starts another."""
+        if self._fd is not None:
+            fd, self._fd, self._opening = self._fd, None, _new_opening()
+            os.close(fd)
+
+
+def _new_opening() -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    return f'{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}'
+
+
+def read_records(directory: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """('file:line', record) of every finished line in a directory, files by name, also while others append.
+
+    Raises StorageError at a corrupt line that finished ones follow or at a record without a request id,
+    WorkdirError at a record of another format.
+    """
+    for path in files.list_files(directory, SUFFIX):
+        for number, _, record in _finished_lines(path):
+            try:
+                check_version(record)
+            except ValueError as error:
+                raise WorkdirError(f'{path}:{number}: {error}') from error
+            if not isinstance(record.get('request_id'), str):
+                raise StorageError(f'{path}:{number} has no request_id; restore the file or delete that line')
+            yield f'{path}:{number}', record
+
+
+def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
+    """Cuts what follows the last finished line of each journal of `owner`; returns the names of those cut.
+
+    The caller holds the owner's lock, so nobody is appending. Objects are whole: there is nothing to cut.
+    """
+    cut: list[str] = []
+    if files.is_object_store(directory):
+        return cut
+    for path in files.list_files(directory, SUFFIX):
+        if not path.name.startswith(f'{owner}.'):
+            continue
+        end = max((end for _, end, _ in _finished_lines(path)), default=0)
+        if end < os.path.getsize(path):
+            with open(path, 'rb+') as file:
+                file.truncate(end)
+                os.fsync(file.fileno())
+            cut.append(path.name)
+    return cut
+
+
+def _finished_lines(path: epath.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(line number, end offset, record) of the finished lines of a file; an unreadable end is skipped."""
+    offset, corrupt = 0, 0
+    with path.open('rb') as file:
+        for number, line in enumerate(file, 1):
+            offset += len(line)
+            record = _parse_line(line)
+            if record is None:
+                corrupt = corrupt or number
+                continue
+            if corrupt:
+                raise StorageError(
+                    f'{path}:{corrupt} is not a JSON object though finished lines follow it: damaged; '
+                    'restore it, or delete that line and run the same command again to decode its trace anew'
+                )
+            yield number, offset, record
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """None if the line is unfinished: no newline at its end, or not a JSON object."""
+    if not line.endswith(b'\n'):
+        return None
+    try:
+        return from_json(line)
+    except (ValueError, RecursionError):
+        return None

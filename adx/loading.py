@@ -1,0 +1,128 @@
+"""From the names in an experiment to models on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from adx import checkpoints
+from adx.datasets.tokenizing import Tokenizer, check_same_vocabulary, load_tokenizer
+from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
+from adx.errors import ConfigError, InputError
+from adx.experiment import Experiment, ModelSource
+from adx.generation import Models
+from adx.mesh import Layout, make_mesh, proxy_layout, teacher_layout
+from adx.models.transformer import TransformerConfig, make_model
+
+CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
+ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
+FETCH = './tools/demo fetches SmolLM2'
+
+
+def cache_directory() -> pathlib.Path:
+    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
+
+
+def resolve(source: str) -> str:
+    """The path of a model: as given, or in the cache under its name. Raises InputError listing what is there."""
+    if '://' in source or epath.Path(source).expanduser().exists():
+        return source
+    cache = cache_directory()
+    for path in (cache / source, cache / f'{source}.gguf'):
+        if path.exists():
+            return str(path)
+    there = sorted(path.name for path in cache.iterdir()) if cache.is_dir() else []
+    raise InputError(f'model {source!r} is neither a path nor in the cache {cache} (it has {there}); {FETCH}')
+
+
+def resolve_translator(name: str) -> str | None:
+    """The file of a translator: a path, or the name of one that ships with adx; None for ''."""
+    if not name or pathlib.Path(name).exists():
+        return name or None
+    shipped = ASSETS / f'{name}.safetensors'
+    if not shipped.exists():
+        names = sorted(path.stem for path in ASSETS.glob('*.safetensors'))
+        raise InputError(f'translator {name!r} is neither a path nor one of the shipped {names}')
+    return str(shipped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """The resolved models of an experiment before any weight is read: enough to plan and to place them."""
+
+    tokenizer: Tokenizer
+    vocab_rows: int
+    ensemble: Ensemble
+    members: tuple[tuple[int, ...], ...]  # per group, the indices of its proxies in Experiment.proxies
+
+
+def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Blueprint:
+    """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh."""
+    shape = experiment.mesh
+    try:
+        mesh = make_mesh(shape.data, shape.proxy, shape.model, devices)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    sources = (experiment.teacher, *experiment.proxies)
+    tokenizer = _shared_tokenizer([resolve(source.source) for source in sources])
+    stored = [_stored_config(source) for source in sources]
+    # Every model pads to the same rows, a multiple of the ways that any layout may split the vocabulary.
+    ways = shape.model * shape.proxy
+    rows = -(-max(*(c.sizes['V'] for c in stored), tokenizer.size) // ways) * ways
+    teacher, *proxies = [
+        dataclasses.replace(c, vocab_size=tokenizer.size, vocab_rows=rows, dtype=experiment.dtype) for c in stored
+    ]
+    by_config: dict[TransformerConfig, list[int]] = {}
+    for i, config in enumerate(proxies):
+        by_config.setdefault(config, []).append(i)
+    groups = tuple(
+        Group(make_model(config), proxy_layout(mesh, config.sizes, len(members)), len(members))
+        for config, members in by_config.items()
+    )
+    layout = teacher_layout(mesh, teacher.sizes, shape.shard_teacher_weights)
+    experiment.decode.check(layout.ways('B'))
+    ensemble = Ensemble(make_model(teacher), layout, groups)
+    return Blueprint(tokenizer, rows, ensemble, tuple(tuple(members) for members in by_config.values()))
+
+
+def load_models(experiment: Experiment, plan: Blueprint) -> Models:
+    """Reads the weights onto the mesh."""
+    ensemble = plan.ensemble
+    teacher = _load(experiment.teacher, ensemble.teacher_layout, experiment.dtype, plan.vocab_rows)
+    hashes, groups = {'teacher': teacher.identity}, []
+    for group, members in zip(ensemble.groups, plan.members, strict=True):
+        loaded = [_load(experiment.proxies[i], group.layout, experiment.dtype, plan.vocab_rows) for i in members]
+        hashes |= {f'proxy_{i}': one.identity for i, one in zip(members, loaded, strict=True)}
+        groups.append(stack_params(group.model, group.layout, [one.params for one in loaded]))
+    return Models(ensemble, Weights(teacher.params, tuple(groups)), plan.tokenizer, hashes)
+
+
+def _shared_tokenizer(paths: Sequence[str]) -> Tokenizer:
+    teacher = load_tokenizer(paths[0])
+    for path in dict.fromkeys(paths[1:]):
+        if path != paths[0]:
+            check_same_vocabulary(teacher, load_tokenizer(path))
+    return teacher
+
+
+def _stored_config(source: ModelSource) -> TransformerConfig:
+    config = checkpoints.read_config(resolve(source.source))
+    layers = source.exit_layer or config.num_layers
+    return dataclasses.replace(config, num_layers=layers, translator=bool(source.translator) or config.translator)
+
+
+def _load(source: ModelSource, layout: Layout, dtype: str, vocab_rows: int) -> checkpoints.Loaded:
+    return checkpoints.load(
+        resolve(source.source),
+        layout=lambda _: layout,
+        param_dtype=dtype,
+        dtype=dtype,
+        vocab_rows=vocab_rows,
+        num_layers=source.exit_layer or None,
+        translator=resolve_translator(source.translator),
+    )

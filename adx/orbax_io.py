@@ -1,0 +1,96 @@
+"""adx's own checkpoint directories, local or on an object store: the model's config beside Orbax arrays.
+
+    directory/adx.json     written last: a directory without it is not a checkpoint
+    directory/params/      Orbax; flat names such as 'blocks.0.attention.q'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from adx.errors import InputError
+from adx.models.rope import Rope
+from adx.models.transformer import Params, TransformerConfig
+
+MANIFEST, ARRAYS = 'adx.json', 'params'
+FORMAT_VERSION = 1
+
+
+def write(directory: epath.Path, config: TransformerConfig, params: Params) -> None:
+    """Saves the arrays from all processes, then the manifest. `directory` is new or empty."""
+    import orbax.checkpoint as ocp
+
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f'{directory} exists and is not empty; name a new directory')
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / ARRAYS, params)
+    if jax.process_index() == 0:
+        manifest = {'format_version': FORMAT_VERSION, 'config': dataclasses.asdict(config)}
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+
+
+def read_config(directory: epath.Path) -> TransformerConfig:
+    """The config in the manifest; InputError when this version of adx cannot read it."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        if manifest['format_version'] != FORMAT_VERSION:
+            raise InputError(
+                f'{directory} has format version {manifest["format_version"]} and this adx reads '
+                f'{FORMAT_VERSION}; install the adx that wrote it'
+            )
+        return _config(manifest['config'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); save the model again') from error
+
+
+def _config(fields: dict[str, Any]) -> TransformerConfig:
+    local = fields['local_rope']
+    return TransformerConfig(
+        **fields
+        | {
+            'rope': Rope(**fields['rope']),
+            'local_rope': None if local is None else Rope(**local),
+            'local_pattern': tuple(fields['local_pattern']),
+        }
+    )
+
+
+def read_shapes(directory: epath.Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the arrays; InputError when they are not whole."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata: Any = checkpointer.metadata(directory / ARRAYS)
+        return {name: tuple(leaf.shape) for name, leaf in metadata.item_metadata.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'{directory / ARRAYS} is damaged ({reason}); save the model again') from error
+
+
+def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
+    """The arrays of `abstract`, in its dtypes and on its shardings; more rows than were saved are zeros."""
+    import orbax.checkpoint as ocp
+
+    arguments = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
+        )
+        for name, leaf in abstract.items()
+    }  # fmt: skip
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            directory / ARRAYS,
+            args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),
+        )
+
+
+def list_files(directory: epath.Path) -> tuple[epath.Path, ...]:
+    """The manifest and all files of the arrays."""
+    return (directory / MANIFEST, *(path for path in (directory / ARRAYS).rglob('*') if path.is_file()))

@@ -1,0 +1,284 @@
+"""The workdir of a run: who may write it, what is finished in it, and how the run is doing.
+
+    private/   mode 0700
+      experiment.json   the experiment this workdir belongs to
+      journal/          finished traces: <shard>-of-<shards>.<opening>.jsonl
+      rejected/         rows that could not be decoded, and why
+      heartbeat/        <shard>-of-<shards>.json, the last one of each process
+      locks/
+    release/   what may leave: see export.py
+
+Any number of processes write one workdir, each its own shard; every process reads all journals, so a run may
+be continued by another number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from adx import files, locks
+from adx.errors import StorageError, WorkdirError
+from adx.journal import (
+    FORMAT_VERSION,
+    Journal,
+    check_version,
+    cut_torn_tails,
+    from_json,
+    read_records,
+    to_json,
+    trace_from_record,
+    trace_to_json,
+)
+from adx.types import Trace
+
+LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
+SHOWN_DIFFERENCES = 5
+ABSENT = '(absent)'
+PRIVATE_DIRS = ('journal', 'rejected', 'heartbeat', 'locks')
+
+
+class Workdir:
+    """A workdir as any machine may read it, also while it is written; `Workdir.open` gives the writer."""
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+        self.private = self.path / 'private'
+        self.release = self.path / 'release'
+
+    @staticmethod
+    def open(
+        path: epath.PathLike,
+        experiment: dict[str, Any],
+        experiment_hash: str,
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> contextlib.AbstractContextManager[WorkdirWriter]:
+        """Takes shard `shard` of `num_shards` of a workdir, which is created on first use.
+
+        experiment: the resolved experiment, JSON-able; experiment_hash: what must agree to continue.
+        Raises WorkdirError if the shard is held by a process, if a live process divides the work into another
+        number of shards, if the workdir is of another experiment or format, or cannot be written.
+        """
+        return _open(Workdir(path), json.loads(to_json(experiment)), experiment_hash, (shard, num_shards))
+
+    @functools.cached_property
+    def experiment(self) -> dict[str, Any]:
+        """experiment.json: experiment, experiment_hash, created. Raises WorkdirError if there is none."""
+        path = self.private / 'experiment.json'
+        try:
+            record = from_json(path.read_bytes())
+            check_version(record)
+        except FileNotFoundError as error:
+            raise WorkdirError(
+                f'{self.path} is no workdir: it has no private/experiment.json; give the --workdir of a run'
+            ) from error
+        except (OSError, ValueError) as error:
+            raise WorkdirError(f'{path} cannot be read: {error}') from error
+        return record
+
+    def finished(self) -> set[str]:
+        """The request ids of all finished traces."""
+        return {record['request_id'] for _, record in self._traces()}
+
+    def traces(self) -> Iterator[Trace]:
+        """Every finished trace once, by request id; the first one in the order of file names."""
+        seen = set()
+        for where, record in self._traces():
+            if record['request_id'] not in seen:
+                seen.add(record['request_id'])
+                try:
+                    yield trace_from_record(record)
+                except ValueError as error:
+                    raise StorageError(f'{where}: {error}; restore the file or delete that line') from error
+
+    def rejected(self) -> dict[str, str]:
+        """Request id -> the latest reason of its rejection. A later run may have finished the row."""
+        records = read_records(self.private / 'rejected')
+        return {record['request_id']: record['reason'] for _, record in records}
+
+    def heartbeats(self) -> list[dict[str, Any]]:
+        """The last heartbeat of every process that ever sent one, with its `age_seconds`."""
+        paths = files.list_files(self.private / 'heartbeat', '.json')
+        beats = [from_json(path.read_bytes()) for path in paths]
+        return [beat | {'age_seconds': max(0.0, time.time() - beat['time'])} for beat in beats]
+
+    def totals(self) -> dict[str, int] | None:
+        """Setting -> number of requests of the whole run, from the latest heartbeat that says; else None."""
+        beats = [beat for beat in self.heartbeats() if 'totals' in beat]
+        return max(beats, key=lambda beat: beat['time'])['totals'] if beats else None
+
+    def _traces(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return read_records(self.private / 'journal')
+
+
+class WorkdirWriter(Workdir):
+    """One shard of a workdir, held by this process. Made by `Workdir.open`."""
+
+    def __init__(self, path: epath.PathLike, owner: str, lock: locks.Lock):
+        super().__init__(path)
+        self._owner = owner
+        self._lock = lock
+        self._journal = Journal(self.private / 'journal', owner)
+        self._rejected = Journal(self.private / 'rejected', owner)
+        self._beat: dict[str, Any] | None = None
+
+    def append(self, traces: Sequence[Trace]) -> None:
+        """Saves finished traces; they are durable when this returns.
+
+        Raises StorageError if they are not, ValueError on a NaN; nothing of the batch is kept then.
+        """
+        self._journal.append([trace_to_json(trace) for trace in traces])
+
+    def reject(self, request_id: str, reason: str) -> None:
+        """Records that a row cannot be decoded."""
+        record = {'format_version': FORMAT_VERSION, 'request_id': request_id, 'reason': reason}
+        self._rejected.append([to_json(record)])
+
+    def heartbeat(self, beat: dict[str, Any]) -> None:
+        """Says that this process lives and how it does.
+
+        beat: JSON-able. `status` reads the keys totals (setting -> requests of the whole run, all shards),
+        tokens_per_second, seconds_left and occupancy (0..1), all of this process.
+        """
+        self._lock.refresh()
+        self._beat = beat
+        self._write_beat('running')
+
+    def close(self) -> None:
+        """Marks the process as stopped and lets go of the shard."""
+        try:
+            self._journal.close()
+            self._rejected.close()
+            if self._beat is not None:
+                self._write_beat('stopped')
+        finally:
+            self._lock.release()
+
+    def _write_beat(self, state: str) -> None:
+        record = dict(self._beat or {}) | locks.identity()
+        record |= {'process': self._owner, 'state': state, 'time': time.time()}
+        path = self.private / 'heartbeat' / f'{self._owner}.json'
+        with files.os_errors(StorageError, f'{path} was not written, finished traces are safe'):
+            files.write_private(path, to_json(record).encode())
+
+
+@contextlib.contextmanager
+def _open(
+    workdir: Workdir, experiment: dict[str, Any], experiment_hash: str, place: tuple[int, int]
+) -> Iterator[WorkdirWriter]:
+    owner = f'{place[0]}-of-{place[1]}'
+    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+        for directory in (workdir.private, *(workdir.private / name for name in PRIVATE_DIRS)):
+            files.make_private_dir(directory)
+        with locks.exclusive(workdir.private / 'locks' / 'setup'):
+            _claim(workdir, experiment, experiment_hash)
+            _check_layout(workdir, place[1])
+            lock = locks.acquire(
+                workdir.private / 'locks' / f'{owner}.lock', f'workdir {workdir.path}, shard {owner},'
+            )
+    try:
+        for name in ('journal', 'rejected'):
+            cut_torn_tails(workdir.private / name, owner)
+        writer = WorkdirWriter(workdir.path, owner, lock)
+    except BaseException:
+        lock.release()
+        raise
+    with contextlib.closing(writer):
+        yield writer
+
+
+def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -> None:
+    """Writes experiment.json, or raises WorkdirError if it is another experiment's."""
+    path = workdir.private / 'experiment.json'
+    if not path.exists():
+        record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
+        files.write_private(path, json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode())
+    theirs = workdir.experiment
+    if theirs['experiment_hash'] != experiment_hash:
+        differences = diff(theirs['experiment'], experiment) or ['only the hashes differ']
+        more = len(differences) - SHOWN_DIFFERENCES
+        raise WorkdirError(
+            f'workdir {workdir.path} belongs to another experiment (theirs != ours): '
+            + '; '.join(differences[:SHOWN_DIFFERENCES])
+            + (f'; and {more} more' if more > 0 else '')
+            + '; give another workdir or undo the change'
+        )
+
+
+def _check_layout(workdir: Workdir, num_shards: int) -> None:
+    """Raises WorkdirError if a live process divides the requests into another number of shards."""
+    for path in files.list_files(workdir.private / 'locks', '.lock'):
+        owner = path.name.removesuffix('.lock')
+        if not owner.endswith(f'-of-{num_shards}'):
+            locks.check_free(path, f'workdir {workdir.path}, shard {owner} (not of {num_shards}),')
+
+
+def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
+    """What differs between two JSON values, as 'path: theirs != ours', in the order of `theirs`.
+
+    >>> diff({'decoding': {'temperature': 0.7}, 'seed': 1}, {'decoding': {'temperature': 1.0}, 'seed': 1})
+    ['decoding.temperature: 0.7 != 1.0']
+    """
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        pairs = [(f'.{k}' if path else k, theirs.get(k, ABSENT), ours.get(k, ABSENT)) for k in theirs | ours]
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        pairs = [(f'[{i}]', a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True))]
+    else:
+        same = type(theirs) is type(ours) and theirs == ours
+        return [] if same else [f'{path or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
+    return [line for key, a, b in pairs for line in diff(a, b, path + key)]
+
+
+def _brief(value: Any) -> str:
+    text = value if value is ABSENT else json.dumps(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def status(path: epath.PathLike) -> dict[str, Any]:
+    """How the run in a workdir is doing, from any machine; needs no lock.
+
+    done, rejected: rows (a row finished later is not counted as rejected); total: of all settings, None
+    before the first heartbeat that says. tokens_per_second is the sum, occupancy the mean and seconds_left
+    the largest over the running processes; None where none says. processes: the last heartbeat of each.
+    """
+    workdir = Workdir(path)
+    finished, totals, beats = workdir.finished(), workdir.totals(), workdir.heartbeats()
+    live = [beat for beat in beats if beat['state'] == 'running' and beat['age_seconds'] < LIVE_SECONDS]
+
+    def said(key: str) -> list[float]:
+        return [beat[key] for beat in live if beat.get(key) is not None]
+
+    return {
+        'experiment_hash': workdir.experiment['experiment_hash'],
+        'done': len(finished),
+        'rejected': len(set(workdir.rejected()) - finished),
+        'total': None if totals is None else sum(totals.values()),
+        'running': len(live),
+        'tokens_per_second': sum(said('tokens_per_second')) if said('tokens_per_second') else None,
+        'seconds_left': max(said('seconds_left'), default=None),
+        'occupancy': sum(said('occupancy')) / len(said('occupancy')) if said('occupancy') else None,
+        'processes': beats,
+    }
+
+
+def trace_hash(trace: Trace) -> str:
+    """Of what was decoded: token ids and stop reason, never times."""
+    return hashlib.sha256(to_json({'tokens': trace.tokens, 'stop': trace.stop}).encode()).hexdigest()
+
+
+def hashes(path: epath.PathLike) -> dict[str, str]:
+    """Request id -> trace_hash of every finished trace: two runs are byte-identical when these are equal."""
+    return {trace.request_id: trace_hash(trace) for trace in Workdir(path).traces()}
+
+
+def digest(hashes: dict[str, str]) -> str:
+    """One sha256 over the sorted items of `hashes`."""
+    return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()

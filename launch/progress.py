@@ -1,0 +1,62 @@
+"""Progress of a run: a bar on a terminal, JSON lines elsewhere. Names request ids, never text."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from adx.pipeline import Report
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Called after every trace. The bar shows traces, tokens/s, occupancy and the time left."""
+
+    def __init__(self, terminal: bool | None = None):
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.bar: Any = None
+        self.last = 0.0
+
+    def __call__(self, report: Report, request_id: str) -> None:
+        if self.terminal:
+            self._show(report)
+        elif not request_id or time.monotonic() - self.last > LINE_SECONDS:
+            self.last = time.monotonic()
+            self.log(report, request_id)
+
+    def _show(self, report: Report) -> None:
+        from tqdm import tqdm
+
+        if self.bar is None:
+            done = report.done_before + report.rejected
+            self.bar = tqdm(total=report.total, initial=done, unit='trace', dynamic_ncols=True, file=sys.stderr)
+        self.bar.set_postfix_str(
+            f'{report.tokens_per_second:.0f} tok/s, occupancy {report.occupancy:.0%}', refresh=False
+        )
+        self.bar.update(report.done_before + report.rejected + report.done - self.bar.n)
+
+    def log(self, report: Report, request_id: str = '') -> None:
+        left = report.seconds_left
+        print(
+            json.dumps(
+                {
+                    'event': 'progress',
+                    'request_id': request_id,
+                    'done': report.done_before + report.done,
+                    'rejected': report.rejected,
+                    'total': report.total,
+                    'tokens_per_second': round(report.tokens_per_second, 1),
+                    'occupancy': round(report.occupancy, 3),
+                    'seconds_left': None if left is None else round(left),
+                }
+            ),
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

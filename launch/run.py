@@ -1,0 +1,203 @@
+"""Runs an experiment: python -m launch.run --config=configs/<name>.py --workdir=<directory or gs://bucket/path>
+
+Killing it at any moment and running the same command again continues the run. Exit codes:
+  0 complete          2 flags or config       3 input            4 workdir busy or foreign
+  5 done, with rejected rows                 70 a bug           74 storage, after retries
+ 75 interrupted; the same command resumes
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from absl import app, flags
+
+from adx.errors import BUG, COMPLETE, AdxError, ConfigError
+
+STAGES = ('generate', 'export')
+# Where schedulers say which share of the work is this process's: (index, count).
+SCHEDULERS = (
+    ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
+    ('JOB_COMPLETION_INDEX', 'JOB_COMPLETIONS'),  # Kubernetes indexed Job
+    ('SLURM_PROCID', 'SLURM_NTASKS'),
+)
+
+CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment() -> Experiment.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept: a directory or gs://bucket/path.')
+SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
+STAGE_NAMES = flags.DEFINE_list('stages', ['generate'], f'Which stages to run, of {", ".join(STAGES)}.')
+DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and its memory plan, run nothing.')
+STATUS = flags.DEFINE_bool('status', False, 'Print how the run in --workdir is doing, from any machine.')
+MAX_HOURS = flags.DEFINE_float('max_hours', 0.0, 'Stop resumably after so many hours; 0 never.', lower_bound=0.0)
+SHARD = flags.DEFINE_integer('shard', None, 'Which share of the requests; from the scheduler if not given.')
+NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the requests, each on its own.')
+DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts, for models larger than one.')
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where JAX cannot detect it.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this process.')
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
+SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm whose traces leave; the only one if not given.')
+FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
+
+
+def load_config(path: str) -> Any:
+    """The Experiment that a config file defines. Raises ConfigError."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if not p.name.startswith('_'))
+        raise ConfigError(f'--config={path} does not exist; configs here: {there}')
+    spec = importlib.util.spec_from_file_location(f'adx_config_{file.stem}', file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.experiment()
+    except AdxError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'--config={path} cannot be read: {type(error).__name__}: {error}') from error
+
+
+def place_of_process() -> tuple[int, int]:
+    """(shard, num_shards) from the flags, else from the scheduler, else (0, 1)."""
+    if (SHARD.value is None) != (NUM_SHARDS.value is None):
+        raise ConfigError('--shard and --num_shards go together; give both or neither')
+    shard, count = SHARD.value, NUM_SHARDS.value
+    if shard is None:
+        found = [(os.environ[i], os.environ[n]) for i, n in SCHEDULERS if i in os.environ and n in os.environ]
+        shard, count = (int(found[0][0]), int(found[0][1])) if found and not DISTRIBUTED.value else (0, 1)
+    if not 0 <= shard < count:
+        raise ConfigError(f'--shard={shard} is not allowed with --num_shards={count}; it must be 0 to {count - 1}')
+    return shard, count
+
+
+def dry_run(experiment: Any) -> None:
+    """Prints the resolved experiment and the memory plan. Reads headers, no weights."""
+    import jax
+
+    from adx import experiment as experiments
+    from adx import loading, planning
+
+    experiments.check(experiment)
+    blueprint = loading.blueprint(experiment)
+    prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    print(json.dumps(experiments.to_json(experiment), indent=2))
+    print(f'\nexperiment hash {experiments.experiment_hash(experiment)}')
+    count = len(prompts) * experiment.samples * len(experiment.arms)
+    print(f'{count} traces: {len(prompts)} prompts x {experiment.samples} samples x {len(experiment.arms)} arms')
+    mesh = experiment.mesh
+    print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
+    print(planning.plan_memory(blueprint.ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
+
+
+def device_memory(device: Any) -> int | None:
+    """Bytes that a device has; for a CPU the host's memory over its number of devices."""
+    import jax
+
+    limit = (device.memory_stats() or {}).get('bytes_limit')
+    if limit is None and device.platform == 'cpu':
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(jax.local_devices())
+    return limit
+
+
+def generate(experiment: Any) -> int:
+    from adx import pipeline
+    from launch.interrupts import Interrupts
+    from launch.progress import Progress
+
+    shard, num_shards = place_of_process()
+    writes = True
+    if DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        writes = jax.process_index() == 0
+    interrupts, progress = Interrupts(), Progress()
+    interrupts.install(MAX_HOURS.value)
+    place = pipeline.Place(shard, num_shards, writes)
+    try:
+        report = pipeline.generate(experiment, WORKDIR.value, place, progress, interrupts.guard)
+    finally:
+        progress.close()
+    if writes:
+        print(summary(report))
+    return report.exit_code
+
+
+def summary(report: Any) -> str:
+    stops = ', '.join(f'{count} by {stop}' for stop, count in sorted(report.stops.items()))
+    return (
+        f'{report.done} traces decoded ({stops or "none"}), {report.done_before} were there, '
+        f'{report.rejected} rejected; {report.tokens} tokens in {report.seconds:.1f} s '
+        f'({report.tokens_per_second:.0f} tokens/s), occupancy {report.occupancy:.0%}'
+    )
+
+
+def export(experiment: Any) -> int:
+    from adx.export import export as write_release
+
+    names = [arm.name for arm in experiment.arms]
+    if SETTING.value is None and len(names) > 1:
+        raise ConfigError(f'--setting is needed to export one of the arms {names}')
+    path = write_release(
+        WORKDIR.value, FORMAT.value, SETTING.value or names[0], experiment.licence, experiment.disclosure
+    )
+    print(f'release written to {path}')
+    return COMPLETE
+
+
+def run(_: list[str]) -> int:
+    if STATUS.value:
+        from adx.storage import status
+
+        if not WORKDIR.value:
+            raise ConfigError('--status needs --workdir')
+        print(json.dumps(status(WORKDIR.value), indent=2))
+        return COMPLETE
+    from adx.experiment import override
+
+    if not CONFIG.value:
+        raise ConfigError('--config is needed; see configs/')
+    experiment = override(load_config(CONFIG.value), SET.value)
+    unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
+    if unknown:
+        raise ConfigError(f'--stages has {unknown}; the stages are {STAGES}')
+    if DRY_RUN.value:
+        dry_run(experiment)
+        return COMPLETE
+    if not WORKDIR.value:
+        raise ConfigError('--workdir is needed; give a directory or gs://bucket/path')
+    stages = {'generate': generate, 'export': export}
+    return max(stages[name](experiment) for name in STAGES if name in STAGE_NAMES.value)
+
+
+def main(argv: list[str]) -> None:
+    try:
+        code = run(argv)
+    except AdxError as error:
+        print(f'error: {error}', file=sys.stderr)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
+        code = BUG
+    sys.exit(code)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but a wrong flag exits with 2 as every other user error does, without a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f'error: {error}; see --help', file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

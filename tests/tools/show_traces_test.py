@@ -1,0 +1,103 @@
+"""The program reads a real workdir and a real tokenizer directory, and its page stays private."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+import tokenizers
+from absl.testing import flagsaver
+
+from adx.datasets.tokenizing import Tokenizer, load_tokenizer, save_tokenizer
+from adx.errors import COMPLETE, InputError, WorkdirError
+from adx.storage import Workdir
+from adx.types import Trace
+from tools import show_traces
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _parsed_flags():
+    show_traces.flags.FLAGS(['show_traces', '--workdir=unset'])
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> str:
+    """Byte-level without merges, so that every character beyond ASCII is several tokens; <end> is its eos."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(['<end>'])
+    directory = str(tmp_path / 'teacher')
+    end = backend.token_to_id('<end>')
+    save_tokenizer(Tokenizer(backend, frozenset({end}), None, {'eos_token': '<end>'}, None, ''), directory)
+    return directory
+
+
+def make_trace(tokenizer: str, request_id: str, text: str, intervened: int | None) -> Trace:
+    """`intervened`: the byte of the text at which the defence acted."""
+    ids = tuple(load_tokenizer(tokenizer).encode(f'{text}<end>'))
+    defence = {'type': 'undefended'} if intervened is None else {'type': 'product_of_experts', 'gamma': 0.5}
+    return Trace(
+        request_id=request_id, messages=({'role': 'user', 'content': 'How many?'},), text=text, reasoning='',
+        answer=text, tokens=ids, stop='eos', prompt_tokens=3, defence=defence, sampling={}, seed=0, gold='7',
+        statistics={'intervened': [int(i == intervened) for i in range(len(ids))], 'kl': [0.5] * len(ids)},
+    )  # fmt: skip
+
+
+def write(path, traces: list[Trace], experiment: dict) -> str:
+    with Workdir.open(path, experiment, 'hash') as workdir:
+        workdir.append(traces)
+    return str(path)
+
+
+@pytest.fixture
+def workdir(tmp_path, tokenizer) -> str:
+    traces = [
+        make_trace(tokenizer, 'gsm8k/test/0/0/poe', 'é #### 8', 1),
+        make_trace(tokenizer, 'gsm8k/test/0/0/plain', '#### 7', None),
+        make_trace(tokenizer, 'gsm8k/test/1/0/plain', 'second', None),
+    ]
+    return write(tmp_path / 'run', traces, {'teacher': {'source': tokenizer}})
+
+
+def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, capsys):
+    with flagsaver.flagsaver(workdir=workdir, limit=1, width=80):
+        assert show_traces.main([]) == COMPLETE
+    shown = capsys.readouterr().out
+    assert [cell.strip() for cell in shown.split('\n')[4].split('│')] == ['plain', 'poe']
+    assert '#### 7<end>' in shown
+    assert '⟦é⟧ #### 8<end>' in shown
+    assert 'answer: 8, wrong' in shown
+    assert 'second' not in shown
+    assert '\x1b' not in shown  # the output is no terminal
+
+
+def test_writes_a_page_that_only_its_owner_can_read(workdir, tmp_path):
+    page = tmp_path / 'page.html'
+    with flagsaver.flagsaver(workdir=workdir, limit=0, html=str(page)):
+        assert show_traces.main([]) == COMPLETE
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert 'PRIVATE' in page.read_text()
+    assert page.read_text().count('<article>') == 4  # two prompts, two settings
+
+
+@pytest.mark.parametrize(
+    ('experiment', 'count', 'code', 'message'),
+    [
+        ({'teacher': {}}, 1, InputError.exit_code, 'teacher.source'),
+        ({'teacher': {'source': '/nowhere'}}, 1, InputError.exit_code, "'/nowhere'"),
+        ({}, 0, WorkdirError.exit_code, 'no finished trace'),
+    ],
+)
+def test_says_what_is_missing(tmp_path, tokenizer, capsys, experiment, count, code, message):
+    traces = [make_trace(tokenizer, 'gsm8k/test/0/0/plain', 'x', None)][:count]
+    with flagsaver.flagsaver(workdir=write(tmp_path / 'run', traces, experiment)):
+        assert show_traces.main([]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_one_line(workdir, capsys):
+    with flagsaver.flagsaver(workdir=workdir, html='/proc/none/page.html'):
+        assert show_traces.main([]) != COMPLETE
+    assert capsys.readouterr().err.count('\n') == 1

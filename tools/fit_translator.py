@@ -1,0 +1,119 @@
+"""Fits the affine translator of an early exit, in closed form.
+
+An early exit keeps the first layers of a model; its hidden states are not what the final norm and head expect. The
+translator maps them there: W, b minimise |h_exit W + b - h_last|^2 + ridge |W|^2 over the tokens of GSM8K text
+(Belrose et al., arXiv 2303.08112, train theirs by KL; least squares needs one pass and no optimiser).
+
+    python -m tools.fit_translator --source=smollm2-135m-instruct --exit_layer=10 \
+        --out=adx/models/assets/smollm2_exit10.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from adx import checkpoints
+from adx.datasets import Gsm8k
+from adx.datasets.rows import Row
+from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.errors import AdxError
+from adx.loading import resolve
+from adx.models.transformer import Model, Params, make_model
+from adx.numerics import log_softmax
+
+LENGTH = 128  # tokens per window of text
+ROWS = 8  # windows per forward pass
+
+_SOURCE = flags.DEFINE_string('source', 'smollm2-135m-instruct', 'The model whose early exit is translated.')
+_EXIT = flags.DEFINE_integer('exit_layer', 10, 'Layers that the early exit keeps.', lower_bound=1)
+_DATA = flags.DEFINE_string('data', '', 'GSM8K directory; the shipped sample if empty.')
+_TOKENS = flags.DEFINE_integer('tokens', 12288, 'Training tokens.', lower_bound=LENGTH * ROWS)
+_RIDGE = flags.DEFINE_float('ridge', 1e-3, 'Ridge, relative to the mean square of the exit states.', lower_bound=0.0)
+_OUT = flags.DEFINE_string('out', None, 'The safetensors file to write; only measures the perplexity if absent.')
+
+
+def windows(rows: list[Row], tokenizer: Tokenizer) -> np.ndarray:
+    """All the text of `rows` as windows [n, LENGTH] of token ids."""
+    text = '\n\n'.join(f'{row.question}\n{row.answer}' for row in rows)
+    ids = np.array(tokenizer.encode(text), np.int32)
+    return ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+
+
+def batches(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    for i in range(0, len(tokens) // ROWS * ROWS, ROWS):
+        yield tokens[i : i + ROWS]
+
+
+def fit(full: Model, early: Model, params: Params, tokens: np.ndarray, ridge: float) -> Params:
+    """The translator's weight [D, D] and bias [D]: ridge regression on centred states, solved in float64."""
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+    bare = make_model(dataclasses.replace(early.config, translator=False))
+
+    @jax.jit
+    def states(params: Params, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BLD, _ = bare.apply({path: params[path] for path in bare.shapes}, batch, positions, method='hidden')
+        y_BLD, _ = full.apply(params, batch, positions, method='hidden')
+        return x_BLD, y_BLD
+
+    pairs = [states(params, batch) for batch in batches(tokens)]
+    x, y = (np.concatenate([np.asarray(p[i], np.float64).reshape(-1, p[i].shape[-1]) for p in pairs]) for i in (0, 1))
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    xc = x - x_mean
+    gram = xc.T @ xc + ridge * np.trace(xc.T @ xc) / xc.shape[1] * np.eye(xc.shape[1])
+    weight = np.linalg.solve(gram, xc.T @ (y - y_mean))
+    return {
+        'translator': jnp.asarray(weight, jnp.float32),
+        'translator_bias': jnp.asarray(y_mean - x_mean @ weight, jnp.float32),
+    }
+
+
+def perplexity(model: Model, params: Params, tokens: np.ndarray) -> float:
+    """exp of the mean next-token NLL within the windows."""
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH))
+
+    @jax.jit
+    def nll(params: Params, batch: jax.Array) -> jax.Array:
+        log_probs_BLV = log_softmax(model.apply(params, batch, positions)[0])
+        chosen = jnp.take_along_axis(log_probs_BLV[:, :-1], batch[:, 1:, None], axis=-1)
+        return -jnp.mean(chosen)
+
+    return float(np.exp(np.mean([float(nll(params, batch)) for batch in batches(tokens)])))
+
+
+def main(_: list[str]) -> None:
+    source = resolve(_SOURCE.value)
+    loaded, tokenizer = checkpoints.load(source), load_tokenizer(source)
+    full, params = loaded.model, loaded.params
+    early = make_model(dataclasses.replace(full.config, num_layers=_EXIT.value, translator=True))
+    data = Gsm8k(_DATA.value).source()
+    train = windows(list(data.pool.rows), tokenizer)[: _TOKENS.value // LENGTH]
+    test = windows(list(data.test.rows), tokenizer)[: 4 * ROWS]
+    fitted = params | fit(full, early, params, train, _RIDGE.value)
+    early_params = {path: fitted[path] for path in early.shapes}
+    print(f'{train.size} training tokens, {test.size} test tokens of GSM8K')
+    print(f'perplexity of the full model {perplexity(full, params, test):.1f}')
+    print(f'perplexity of the early exit at layer {_EXIT.value} {perplexity(early, early_params, test):.1f}')
+    if _OUT.value:
+        from safetensors.numpy import save_file
+
+        names = ('translator', 'translator_bias')
+        save_file({name: np.asarray(fitted[name]) for name in names}, _OUT.value)
+
+
+def run(argv: list[str]) -> None:
+    try:
+        main(argv)
+    except AdxError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == '__main__':
+    app.run(run)

@@ -1,0 +1,77 @@
+"""Shows the traces of a workdir side by side, with the tokens marked that the defence changed.
+
+    python -m tools.show_traces --workdir=/data/run --limit=3 --html=/data/run/private/traces.html
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+
+from absl import app, flags
+from etils import epath
+
+from adx import files, grading, spans, view
+from adx.errors import COMPLETE, AdxError, InputError, StorageError, WorkdirError
+from adx.storage import Workdir
+from adx.types import RequestId, Trace
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
+LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts; 0 shows all.', lower_bound=0)
+HTML = flags.DEFINE_string('html', '', 'Writes a page here as well. It is PRIVATE: it maps the defence.')
+WIDTH = flags.DEFINE_integer('width', 0, 'Cells a line; 0 takes the width of the terminal.', lower_bound=0)
+TITLE = 'Traces side by side'
+MIN_WIDTH = 20
+
+
+def first_prompts(traces: Iterable[Trace], limit: int) -> list[Trace]:
+    """The traces of the first `limit` prompts (0: of all), undefended ones first: they stand on the left."""
+    kept: dict[str, list[Trace]] = {}
+    for trace in traces:
+        name = RequestId.parse(trace.request_id).noise_name
+        if name in kept or not limit or len(kept) < limit:
+            kept.setdefault(name, []).append(trace)
+    chosen = [trace for traces in kept.values() for trace in traces]
+    return sorted(chosen, key=lambda trace: trace.defence.get('type') != 'undefended')
+
+
+def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
+    """Reads what is finished. Raises AdxError where the workdir or the teacher's tokenizer cannot be read."""
+    from adx.datasets import MENU
+    from adx.datasets.jsonl import Jsonl
+    from adx.datasets.tokenizing import load_tokenizer
+
+    chosen = first_prompts(workdir.traces(), limit)
+    if not chosen:
+        raise WorkdirError(f'{workdir.path} has no finished trace yet; run its experiment first')
+    source = workdir.experiment['experiment'].get('teacher', {}).get('source')
+    if not source:
+        raise InputError(f'{workdir.private}/experiment.json has no teacher.source; give a run of adx')
+    decode = functools.partial(load_tokenizer(source).backend.decode, skip_special_tokens=False)
+    dataset = MENU.get(RequestId.parse(chosen[0].request_id).dataset, Jsonl)()
+    return view.compare(chosen, functools.partial(spans.token_pieces, decode), dataset.grade, grading.extract)
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    colour = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
+    width = max(WIDTH.value or shutil.get_terminal_size().columns, MIN_WIDTH)
+    try:
+        groups = load_groups(Workdir(WORKDIR.value), LIMIT.value)
+        print(view.terminal(groups, width, colour), end='')
+        if HTML.value:
+            page = view.html(groups, TITLE).encode()
+            with files.os_errors(StorageError, f'{HTML.value} was not written'):
+                files.write_private(epath.Path(HTML.value), page)
+            print(f'{HTML.value} is written; it is private', file=sys.stderr)
+    except AdxError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return error.exit_code
+    return COMPLETE
+
+
+if __name__ == '__main__':
+    app.run(main)
