@@ -77,20 +77,20 @@ def load(
     param_dtype: of the weights; norm scales stay float32. dtype: of activations and matmuls.
     vocab_rows: pads the vocabulary to so many rows, with zeros; 0 does not.
     num_layers: an early exit, keeps the first layers only.
-    translator: safetensors file of 'translator' [D, D] and 'translator_bias' [D], applied before the final norm.
+    translator: safetensors file of 'translator' [D, D] and 'translator_bias' [D], put before the final norm.
 
     Raises InputError for anything that does not fit; names and shapes are checked before a weight is placed.
     """
     for name, value in (('param_dtype', param_dtype), ('dtype', dtype)):
         if value not in DTYPES:
             raise InputError(f'{name} = {value!r} is not supported; it must be one of {DTYPES}')
-    path = epath.Path(source).expanduser()
+    path = _absolute(source)
     parts = [_open(path)]
     config = _early_exit(parts[0].config, num_layers, source)
     config = dataclasses.replace(config, vocab_rows=vocab_rows, dtype=dtype)
     if translator is not None:
         config = dataclasses.replace(config, translator=True)
-        parts.append(_open_translator(epath.Path(translator).expanduser(), config))
+        parts.append(_open_translator(_absolute(translator), config))
     model = make_model(config)
     abstract = _abstract(model, layout, param_dtype)
     params: Params = {}
@@ -103,7 +103,13 @@ def load(
 
 def read_config(source: str) -> TransformerConfig:
     """The config of a checkpoint, its names and shapes checked. Reads no weight."""
-    return _open(epath.Path(source).expanduser()).config
+    return _open(_absolute(source)).config
+
+
+def _absolute(source: str) -> epath.Path:
+    """Orbax takes absolute paths only."""
+    path = epath.Path(source)
+    return path if is_object_store(path) else epath.Path(path.expanduser().resolve())
 
 
 def _open(path: epath.Path) -> _Opened:
@@ -111,7 +117,7 @@ def _open(path: epath.Path) -> _Opened:
     if (path / orbax_io.MANIFEST).exists():
         return _open_orbax(path)
     if is_object_store(path):
-        raise InputError(f'{path} has no {orbax_io.MANIFEST}; copy checkpoints of other kinds to a disk first')
+        raise InputError(f'{path} has no {orbax_io.MANIFEST}; copy other checkpoints to a disk first')
     if path.suffix == '.gguf' and path.is_file():
         return _open_gguf(path)
     if path.is_dir():
@@ -186,7 +192,7 @@ def _early_exit(config: TransformerConfig, num_layers: int | None, source: str) 
     if num_layers is None:
         return config
     if not 1 <= num_layers <= config.num_layers:
-        raise InputError(f'num_layers = {num_layers} of {source} is not allowed; keep 1 to {config.num_layers}')
+        raise InputError(f'num_layers = {num_layers} of {source} is not allowed: 1 to {config.num_layers}')
     return dataclasses.replace(config, num_layers=num_layers)
 
 
@@ -217,7 +223,8 @@ def _stream(weights: safetensors_io.Weights, tensors: Mapping[str, Tensor], abst
 def _place(x: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """x on the sharding of `leaf`, cast piece by piece; rows that x does not have are zeros."""
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # the type allows for scalars
         part = x[index]
         sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, leaf.shape, strict=True)]
         missing = [(0, size - have) for size, have in zip(sizes, part.shape, strict=True)]
@@ -255,7 +262,7 @@ def save_orbax(
 
     write_tokenizer: puts the tokenizer's files into a directory. Raises InputError unless it is new or empty.
     """
-    path = epath.Path(directory).expanduser()
+    path = _absolute(directory)
     orbax_io.write(path, model.config, params)
     if write_tokenizer is not None and jax.process_index() == 0:
         write_tokenizer(path)
@@ -292,4 +299,4 @@ def save_hf(
             write_tokenizer(partial)
         safetensors_io.write_shards(partial, sizes, fetch, shard_bytes)
 
-    safetensors_io.write_directory(epath.Path(directory).expanduser(), fill)
+    safetensors_io.write_directory(_absolute(directory), fill)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -93,4 +93,12 @@ def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct])
 
 def list_files(directory: epath.Path) -> tuple[epath.Path, ...]:
     """The manifest and all files of the arrays."""
-    return (directory / MANIFEST, *(path for path in (directory / ARRAYS).rglob('*') if path.is_file()))
+    return (directory / MANIFEST, *_walk(directory / ARRAYS))
+
+
+def _walk(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path

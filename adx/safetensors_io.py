@@ -15,6 +15,7 @@ from etils import epath
 from adx.errors import InputError, StorageError
 from adx.files import os_errors
 
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 TOKENIZER_FILES = (
     'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json',
@@ -96,7 +97,7 @@ def copy_tokenizer(source: epath.Path, target: epath.Path) -> None:
             shutil.copyfile(source / name, target / name)
     if not (target / 'generation_config.json').is_file():
         config = read_json(source / 'config.json')
-        ids = {key: config[key] for key in ('bos_token_id', 'eos_token_id', 'pad_token_id') if key in config}
+        ids = {key: value for key, value in config.items() if key in TOKEN_IDS}
         write_json(target / 'generation_config.json', ids)
 
 

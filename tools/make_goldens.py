@@ -1,10 +1,10 @@
-"""Writes tests/goldens/<family>: tiny random checkpoints by Hugging Face transformers, with its logits on them.
+"""Writes tests/goldens/<family>: tiny random checkpoints by Hugging Face transformers, with its logits.
 
     python -m tools.make_goldens --out=tests/goldens     # needs the oracle extra: torch, transformers
 
-Weights are drawn wide and norms and biases off their initial values, so that attention is peaked and every mistake
-shows. logits.npz holds tokens [2, 24] int32, logits [2, 24, 96] float32 and `rounding`, the largest difference
-between them and the same model in float64: what float32 arithmetic alone does to these logits.
+Weights are drawn wide and norms and biases off their initial values, so that attention is peaked and every
+mistake shows. logits.npz holds tokens [2, 24] int32, logits [2, 24, 96] float32 and `rounding`, the largest
+difference between them and the same model in float64: what float32 arithmetic alone does to these logits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _OUT = flags.DEFINE_string('out', 'tests/goldens', 'Directory that gets one fold
 VOCAB, LENGTH, SEED = 96, 24, 20240607
 SIZES = {
     'vocab_size': VOCAB, 'hidden_size': 24, 'intermediate_size': 32, 'num_hidden_layers': 4,
-    'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 8, 'max_position_embeddings': 64, 'rms_norm_eps': 1e-3,
+    'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 8, 'max_position_embeddings': 64,
+    'rms_norm_eps': 1e-3,
 }  # fmt: skip
 # Every window is shorter than LENGTH, and Llama's wavelengths lie on both sides of its original length.
 LLAMA3_ROPE = {
-    'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
-    'original_max_position_embeddings': 32,
+    'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 8.0, 'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0, 'original_max_position_embeddings': 32,
 }  # fmt: skip
 GEMMA3_ROPE = {
     'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1000.0},

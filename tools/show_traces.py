@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from absl import app, flags
 from etils import epath
 
-from adx import files, grading, spans, view
-from adx.errors import COMPLETE, AdxError, InputError, StorageError, WorkdirError
+from adx import experiment, files, grading, loading, spans, view
+from adx.datasets.tokenizing import load_tokenizer
+from adx.errors import COMPLETE, AdxError, StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
 
@@ -40,18 +41,13 @@ def first_prompts(traces: Iterable[Trace], limit: int) -> list[Trace]:
 
 def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
     """Reads what is finished. Raises AdxError where the workdir or the teacher's tokenizer cannot be read."""
-    from adx.datasets import MENU
-    from adx.datasets.jsonl import Jsonl
-    from adx.datasets.tokenizing import load_tokenizer
-
     chosen = first_prompts(workdir.traces(), limit)
     if not chosen:
         raise WorkdirError(f'{workdir.path} has no finished trace yet; run its experiment first')
-    source = workdir.experiment['experiment'].get('teacher', {}).get('source')
-    if not source:
-        raise InputError(f'{workdir.private}/experiment.json has no teacher.source; give a run of adx')
-    decode = functools.partial(load_tokenizer(source).backend.decode, skip_special_tokens=False)
-    dataset = MENU.get(RequestId.parse(chosen[0].request_id).dataset, Jsonl)()
+    stored = workdir.experiment['experiment']
+    teacher, dataset = (experiment.from_json(stored[name]) for name in ('teacher', 'dataset'))
+    tokenizer = load_tokenizer(loading.resolve(teacher.source))
+    decode = functools.partial(tokenizer.backend.decode, skip_special_tokens=False)  # ends too
     return view.compare(chosen, functools.partial(spans.token_pieces, decode), dataset.grade, grading.extract)
 
 

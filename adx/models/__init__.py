@@ -1,4 +1,4 @@
-"""Model families by the names that checkpoints give them: `model_type` in config.json, architecture in GGUF."""
+"""Model families by what checkpoints call them: `model_type` in config.json, the architecture in GGUF."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def family_of(config: TransformerConfig) -> Family:
             return family
     extra = ' with a translator' if config.translator else ''
     raise InputError(
-        f'no Hugging Face architecture of {sorted(MENU)} computes this model{extra}; save it with Orbax instead'
+        f'no Hugging Face architecture of {sorted(MENU)} computes this model{extra}; save it with Orbax'
     )

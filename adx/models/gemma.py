@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from adx.models.hf_config import (
     LOCAL,
+    Json,
     read_common,
     read_pattern,
     read_rope,
@@ -18,7 +18,7 @@ from adx.models.names import SANDWICH_NORMS, Family
 from adx.models.rope import Rope
 from adx.models.transformer import TransformerConfig
 
-DEFAULTS = {
+DEFAULTS: Json = {
     'hidden_activation': 'gelu_pytorch_tanh',
     'max_position_embeddings': 8192,
     'rms_norm_eps': 1e-6,
@@ -42,7 +42,7 @@ GEMMA3_DEFAULTS = DEFAULTS | {
 }
 
 
-def _read(config: Mapping[str, Any], default_pattern: tuple[bool, ...]) -> dict[str, Any]:
+def _read(config: Json, default_pattern: tuple[bool, ...]) -> dict[str, Any]:
     """Fields of both generations."""
     fields = read_common(config)
     scalar = config['query_pre_attn_scalar']
@@ -70,7 +70,7 @@ def _write(model_type: str, architecture: str, config: TransformerConfig) -> dic
     }
 
 
-def _gemma2_from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _gemma2_from_hf(config: Json) -> TransformerConfig:
     return TransformerConfig(**_read(DEFAULTS | config, (True, False)))
 
 
@@ -78,7 +78,7 @@ def _gemma2_to_hf(config: TransformerConfig) -> dict[str, Any]:
     return _write('gemma2', 'Gemma2ForCausalLM', config)
 
 
-def _gemma3_from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _gemma3_from_hf(config: Json) -> TransformerConfig:
     """Reads a text model's config, or the text part of a multimodal one."""
     config = GEMMA3_DEFAULTS | config.get('text_config', config)
     period = config['sliding_window_pattern']
@@ -90,7 +90,7 @@ def _gemma3_from_hf(config: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
-def _local_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _local_rope(config: Json) -> Json:
     return (config.get('rope_parameters') or {}).get(LOCAL) or {}
 
 

@@ -1,20 +1,19 @@
 """config.json in both of its dialects: what all families read and write alike.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 one `rope_parameters`. Both are read; the
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`. Both are read; the
 first is written, because both versions read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from adx.errors import InputError
 from adx.models.rope import Rope
 from adx.models.transformer import TransformerConfig
 
-Json = Mapping[str, Any]
+Json = dict[str, Any]
 
 ACTIVATIONS = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}
 ROPE_TYPES = {'default': 'none', 'linear': 'linear', 'llama3': 'llama3'}
@@ -26,7 +25,7 @@ UNSUPPORTED = ('attention_bias', 'mlp_bias', 'use_bidirectional_attention', 'qua
 def need(config: Json, key: str) -> Any:
     """config[key], or an InputError that names it."""
     if config.get(key) is None:
-        raise InputError(f'config.json has no {key!r}; it is needed for model_type {config.get("model_type")!r}')
+        raise InputError(f'config.json has no {key!r}, which this architecture needs; download it again')
     return config[key]
 
 
@@ -37,7 +36,7 @@ def read_common(config: Json) -> dict[str, Any]:
     """
     for key in UNSUPPORTED:
         if config.get(key):
-            raise InputError(f'config.json sets {key!r}, which is not supported; convert a checkpoint without it')
+            raise InputError(f'config.json sets {key!r}, which is not supported; use a checkpoint without it')
     activation = config.get('hidden_activation') or need(config, 'hidden_act')
     if activation not in ACTIVATIONS:
         raise InputError(f'config.json has activation {activation!r}; supported are {sorted(ACTIVATIONS)}')
@@ -81,9 +80,9 @@ def read_rope(config: Json, kind: str = GLOBAL, theta: float = 10000.0) -> Rope:
 
 def write_rope(rope: Rope) -> dict[str, Any]:
     """The inverse of `read_rope`, in the dialect that transformers 4 and 5 read."""
-    scaling: dict[str, Any] | None = None
-    if rope.scaling != 'none':
-        scaling = {'rope_type': rope.scaling, 'factor': rope.factor}
+    if rope.scaling == 'none':
+        return {'rope_theta': rope.theta, 'rope_scaling': None}
+    scaling: Json = {'rope_type': rope.scaling, 'factor': rope.factor}
     if rope.scaling == 'llama3':
         scaling |= {
             'low_freq_factor': rope.low_freq,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from adx.models.hf_config import read_common, write_common
+from adx.models.hf_config import Json, read_common, write_common
 from adx.models.names import Family
 from adx.models.rope import Rope
 from adx.models.transformer import TransformerConfig
 
-DEFAULTS = {
+DEFAULTS: Json = {
     'hidden_act': 'silu',
     'max_position_embeddings': 2048,
     'rms_norm_eps': 1e-6,
@@ -24,7 +23,7 @@ MISTRAL_DEFAULTS = DEFAULTS | {
 }
 
 
-def _from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _from_hf(config: Json) -> TransformerConfig:
     return TransformerConfig(**read_common(DEFAULTS | config))
 
 
@@ -32,7 +31,7 @@ def _to_hf(config: TransformerConfig) -> dict[str, Any]:
     return write_common('llama', 'LlamaForCausalLM', config)
 
 
-def _mistral_from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _mistral_from_hf(config: Json) -> TransformerConfig:
     config = MISTRAL_DEFAULTS | config
     window = config['sliding_window']
     return TransformerConfig(**read_common(config), window=window, local_pattern=(window is not None,))
@@ -47,20 +46,20 @@ SMOLLM2_135M = TransformerConfig(
     max_length=8192, rope=Rope(100000.0),
 )  # fmt: skip
 LLAMA_2_7B = TransformerConfig(
-    vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=11008, num_heads=32, num_kv_heads=32, head_dim=128,
-    max_length=4096, tied=False,
+    vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=11008, num_heads=32, num_kv_heads=32,
+    head_dim=128, max_length=4096, tied=False,
 )  # fmt: skip
 LLAMA_3_1_8B = TransformerConfig(
-    vocab_size=128256, num_layers=32, embed_dim=4096, mlp_dim=14336, num_heads=32, num_kv_heads=8, head_dim=128,
-    max_length=131072, rope=Rope(500000.0, 'llama3', factor=8.0), tied=False,
+    vocab_size=128256, num_layers=32, embed_dim=4096, mlp_dim=14336, num_heads=32, num_kv_heads=8,
+    head_dim=128, max_length=131072, rope=Rope(500000.0, 'llama3', factor=8.0), tied=False,
 )  # fmt: skip
 LLAMA_3_2_3B = TransformerConfig(
-    vocab_size=128256, num_layers=28, embed_dim=3072, mlp_dim=8192, num_heads=24, num_kv_heads=8, head_dim=128,
-    max_length=131072, rope=Rope(500000.0, 'llama3', factor=32.0),
+    vocab_size=128256, num_layers=28, embed_dim=3072, mlp_dim=8192, num_heads=24, num_kv_heads=8,
+    head_dim=128, max_length=131072, rope=Rope(500000.0, 'llama3', factor=32.0),
 )  # fmt: skip
 MISTRAL_7B = TransformerConfig(
-    vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=14336, num_heads=32, num_kv_heads=8, head_dim=128,
-    max_length=32768, window=4096, local_pattern=(True,), tied=False,
+    vocab_size=32000, num_layers=32, embed_dim=4096, mlp_dim=14336, num_heads=32, num_kv_heads=8,
+    head_dim=128, max_length=32768, window=4096, local_pattern=(True,), tied=False,
 )  # fmt: skip
 
 LLAMA = Family(
@@ -68,7 +67,9 @@ LLAMA = Family(
     presets={
         'llama-2-7b': LLAMA_2_7B,
         'llama-3.1-8b': LLAMA_3_1_8B,
-        'llama-3.2-1b': dataclasses.replace(LLAMA_3_2_3B, num_layers=16, embed_dim=2048, num_heads=32, head_dim=64),
+        'llama-3.2-1b': dataclasses.replace(
+            LLAMA_3_2_3B, num_layers=16, embed_dim=2048, num_heads=32, head_dim=64
+        ),
         'llama-3.2-3b': LLAMA_3_2_3B,
         'smollm2-135m': SMOLLM2_135M,
         'smollm2-360m': dataclasses.replace(

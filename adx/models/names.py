@@ -107,8 +107,8 @@ SANDWICH_NORMS = (
 class Family:
     """A model family: presets of published models, its config in Hugging Face's words, and its name table.
 
-    model_type: as in config.json. from_hf, to_hf: config.json <-> TransformerConfig, from_hf may raise InputError.
-    norm_offset: added to a norm's weight of a Hugging Face file: Gemma's factor is 1 + w. GGUF stores the sum.
+    model_type: as in config.json. from_hf (raises InputError), to_hf: config.json <-> TransformerConfig.
+    norm_offset: added to the norm weights of a Hugging Face file: Gemma's factor is 1 + w. GGUF has the sum.
     interleaved: whether its GGUF files permute q and k for interleaved rotary embedding.
     prefixes: (in the file, in the table) beginnings of names, for a text model inside a multimodal file.
     ignored: regular expression of the Hugging Face names that hold nothing the decoder uses.
@@ -116,7 +116,7 @@ class Family:
 
     model_type: str
     presets: Mapping[str, TransformerConfig]
-    from_hf: Callable[[Mapping[str, Any]], TransformerConfig]
+    from_hf: Callable[[dict[str, Any]], TransformerConfig]
     to_hf: Callable[[TransformerConfig], dict[str, Any]]
     table: tuple[Row, ...] = PRE_NORMS
     norm_offset: float = 0.0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from adx.models.hf_config import read_common, read_pattern, write_common, write_pattern
+from adx.models.hf_config import Json, read_common, read_pattern, write_common, write_pattern
 from adx.models.names import Family
 from adx.models.rope import Rope
 from adx.models.transformer import TransformerConfig
 
-DEFAULTS = {
+DEFAULTS: Json = {
     'hidden_act': 'silu',
     'max_position_embeddings': 32768,
     'rms_norm_eps': 1e-6,
@@ -23,7 +22,7 @@ DEFAULTS = {
 QWEN3_DEFAULTS = DEFAULTS | {'head_dim': 128}
 
 
-def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+def _read(config: Json) -> dict[str, Any]:
     """Fields of both generations. A window is used only if the file says so, and then by the upper layers."""
     fields = read_common(config)
     if not config['use_sliding_window']:
@@ -43,7 +42,7 @@ def _write(model_type: str, architecture: str, config: TransformerConfig) -> dic
     return fields | window | {'max_window_layers': layers.count('full_attention')}
 
 
-def _from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _from_hf(config: Json) -> TransformerConfig:
     return TransformerConfig(**_read(DEFAULTS | config), qkv_bias=True)
 
 
@@ -51,7 +50,7 @@ def _to_hf(config: TransformerConfig) -> dict[str, Any]:
     return _write('qwen2', 'Qwen2ForCausalLM', config)
 
 
-def _qwen3_from_hf(config: Mapping[str, Any]) -> TransformerConfig:
+def _qwen3_from_hf(config: Json) -> TransformerConfig:
     return TransformerConfig(**_read(QWEN3_DEFAULTS | config), qk_norm=True)
 
 
@@ -60,16 +59,16 @@ def _qwen3_to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 
 QWEN2_5_7B = TransformerConfig(
-    vocab_size=152064, num_layers=28, embed_dim=3584, mlp_dim=18944, num_heads=28, num_kv_heads=4, head_dim=128,
-    max_length=131072, norm_eps=1e-6, rope=Rope(1000000.0), qkv_bias=True, tied=False,
+    vocab_size=152064, num_layers=28, embed_dim=3584, mlp_dim=18944, num_heads=28, num_kv_heads=4,
+    head_dim=128, max_length=131072, norm_eps=1e-6, rope=Rope(1000000.0), qkv_bias=True, tied=False,
 )  # fmt: skip
 QWEN2_5_3B = TransformerConfig(
-    vocab_size=151936, num_layers=36, embed_dim=2048, mlp_dim=11008, num_heads=16, num_kv_heads=2, head_dim=128,
-    max_length=32768, norm_eps=1e-6, rope=Rope(1000000.0), qkv_bias=True,
+    vocab_size=151936, num_layers=36, embed_dim=2048, mlp_dim=11008, num_heads=16, num_kv_heads=2,
+    head_dim=128, max_length=32768, norm_eps=1e-6, rope=Rope(1000000.0), qkv_bias=True,
 )  # fmt: skip
 QWEN3_8B = TransformerConfig(
-    vocab_size=151936, num_layers=36, embed_dim=4096, mlp_dim=12288, num_heads=32, num_kv_heads=8, head_dim=128,
-    max_length=40960, norm_eps=1e-6, rope=Rope(1000000.0), qk_norm=True, tied=False,
+    vocab_size=151936, num_layers=36, embed_dim=4096, mlp_dim=12288, num_heads=32, num_kv_heads=8,
+    head_dim=128, max_length=40960, norm_eps=1e-6, rope=Rope(1000000.0), qk_norm=True, tied=False,
 )  # fmt: skip
 
 QWEN2 = Family(

@@ -8,8 +8,10 @@ import pytest
 import tokenizers
 from absl.testing import flagsaver
 
+from adx.datasets.gsm8k import Gsm8k
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer, save_tokenizer
 from adx.errors import COMPLETE, InputError, WorkdirError
+from adx.experiment import Experiment, ModelSource, experiment_hash, identity
 from adx.storage import Workdir
 from adx.types import Trace
 from tools import show_traces
@@ -45,8 +47,9 @@ def make_trace(tokenizer: str, request_id: str, text: str, intervened: int | Non
     )  # fmt: skip
 
 
-def write(path, traces: list[Trace], experiment: dict) -> str:
-    with Workdir.open(path, experiment, 'hash') as workdir:
+def write(path, traces: list[Trace], teacher: str) -> str:
+    run = Experiment(dataset=Gsm8k(), teacher=ModelSource(teacher))
+    with Workdir.open(path, identity(run), experiment_hash(run)) as workdir:
         workdir.append(traces)
     return str(path)
 
@@ -58,7 +61,7 @@ def workdir(tmp_path, tokenizer) -> str:
         make_trace(tokenizer, 'gsm8k/test/0/0/plain', '#### 7', None),
         make_trace(tokenizer, 'gsm8k/test/1/0/plain', 'second', None),
     ]
-    return write(tmp_path / 'run', traces, {'teacher': {'source': tokenizer}})
+    return write(tmp_path / 'run', traces, tokenizer)
 
 
 def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, capsys):
@@ -83,16 +86,12 @@ def test_writes_a_page_that_only_its_owner_can_read(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('experiment', 'count', 'code', 'message'),
-    [
-        ({'teacher': {}}, 1, InputError.exit_code, 'teacher.source'),
-        ({'teacher': {'source': '/nowhere'}}, 1, InputError.exit_code, "'/nowhere'"),
-        ({}, 0, WorkdirError.exit_code, 'no finished trace'),
-    ],
+    ('count', 'code', 'message'),
+    [(1, InputError.exit_code, "'/nowhere'"), (0, WorkdirError.exit_code, 'no finished trace')],
 )
-def test_says_what_is_missing(tmp_path, tokenizer, capsys, experiment, count, code, message):
+def test_says_what_is_missing(tmp_path, tokenizer, capsys, count, code, message):
     traces = [make_trace(tokenizer, 'gsm8k/test/0/0/plain', 'x', None)][:count]
-    with flagsaver.flagsaver(workdir=write(tmp_path / 'run', traces, experiment)):
+    with flagsaver.flagsaver(workdir=write(tmp_path / 'run', traces, '/nowhere')):
         assert show_traces.main([]) == code
     assert message in capsys.readouterr().err
 
