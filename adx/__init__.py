@@ -1,0 +1,41 @@
+"""adx: anti-distillation for language models, in JAX. Importing it starts no device backend."""
+
+from adx.datasets import CompetitionMath, Gsm8k, Jsonl, Mmlu
+from adx.decoding.engine import DecodeConfig
+from adx.defences import (
+    Chain,
+    CrossModelHard,
+    CrossModelReweight,
+    CrossModelSoft,
+    CrossModelWeighted,
+    Permutation,
+    ProductOfExperts,
+    Undefended,
+)
+from adx.experiment import Arm, Experiment, MeshShape, ModelSource
+from adx.session import Run, decode, load
+from adx.types import Sampling
+
+__all__ = [
+    'Arm',
+    'Chain',
+    'CompetitionMath',
+    'CrossModelHard',
+    'CrossModelReweight',
+    'CrossModelSoft',
+    'CrossModelWeighted',
+    'DecodeConfig',
+    'Experiment',
+    'Gsm8k',
+    'Jsonl',
+    'MeshShape',
+    'Mmlu',
+    'ModelSource',
+    'Permutation',
+    'ProductOfExperts',
+    'Run',
+    'Sampling',
+    'Undefended',
+    'decode',
+    'load',
+]

@@ -30,4 +30,7 @@ class Aggregation:
         if self.how == 'softmin':
             count = jnp.log(jnp.float32(contributions_NV.shape[0]))
             return (count - jax.nn.logsumexp(-self.beta * contributions_NV, axis=0)) / self.beta
-        return {'mean': jnp.mean, 'max': jnp.max, 'min': jnp.min}[self.how](contributions_NV, axis=0)
+        if self.how == 'mean':
+            return jnp.mean(contributions_NV, axis=0)
+        extreme = jnp.max if self.how == 'max' else jnp.min
+        return extreme(contributions_NV, axis=0)

@@ -172,7 +172,7 @@ def _coerce(old: Any, value: Any, path: str) -> Any:
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
+        return tuple(_coerce(old[0], item, path) for item in value) if old else tuple(value)
     if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
         raise ConfigError(f'--set {path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
     return value

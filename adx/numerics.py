@@ -21,8 +21,11 @@ def log_softmax(logits: Array) -> Array:
 
 
 def renormalise(scores: Array, allowed: Array) -> Array:
-    """Log-probs over `allowed`, MASKED elsewhere. A row whose scores are all MASKED or lower becomes uniform."""
-    scores = jnp.where(allowed, jnp.maximum(scores, MASKED), -jnp.inf)
+    """Log-probs over `allowed`, MASKED elsewhere. A row whose scores are all MASKED or lower becomes uniform on it.
+
+    Scores are clipped to [MASKED, -MASKED]: a rule may subtract the log-prob of what a proxy cannot say.
+    """
+    scores = jnp.where(allowed, jnp.clip(scores, MASKED, -MASKED), -jnp.inf)
     return jnp.maximum(jax.nn.log_softmax(scores, axis=-1), MASKED)
 
 

@@ -34,7 +34,8 @@ class MemoryPlan:
 
     def table(self, available: int | None) -> str:
         """The plan as lines of text; `available`: bytes that the device has, None if it does not say."""
-        rows = [(f.name.replace('_', ' '), getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != 'notes']
+        names = [field.name for field in dataclasses.fields(self) if field.name != 'notes']
+        rows = [(name.replace('_', ' '), getattr(self, name)) for name in names]
         lines = [f'  {name:<16}{size / 2**20:>10.1f} MiB' for name, size in (*rows, ('total', self.total))]
         if available is not None:
             fit = 'fits' if self.total <= available else 'DOES NOT FIT'

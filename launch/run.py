@@ -68,8 +68,8 @@ def place_of_process() -> tuple[int, int]:
     """(shard, num_shards) from the flags, else from the scheduler, else (0, 1)."""
     if (SHARD.value is None) != (NUM_SHARDS.value is None):
         raise ConfigError('--shard and --num_shards go together; give both or neither')
-    shard, count = SHARD.value, NUM_SHARDS.value
-    if shard is None:
+    shard, count = SHARD.value or 0, NUM_SHARDS.value or 1
+    if SHARD.value is None:
         found = [(os.environ[i], os.environ[n]) for i, n in SCHEDULERS if i in os.environ and n in os.environ]
         shard, count = (int(found[0][0]), int(found[0][1])) if found and not DISTRIBUTED.value else (0, 1)
     if not 0 <= shard < count:
@@ -122,7 +122,7 @@ def generate(experiment: Any) -> int:
     interrupts.install(MAX_HOURS.value)
     place = pipeline.Place(shard, num_shards, writes)
     try:
-        report = pipeline.generate(experiment, WORKDIR.value, place, progress, interrupts.guard)
+        report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
     finally:
         progress.close()
     if writes:

@@ -24,7 +24,7 @@ from adx.datasets import Gsm8k
 from adx.datasets.rows import Row
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.errors import AdxError
-from adx.loading import resolve
+from adx.loading import resolve, resolve_translator
 from adx.models.transformer import Model, Params, make_model
 from adx.numerics import log_softmax
 
@@ -36,7 +36,8 @@ _EXIT = flags.DEFINE_integer('exit_layer', 10, 'Layers that the early exit keeps
 _DATA = flags.DEFINE_string('data', '', 'GSM8K directory; the shipped sample if empty.')
 _TOKENS = flags.DEFINE_integer('tokens', 12288, 'Training tokens.', lower_bound=LENGTH * ROWS)
 _RIDGE = flags.DEFINE_float('ridge', 1e-3, 'Ridge, relative to the mean square of the exit states.', lower_bound=0.0)
-_OUT = flags.DEFINE_string('out', None, 'The safetensors file to write; only measures the perplexity if absent.')
+_OUT = flags.DEFINE_string('out', None, 'The safetensors file to write; only prints the perplexities if absent.')
+_MEASURE = flags.DEFINE_string('measure', None, 'Fit nothing, print the perplexity of this translator.')
 
 
 def windows(rows: list[Row], tokenizer: Tokenizer) -> np.ndarray:
@@ -93,11 +94,16 @@ def main(_: list[str]) -> None:
     full, params = loaded.model, loaded.params
     early = make_model(dataclasses.replace(full.config, num_layers=_EXIT.value, translator=True))
     data = Gsm8k(_DATA.value).source()
-    train = windows(list(data.pool.rows), tokenizer)[: _TOKENS.value // LENGTH]
     test = windows(list(data.test.rows), tokenizer)[: 4 * ROWS]
-    fitted = params | fit(full, early, params, train, _RIDGE.value)
+    if _MEASURE.value:
+        path = resolve_translator(_MEASURE.value)
+        fitted = checkpoints.load(source, num_layers=_EXIT.value, translator=path).params
+    else:
+        train = windows(list(data.pool.rows), tokenizer)[: _TOKENS.value // LENGTH]
+        fitted = params | fit(full, early, params, train, _RIDGE.value)
+        print(f'fitted on {train.size} tokens of GSM8K')
     early_params = {path: fitted[path] for path in early.shapes}
-    print(f'{train.size} training tokens, {test.size} test tokens of GSM8K')
+    print(f'perplexities on {test.size} test tokens of GSM8K')
     print(f'perplexity of the full model {perplexity(full, params, test):.1f}')
     print(f'perplexity of the early exit at layer {_EXIT.value} {perplexity(early, early_params, test):.1f}')
     if _OUT.value:

@@ -136,13 +136,12 @@ class Engine:
             ),
             donate_argnums=(1, 2),
         )
-        self._start = jax.jit(
-            lambda defence: loop.start(ensemble, defence, config.slots, config.cache_length)
-        )
+        self._start = jax.jit(lambda defence: loop.start(ensemble, defence, config.slots, config.cache_length))
 
     def compiled_programs(self) -> int:
         """How many programs were compiled so far; it stays put after one request per bucket."""
-        return sum(f._cache_size() for f in (self._prefill, self._insert, self._chunk, self._start))
+        programs: tuple[Any, ...] = (self._prefill, self._insert, self._chunk, self._start)
+        return sum(program._cache_size() for program in programs)
 
     def check_request(self, request: Request) -> None:
         """Raises InputError if the request cannot be served with these shapes, or its numbers are out of range."""
@@ -322,13 +321,14 @@ def _request_rows(requests: Sequence[Request], seed: int) -> loop.Rows:
         return jax.tree.map(lambda *xs: np.stack([np.asarray(x, dtype) for x in xs]), *trees)
 
     last = np.array([len(request.tokens) - 1 for request in requests], np.int32)
-    return loop.Rows(
-        token_B=np.array([request.tokens[-1] for request in requests], np.int32),
-        position_B=last,
-        end_B=last + np.array([request.max_new_tokens for request in requests], np.int32),
-        done_B=np.zeros(len(requests), bool),
-        key_B=np.stack([row_key(seed, request.id.noise_name) for request in requests]),
-        sampling=stack([request.sampling for request in requests], np.float32),
-        defence=stack([request.defence for request in requests], np.float32),
-        state=stack([request.defence.init() for request in requests]),
-    )
+    fields: dict[str, Any] = {
+        'token_B': np.array([request.tokens[-1] for request in requests], np.int32),
+        'position_B': last,
+        'end_B': last + np.array([request.max_new_tokens for request in requests], np.int32),
+        'done_B': np.zeros(len(requests), bool),
+        'key_B': np.stack([row_key(seed, request.id.noise_name) for request in requests]),
+        'sampling': stack([request.sampling for request in requests], np.float32),
+        'defence': stack([request.defence for request in requests], np.float32),
+        'state': stack([request.defence.init() for request in requests]),
+    }
+    return loop.Rows(**fields)

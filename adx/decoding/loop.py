@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -105,7 +106,8 @@ def chunk(
         live_B = ~rows.done_B
         position_B = rows.position_B + live_B
         ended_B = jnp.isin(served.token, constants.eos) | (position_B >= rows.end_B)
-        after = rows.replace(
+        after = dataclasses.replace(
+            rows,
             token_B=jnp.where(live_B, served.token, rows.token_B),
             position_B=position_B,
             done_B=rows.done_B | ended_B,

@@ -7,6 +7,7 @@ All functions are of one row and are vmapped, except truncation, which skips its
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -48,51 +49,52 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     Ties at a threshold are kept, and so is the token that crosses top-p. A token of probability 0 never passes.
     """
     probs_BV = jnp.exp(log_probs_BV)
+    k_B, p_B, min_p_B = (jnp.asarray(x, jnp.float32) for x in (sampling.top_k, sampling.top_p, sampling.min_p))
 
     def thresholds() -> Array:
-        top_p_B = numerics.largest_threshold(probs_BV, lambda p: p, sampling.top_p)
-        top_k_B = numerics.largest_threshold(probs_BV, jnp.ones_like, sampling.top_k.astype(jnp.float32))
-        top_p_B = jnp.where(sampling.top_p < 1, top_p_B, 0.0)
-        top_k_B = jnp.where(sampling.top_k > 0, top_k_B, 0.0)
-        return jnp.maximum(jnp.maximum(top_p_B, top_k_B), sampling.min_p * jnp.max(probs_BV, axis=-1))
+        top_p_B = jnp.where(p_B < 1, numerics.largest_threshold(probs_BV, lambda p: p, p_B), 0.0)
+        top_k_B = jnp.where(k_B > 0, numerics.largest_threshold(probs_BV, jnp.ones_like, k_B), 0.0)
+        return jnp.maximum(jnp.maximum(top_p_B, top_k_B), min_p_B * jnp.max(probs_BV, axis=-1))
 
-    asked = jnp.any((sampling.top_p < 1) | (sampling.top_k > 0) | (sampling.min_p > 0))
-    threshold_B = lax.cond(asked, thresholds, lambda: jnp.zeros_like(sampling.top_p))
+    asked = jnp.any((p_B < 1) | (k_B > 0) | (min_p_B > 0))
+    threshold_B = lax.cond(asked, thresholds, lambda: jnp.zeros_like(p_B))
     return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
 
 
-def keep_protected_mass(served_V: Array, teacher_V: Array, protected_V: Array) -> Array:
-    """The served log-probs with the teacher's probability on protected tokens and the rest scaled to what is left.
+def keep_protected_mass(adjusted_V: Array, teacher_V: Array, protected_V: Array) -> Array:
+    """The teacher's probability on protected tokens, and `adjusted_V` scaled to what is left on the others.
 
-    Leaving only their logits alone would not do: while others move, the chance to stop moves too.
+    adjusted_V: log-probs normalised over the unprotected tokens. Leaving only the logits of protected tokens alone
+    would not do: while others move, the chance to stop moves too.
     """
     kept = jnp.sum(jnp.where(protected_V, jnp.exp(teacher_V), 0.0))
-    rest_V = jnp.where(protected_V, -jnp.inf, served_V)
-    has_rest = jnp.any(~protected_V & (teacher_V > MASKED))
-    scaled_V = rest_V - jax.nn.logsumexp(rest_V) + jnp.log1p(-jnp.minimum(kept, 1.0 - 2.0**-24))
-    return jnp.where(protected_V | ~has_rest, teacher_V, jnp.maximum(scaled_V, MASKED))
+    rest_V = jnp.maximum(adjusted_V + jnp.log1p(-jnp.minimum(kept, 1.0 - 2.0**-24)), MASKED)
+    return jnp.where(protected_V, teacher_V, rest_V)
 
 
 def serve_row(defence: Defence, state: State, views: Views, key: Array, protected_V: Array) -> Served:
-    """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary."""
+    """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary.
+
+    The defence is shown the truncation set without protected tokens: those are not its to choose.
+    """
     greedy = views.temperature == 0
     teacher_V = numerics.renormalise(views.teacher_V, views.allowed_V)
+    open_V = views.allowed_V & ~protected_V
+    all_protected = ~jnp.any(open_V)
+    views = dataclasses.replace(views, allowed_V=jnp.where(all_protected, views.allowed_V, open_V))
     scores_V, state = defence.adjust(views, state)
     adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
     # A rule that changed nothing serves the teacher's very bits: protection would only round them.
-    unchanged = jnp.all(adjusted_V == teacher_V)
-    kept_V = keep_protected_mass(adjusted_V, teacher_V, protected_V)
-    served_V = jnp.where(unchanged, teacher_V, kept_V)
+    unchanged = all_protected | jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
+    served_V = jnp.where(unchanged, teacher_V, keep_protected_mass(adjusted_V, teacher_V, protected_V))
 
     noise_V = jnp.where(greedy, 0.0, numerics.gumbel(key, teacher_V.shape[-1]))
     undefended = numerics.argmax(teacher_V + noise_V)
     token = numerics.argmax(served_V + noise_V)
     # Deterministic choices have no mass to keep: a protected token is emitted when it is the teacher's draw.
-    chosen = numerics.argmax(jnp.where(protected_V, MASKED, adjusted_V))
-    spoken_for = protected_V[undefended] | ~jnp.any(~protected_V & views.allowed_V)
+    choice = jnp.where(protected_V[undefended], undefended, numerics.argmax(adjusted_V))
     deterministic = (greedy | defence.is_argmax) & ~unchanged
-    token = jnp.where(deterministic, jnp.where(spoken_for, undefended, chosen), token)
-    return Served(token, undefended, served_V, teacher_V, state)
+    return Served(jnp.where(deterministic, choice, token), undefended, served_V, teacher_V, state)
 
 
 def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array) -> Served:
@@ -108,5 +110,6 @@ def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, pr
         return serve_row(defence, state, views, key, protected_V)
 
     return jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, 0, 0, 0))(
-        rows.defence, rows.state, teacher_BV, proxies_NBV, allowed_BV, temperature_B, rows.token_B, rows.position_B, key_B
+        rows.defence, rows.state, teacher_BV, proxies_NBV, allowed_BV,
+        temperature_B, rows.token_B, rows.position_B, key_B,
     )  # fmt: skip

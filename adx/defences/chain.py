@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
+import jax.numpy as jnp
 
 from adx.numerics import renormalise
 from adx.types import Array, Defence, State, Views
@@ -33,10 +36,13 @@ class Chain:
         return tuple(rule.init() for rule in self.rules)
 
     def adjust(self, views: Views, state: State) -> tuple[Array, State]:
-        states = []
+        states, scores_V = [], views.teacher_V
         for i, (rule, old) in enumerate(zip(self.rules, state, strict=True)):
             if i:
-                views = views.replace(teacher_V=renormalise(scores_V, views.allowed_V))
+                # A rule that changed nothing hands on the very bits it was given, so that strength 0 stays exact.
+                unchanged = jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
+                result_V = renormalise(scores_V, views.allowed_V)
+                views = dataclasses.replace(views, teacher_V=jnp.where(unchanged, views.teacher_V, result_V))
             scores_V, new = rule.adjust(views, old)
             states.append(new)
         return scores_V, tuple(states)

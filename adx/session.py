@@ -1,0 +1,79 @@
+"""adx in a notebook: load, prompts, defence, decode, show."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from adx import experiment as experiments
+from adx import generation, loading, spans, view
+from adx.errors import InputError
+from adx.experiment import Arm, Experiment
+from adx.generation import Models
+from adx.types import Prompt, Trace
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in memory. Calling it decodes what is missing; an interrupted cell keeps what is finished.
+
+    `traces` holds the finished traces by request id. Shown in a notebook it is the side-by-side page.
+    """
+
+    experiment: Experiment
+    models: Models
+    prompts: Sequence[Prompt]
+    traces: dict[str, Trace] = dataclasses.field(default_factory=dict)
+
+    def __call__(self) -> Run:
+        """Decodes every trace that is not there yet, with a progress bar. KeyboardInterrupt ends it early."""
+        from tqdm.auto import tqdm
+
+        made = generation.make_requests(self.experiment, self.prompts, self.models.tokenizer)
+        if made.rejected:
+            id_, reason = next(iter(made.rejected.items()))
+            raise InputError(f'{len(made.rejected)} requests cannot be served, first {id_}: {reason}')
+        pending = [request for id_, request in made.requests.items() if id_ not in self.traces]
+        make_trace = generation.TraceMaker(self.experiment, self.models, made)
+        e = self.experiment
+        engines = generation.make_engines(self.models, e.arms, e.decode, e.seed)
+        stop_fn = generation.make_stop_fn(e.stop_strings, self.models.tokenizer, e.decode.chunk)
+        with tqdm(total=len(made.requests), initial=len(self.traces), unit='trace') as bar:
+            try:
+                for _, completion in generation.generate(engines, pending, stop_fn):
+                    self.traces[str(completion.id)] = make_trace(completion)
+                    bar.update()
+            except KeyboardInterrupt:
+                print(f'stopped with {len(self.traces)} of {len(made.requests)} traces; call it again to continue')
+        return self
+
+    def comparison(self) -> view.Comparison:
+        decode = functools.partial(self.models.tokenizer.backend.decode, skip_special_tokens=False)
+        pieces = functools.partial(spans.token_pieces, decode)
+        groups = view.compare(self.traces.values(), pieces, self.experiment.dataset.grade)
+        return view.Comparison(groups, 'Traces side by side')
+
+    def _repr_html_(self) -> str:
+        return self.comparison()._repr_html_()
+
+    def __str__(self) -> str:
+        return str(self.comparison())
+
+
+def load(experiment: Experiment) -> Models:
+    """The models of an experiment on its mesh. Raises AdxError for what cannot be loaded."""
+    experiments.check(experiment)
+    return loading.load_models(experiment, loading.blueprint(experiment))
+
+
+def decode(
+    experiment: Experiment, models: Models | None = None, prompts: Sequence[Prompt] | None = None, arms: Sequence[Arm] = ()
+) -> Run:
+    """Decodes an experiment in memory. models, prompts and arms replace what the experiment says."""
+    if arms:
+        experiment = dataclasses.replace(experiment, arms=tuple(arms))
+    experiments.check(experiment)
+    if prompts is None:
+        prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    return Run(experiment, models or load(experiment), prompts)()

@@ -1,0 +1,34 @@
+"""The demo: a few GSM8K questions, plain, product of experts and cross-model soft, side by side.
+
+Claim:   none about students. It shows what both signs of adversarial decoding do to a real model's traces.
+Command: ./tools/demo
+Weights: SmolLM2-135M-Instruct (Apache-2.0), which `./tools/demo` fetches; the proxy is its early exit at layer 10
+         with the translator that ships with adx (`python -m tools.fit_translator`).
+"""
+
+from adx.datasets import Gsm8k
+from adx.decoding.engine import DecodeConfig
+from adx.defences import CrossModelSoft, ProductOfExperts
+from adx.experiment import Arm, Experiment, ModelSource
+from adx.types import Sampling
+
+SMOLLM2 = 'smollm2-135m-instruct'
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        dataset=Gsm8k(),
+        split='train',
+        limit=4,
+        teacher=ModelSource(SMOLLM2),
+        proxies=(ModelSource(SMOLLM2, exit_layer=10, translator='smollm2_exit10'),),
+        arms=(
+            Arm('plain', sampling=Sampling(temperature=0.7, top_p=0.95)),
+            Arm('product_of_experts', ProductOfExperts(gamma=0.3), Sampling(temperature=0.7, top_p=0.95)),
+            Arm('cross_model_soft', CrossModelSoft(weight=0.3), Sampling(temperature=0.7, top_k=20, top_p=0.95)),
+        ),
+        max_new_tokens=96,
+        decode=DecodeConfig(slots=4, chunk=8, buckets=(160,), cache_length=256, record='scalars'),
+        disclosure='public',
+        licence='Apache-2.0',
+    )

@@ -1,0 +1,70 @@
+"""Imports point one way: shell -> stages -> menus -> nouns."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ADX = pathlib.Path(__file__).parent.parent / 'adx'
+NOUNS = {'types', 'errors', 'numerics', 'aggregation', 'grading', 'hashing', 'mesh', 'spans'}
+MENUS = {'models', 'datasets', 'defences'}
+STAGES = {'decoding', 'planning', 'view'}
+SHELL = {
+    'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
+    'experiment', 'generation', 'loading', 'pipeline', 'session',
+}  # fmt: skip
+LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
+NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}
+
+
+def level(unit: str) -> int:
+    return next(i for i, units in enumerate(LEVELS) if unit in units)
+
+
+def unit_of(path: pathlib.Path) -> str:
+    return path.relative_to(ADX).with_suffix('').parts[0]
+
+
+def imports(path: pathlib.Path) -> list[str]:
+    """Dotted names of all imports in a file, also those inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f'{node.module}.{alias.name}' for alias in node.names]
+    return names
+
+
+FILES = sorted(path for path in ADX.rglob('*.py') if path != ADX / '__init__.py')
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ADX)))
+def test_imports_point_down(path):
+    unit = unit_of(path)
+    for name in imports(path):
+        parts = name.split('.')
+        assert parts[0] not in ('launch', 'tools', 'configs', 'tests'), name
+        if parts[0] == 'adx' and len(parts) > 1 and parts[1] != unit:
+            assert level(parts[1]) <= level(unit), f'{unit} imports {name}, which stands above it'
+            assert not (unit in MENUS and parts[1] in MENUS), f'the menu {unit} imports the menu {parts[1]}'
+
+
+@pytest.mark.parametrize('unit', sorted(NOUNS - {'grading'}))
+def test_nouns_use_numbers_only(unit):
+    outside = {name.split('.')[0] for name in imports(ADX / f'{unit}.py')} - {'adx', '__future__'}
+    assert outside - set(sys.stdlib_module_names) <= NOUN_LIBRARIES
+
+
+def test_files_stay_small():
+    long = {str(p.relative_to(ADX)): n for p in FILES if (n := len(p.read_text().splitlines())) > 350}
+    assert not long
+
+
+def test_importing_starts_no_backend():
+    code = 'import adx, launch.run, jax; assert not jax._src.xla_bridge._backends'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ADX.parent)
