@@ -68,7 +68,10 @@ def load(experiment: Experiment) -> Models:
 
 
 def decode(
-    experiment: Experiment, models: Models | None = None, prompts: Sequence[Prompt] | None = None, arms: Sequence[Arm] = ()
+    experiment: Experiment,
+    models: Models | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    arms: Sequence[Arm] = (),
 ) -> Run:
     """Decodes an experiment in memory. models, prompts and arms replace what the experiment says."""
     if arms:
