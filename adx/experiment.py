@@ -109,7 +109,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """The inverse of to_json. Raises ConfigError on an unknown type or field."""
+    """The inverse of to_json. Raises ConfigError on an unknown type or field, and on a missing field."""
     if isinstance(value, list):
         return tuple(from_json(item) for item in value)
     if not isinstance(value, dict) or 'type' not in value:
@@ -120,7 +120,14 @@ def from_json(value: Any) -> Any:
     given = {name: from_json(item) for name, item in value.items() if name != 'type'}
     for name in given:
         _check_field(cls, name)
+    missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in given]
+    if missing:
+        raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add what is missing')
     return cls(**given)
+
+
+def _needed(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
     key, *rest = keys
     if isinstance(node, tuple):
         names = [getattr(item, 'name', str(i)) for i, item in enumerate(node)]
-        index = int(key) if key.isdigit() else names.index(key) if key in names else -1
+        index = int(key) if key.isdecimal() else names.index(key) if key in names else -1
         if not 0 <= index < len(node):
             raise ConfigError(f'--set {path}: no entry {key!r}; there are {names}{_hint(key, names)}')
         return (*node[:index], _replace(node[index], rest, value, path), *node[index + 1 :])
@@ -193,8 +200,9 @@ def check(experiment: Experiment) -> None:
     """Raises ConfigError for what no run could serve. Needs no model, data or device."""
     e = experiment
     for name, kind in get_type_hints(Experiment).items():
-        if kind is int and getattr(e, name) < (1 if name in ('samples', 'max_new_tokens') else 0):
-            raise ConfigError(f'{name} = {getattr(e, name)} is too small')
+        value, least = getattr(e, name), 1 if name in ('samples', 'max_new_tokens') else 0
+        if kind is int and (type(value) is not int or value < least):
+            raise ConfigError(f'{name} = {value!r} is not allowed; it must be an integer of at least {least}')
     if e.dtype not in DTYPES:
         raise ConfigError(f'dtype = {e.dtype!r} is unknown; it must be one of {DTYPES}{_hint(e.dtype, DTYPES)}')
     names = [arm.name for arm in e.arms]

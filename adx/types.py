@@ -85,7 +85,8 @@ class Views:
     teacher_V: the teacher's log-probs; inside a Chain, the previous rule's result.
     proxies_NV: each proxy's log-probs, never truncated; shape [0, V] when no proxy runs.
     tangents_NV: directional derivatives of proxies_NV, or None when the defence does not want them.
-    allowed_V: bool, the truncation set taken from the teacher; at least one token is True.
+    allowed_V: bool, the truncation set taken from the teacher, without protected tokens unless all of it is
+      protected; at least one token is True.
     token, position: the token just read and its index in the sequence; the result is for position + 1.
     key: a PRNG key of this row and position, independent of the one that samples.
     """

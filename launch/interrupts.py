@@ -44,6 +44,6 @@ class Interrupts:
             self._raise()
 
     def _raise(self) -> None:
+        # The reason stays: where a library swallows the error, the next guard raises it again.
         if self._reason:
-            reason, self._reason = self._reason, ''
-            raise Interrupted(f'stopped by {reason}; finished traces are saved, the same command continues')
+            raise Interrupted(f'stopped by {self._reason}; finished traces are saved, the same command continues')

@@ -8,10 +8,8 @@ Killing it at any moment and running the same command again continues the run. E
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import pathlib
 import sys
 import traceback
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from adx.errors import BUG, COMPLETE, AdxError, ConfigError
+from launch.config import load_config
 
 STAGES = ('generate', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
@@ -45,36 +44,28 @@ SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm whose trac
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
 
 
-def load_config(path: str) -> Any:
-    """The Experiment that a config file defines. Raises ConfigError."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if not p.name.startswith('_'))
-        raise ConfigError(f'--config={path} does not exist; configs here: {there}')
-    spec = importlib.util.spec_from_file_location(f'adx_config_{file.stem}', file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.experiment()
-    except AdxError:
-        raise
-    except Exception as error:
-        raise ConfigError(f'--config={path} cannot be read: {type(error).__name__}: {error}') from error
-
-
 def place_of_process() -> tuple[int, int]:
     """(shard, num_shards) from the flags, else from the scheduler, else (0, 1)."""
     if (SHARD.value is None) != (NUM_SHARDS.value is None):
         raise ConfigError('--shard and --num_shards go together; give both or neither')
     shard, count = SHARD.value or 0, NUM_SHARDS.value or 1
     if SHARD.value is None:
-        found = [(os.environ[i], os.environ[n]) for i, n in SCHEDULERS if i in os.environ and n in os.environ]
-        shard, count = (int(found[0][0]), int(found[0][1])) if found and not DISTRIBUTED.value else (0, 1)
+        shard, count = (0, 1) if DISTRIBUTED.value else _scheduled()
     if not 0 <= shard < count:
         raise ConfigError(f'--shard={shard} is not allowed with --num_shards={count}; it must be 0 to {count - 1}')
     return shard, count
+
+
+def _scheduled() -> tuple[int, int]:
+    """(index, count) as the first scheduler that is there says, else (0, 1)."""
+    for names in SCHEDULERS:
+        if all(name in os.environ for name in names):
+            try:
+                return int(os.environ[names[0]]), int(os.environ[names[1]])
+            except ValueError as error:
+                given = ', '.join(f'{name}={os.environ[name]!r}' for name in names)
+                raise ConfigError(f'{given}: both must be integers; mend them or give --shard and --num_shards') from error
+    return 0, 1
 
 
 def dry_run(experiment: Any) -> None:
@@ -166,8 +157,8 @@ def run(_: list[str]) -> int:
         raise ConfigError('--config is needed; see configs/')
     experiment = override(load_config(CONFIG.value), SET.value)
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
-    if unknown:
-        raise ConfigError(f'--stages has {unknown}; the stages are {STAGES}')
+    if unknown or not STAGE_NAMES.value:
+        raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
     if DRY_RUN.value:
         dry_run(experiment)
         return COMPLETE

@@ -192,7 +192,8 @@ class _Run:
         self.queue = _prefill_batches(requests, engine.config)
         self.prefixes: collections.deque[_Prefix] = collections.deque()
         self.slots: list[_Live | None] = [None] * engine.config.slots
-        self.rows, self.caches = engine._start(requests[0].defence)
+        structure = jax.tree.map(np.float32, requests[0].defence)  # 1 and 1.0 are one program
+        self.rows, self.caches = engine._start(structure)
 
     def completions(self) -> Iterator[Completion]:
         in_flight: _Chunk | None = None

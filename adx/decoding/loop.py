@@ -89,7 +89,7 @@ def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
         'kl': numerics.kl(served.served_V, served.teacher_V),
     }
     if record == 'top':
-        record_of['top_log_probs'], record_of['top_ids'] = lax.top_k(served.served_V, TOP)
+        record_of['top_log_probs'], record_of['top_ids'] = lax.top_k(served.served_V, min(TOP, served.served_V.shape[-1]))
     return record_of
 
 
@@ -117,6 +117,9 @@ def chunk(
         return (after, caches), (tokens_B, statistics(served, record))
 
     (rows, caches), (tokens_TB, recorded) = lax.scan(step, (rows, caches), None, length=steps)
+    # Every process reads the results whole.
+    whole = ensemble.teacher_layout
+    tokens_TB, recorded = jax.tree.map(lambda x: whole.shard(x, '.' * x.ndim), (tokens_TB, recorded))
     return place_rows(ensemble, rows), caches, tokens_TB, recorded
 
 

@@ -1,0 +1,34 @@
+"""Reads config files: Python files that define experiment() -> Experiment."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from typing import Any
+
+from adx.errors import AdxError, ConfigError
+
+
+def load_config(path: str) -> Any:
+    """The Experiment that a config file defines. Raises ConfigError."""
+    from adx.experiment import Experiment  # it imports jax, and a wrong flag should not wait for that
+
+    file = pathlib.Path(path)
+    if not file.is_file():
+        there = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if not p.name.startswith('_'))
+        raise ConfigError(f'--config={path} does not exist; configs here: {there}')
+    spec = importlib.util.spec_from_file_location(f'adx_config_{file.stem}', file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        experiment = module.experiment()
+    except AdxError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'--config={path} cannot be read: {type(error).__name__}: {error}') from error
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise ConfigError(f'--config={path}: experiment() returned a {kind}; it must return an Experiment')
+    return experiment

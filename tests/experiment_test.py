@@ -1,0 +1,92 @@
+"""Experiments: JSON there and back, overrides, the hash, and what check refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from adx.defences import ProductOfExperts
+from adx.errors import ConfigError
+from adx.experiment import check, experiment_hash, from_json, override, to_json
+from adx.types import Sampling
+from launch.config import load_config
+
+CONFIGS = sorted(path for path in pathlib.Path('configs').glob('*.py') if not path.name.startswith('_'))
+BASE = load_config(str(CONFIGS[0]))
+
+
+def with_arm(**fields):
+    return dataclasses.replace(BASE, arms=(dataclasses.replace(BASE.arms[1], **fields),))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_checks_and_round_trips(path):
+    experiment = load_config(str(path))
+    check(experiment)
+    assert from_json(to_json(experiment)) == experiment
+    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+def test_override_reaches_nested_fields_and_tuples():
+    changed = override(
+        BASE, ['decode.slots=8', 'arms.1.defence.gamma=1', 'arms.plain.sampling.top_p=0.5', 'decode.buckets=[8, 16]']
+    )
+    assert changed.decode.slots == 8
+    assert changed.arms[1].defence.gamma == 1.0
+    assert isinstance(changed.arms[1].defence.gamma, float)
+    assert changed.arms[0].sampling.top_p == 0.5
+    assert changed.decode.buckets == (8, 16)
+    assert override(changed, []) == changed
+
+
+@pytest.mark.parametrize(
+    ('assignment', 'message'),
+    [
+        ('seed', 'has no "="'),
+        ('sed=1', "Did you mean 'seed'"),
+        ('decode.slotz=1', "Did you mean 'slots'"),
+        ('arms.plan.name=x', "Did you mean 'plain'"),
+        ('arms.9.name=x', "no entry '9'"),
+        ('seed.x=1', 'below a plain value'),
+        ('seed=one', 'holds a int'),
+        ('arms.plain=x', 'holds a Arm'),
+        ('decode.buckets=[8, "x"]', 'holds a int'),
+    ],
+)
+def test_override_names_what_is_wrong(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(BASE, [assignment])
+
+
+def test_hash_leaves_out_how_a_run_is_carried_out():
+    for operational in ('decode.slots=8', 'mesh.data=2'):
+        assert experiment_hash(override(BASE, [operational])) == experiment_hash(BASE)
+    for other in ('seed=1', 'decode.record=none', 'arms.1.defence.gamma=0.5'):
+        assert experiment_hash(override(BASE, [other])) != experiment_hash(BASE)
+
+
+@pytest.mark.parametrize('disclosure', ['', 'none:', 'none: ', 'secret'])
+def test_a_defended_run_states_its_disclosure(disclosure):
+    with pytest.raises(ConfigError, match='disclosure'):
+        check(dataclasses.replace(BASE, disclosure=disclosure))
+    check(dataclasses.replace(BASE, disclosure=disclosure, arms=BASE.arms[:1]))
+    check(dataclasses.replace(BASE, disclosure='none: a private study'))
+
+
+@pytest.mark.parametrize(
+    'experiment',
+    [
+        with_arm(defence=ProductOfExperts(gamma=float('nan'))),
+        with_arm(sampling=Sampling(temperature=-1.0)),
+        dataclasses.replace(BASE, arms=BASE.arms * 2),
+        dataclasses.replace(BASE, proxies=()),
+        dataclasses.replace(BASE, samples=0),
+        dataclasses.replace(BASE, dtype='float23'),
+    ],
+)
+def test_check_refuses(experiment):
+    with pytest.raises(ConfigError):
+        check(experiment)

@@ -1,0 +1,69 @@
+"""Tiny random models, ensembles of them, and one row's views: what tests decode with instead of checkpoints."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adx.decoding.engine import DecodeConfig
+from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
+from adx.defences import ProductOfExperts, Undefended
+from adx.mesh import make_mesh, proxy_layout, teacher_layout
+from adx.models.transformer import TransformerConfig, make_model
+from adx.types import Request, RequestId, Sampling, Views
+
+VOCAB, VOCAB_ROWS = 61, 64
+TEACHER = TransformerConfig(
+    vocab_size=VOCAB, vocab_rows=VOCAB_ROWS, num_layers=2, embed_dim=16, mlp_dim=32,
+    num_heads=4, num_kv_heads=2, head_dim=8, max_length=64,
+)  # fmt: skip
+PROXY = TransformerConfig(
+    vocab_size=VOCAB, vocab_rows=VOCAB_ROWS, num_layers=1, embed_dim=8, mlp_dim=16,
+    num_heads=2, num_kv_heads=1, head_dim=8, max_length=64,
+)  # fmt: skip
+DECODE = DecodeConfig(slots=8, chunk=3, buckets=(4, 8), prefill_rows=8, cache_length=24, record='scalars')
+
+
+def make_ensemble(mesh=None, teacher=TEACHER, proxy=PROXY, count=2, shard_weights=False):
+    """(Ensemble, Weights) of one random teacher and `count` random proxies of one architecture, placed on `mesh`."""
+    mesh = mesh or make_mesh()
+    model, layout = make_model(teacher), teacher_layout(mesh, teacher.sizes, shard_weights)
+    params = {path: jax.device_put(w, layout.sharding(model.axes[path])) for path, w in model.init(0).items()}
+    if not count:
+        return Ensemble(model, layout), Weights(params, ())
+    group = Group(make_model(proxy), proxy_layout(mesh, proxy.sizes, count), count)
+    stacked = stack_params(group.model, group.layout, [group.model.init(1 + i) for i in range(count)])
+    return Ensemble(model, layout, (group,)), Weights(params, (stacked,))
+
+
+def make_requests(count=8, defence=None, sampling=None, new=7, samples=1):
+    """`count` requests with prompts of 1 to 8 tokens; `samples` of them share each prompt."""
+    rng = np.random.default_rng(0)
+    defence = ProductOfExperts(0.5) if defence is None else defence
+    sampling = sampling or Sampling(top_k=20, top_p=0.95)
+    prompts = [tuple(rng.integers(0, VOCAB, 1 + i % 8).tolist()) for i in range(-(-count // samples))]
+    return [
+        Request(RequestId('fake', 'train', str(i // samples), i % samples, 'arm'), prompts[i // samples], new,
+                sampling, defence)
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def undefended(**kwargs):
+    return make_requests(defence=Undefended(), **kwargs)
+
+
+def make_views(seed=0, vocab=32, proxies=2, allowed=None, temperature=1.0) -> Views:
+    """Random log-probs of one row; `allowed` None allows every token."""
+    teacher, *rest = jax.random.split(jax.random.key(seed), proxies + 1)
+    draw = [jax.nn.log_softmax(2 * jax.random.normal(key, (vocab,))) for key in (teacher, *rest)]
+    return Views(
+        teacher_V=draw[0],
+        proxies_NV=jnp.stack(draw[1:]) if proxies else jnp.zeros((0, vocab)),
+        allowed_V=jnp.ones(vocab, bool) if allowed is None else jnp.asarray(allowed),
+        temperature=jnp.float32(temperature),
+        token=jnp.int32(3),
+        position=jnp.int32(5),
+        key=jax.random.key(seed + 1000),
+    )
