@@ -95,8 +95,8 @@ def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
 
 def chunk(
     ensemble: Ensemble, weights: Weights, rows: Rows, caches: Caches, constants: Constants, steps: int, record: str
-):
-    """`steps` tokens for every live row: (rows, caches, tokens_TB, statistics of [T, B]); -1 where a row idles."""
+) -> tuple[Rows, Caches, Array, dict[str, Array]]:
+    """`steps` tokens for every live row: (rows, caches, tokens_TB, statistics [T, B]); -1 where a row idles."""
 
     def step(carry: tuple[Rows, Caches], _: None):
         rows, caches = carry

@@ -1,0 +1,198 @@
+"""What holds for every defence of the menu, proved once for all; then each rule against its formula in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import fakes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adx import defences
+from adx.aggregation import Aggregation
+from adx.defences import (
+    Chain,
+    CrossModelHard,
+    CrossModelReweight,
+    CrossModelSoft,
+    CrossModelWeighted,
+    Permutation,
+    ProductOfExperts,
+    Undefended,
+)
+from adx.numerics import MASKED, renormalise
+
+EXAMPLES = {
+    'undefended': Undefended(),
+    'product_of_experts': ProductOfExperts(0.4),
+    'cross_model_hard': CrossModelHard(),
+    'cross_model_weighted': CrossModelWeighted(0.7),
+    'cross_model_soft': CrossModelSoft(0.7, 1.5),
+    'cross_model_reweight': CrossModelReweight(2.0),
+    'permutation': Permutation(ProductOfExperts(0.4)),
+    'chain': Chain((ProductOfExperts(0.3), CrossModelSoft(0.5, 1.0))),
+}
+NEUTRAL = [
+    Undefended(),
+    ProductOfExperts(0.0),
+    CrossModelSoft(0.0, 1.0),
+    CrossModelReweight(0.0),
+    Permutation(ProductOfExperts(0.0)),
+    Chain((ProductOfExperts(0.0), CrossModelSoft(0.0, 1.0))),
+]
+ALLOWED = np.arange(32) % 3 > 0
+
+
+def served(defence, views):
+    scores_V, _ = jax.jit(lambda d, v: d.adjust(v, d.init()))(jax.tree.map(jnp.float32, defence), views)
+    return np.asarray(renormalise(scores_V, views.allowed_V), np.float64)
+
+
+def test_every_option_has_an_example():
+    assert set(EXAMPLES) == set(defences.MENU)
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+@pytest.mark.parametrize('aggregation', ['mean', 'softmin'])
+def test_serves_a_distribution_on_the_set(name, aggregation):
+    defence = EXAMPLES[name]
+    if hasattr(defence, 'join'):
+        defence = dataclasses.replace(defence, join=Aggregation(2.0, aggregation))
+    defence.check()
+    log_q_V = served(defence, fakes.make_views(allowed=ALLOWED))
+    assert log_q_V.shape == (32,)
+    assert np.isfinite(log_q_V).all()
+    assert (log_q_V[~ALLOWED] == np.float32(MASKED)).all()
+    assert abs(np.exp(log_q_V).sum() - 1) < 1e-6  # 32 float32 terms
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+@pytest.mark.parametrize('what', ['impossible', 'ties', 'certain'])
+def test_stays_finite_on_extremes(name, what):
+    views = fakes.make_views(allowed=ALLOWED)
+    extreme = {
+        'impossible': jnp.where(jnp.arange(32) < 16, -np.log(16.0), MASKED),
+        'ties': jnp.full(32, -np.log(32.0)),
+        'certain': jnp.where(jnp.arange(32) == 4, 0.0, MASKED),
+    }[what]
+    views = dataclasses.replace(views, proxies_NV=jnp.stack([extreme, extreme]))
+    log_q_V = served(EXAMPLES[name], views)
+    assert np.isfinite(log_q_V).all()
+    assert abs(np.exp(log_q_V).sum() - 1) < 1e-6
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_rows_are_independent_and_numbers_do_not_retrace(name):
+    """A row's result does not depend on its neighbours, and other strengths run the same program."""
+    defence = jax.tree.map(jnp.float32, EXAMPLES[name])
+    views = [fakes.make_views(seed, allowed=ALLOWED) for seed in range(3)]
+    traces = []
+
+    @jax.jit
+    def adjust(defence_B, views_B):
+        traces.append(0)
+        return jax.vmap(lambda d, v: d.adjust(v, d.init())[0])(defence_B, views_B)
+
+    def stack(trees):
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *trees)
+
+    rows = stack([defence] * 3)
+    first = adjust(rows, stack(views))
+    other = adjust(rows, stack([views[0], views[2], views[1]]))
+    np.testing.assert_array_equal(first[0], other[0])
+    np.testing.assert_array_equal(first[1], other[2])
+    adjust(jax.tree.map(lambda x: x * 0.5, rows), stack(views))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize('defence', NEUTRAL, ids=lambda d: type(d).__name__)
+def test_strength_zero_is_the_teacher_bit_for_bit(defence):
+    views = fakes.make_views(allowed=ALLOWED)
+    scores_V, _ = jax.jit(lambda d, v: d.adjust(v, d.init()))(jax.tree.map(jnp.float32, defence), views)
+    np.testing.assert_array_equal(scores_V[ALLOWED], views.teacher_V[ALLOWED])
+
+
+@pytest.mark.parametrize(
+    'defence',
+    [
+        ProductOfExperts(float('nan')),
+        ProductOfExperts(1.5),
+        CrossModelWeighted(-1.0),
+        CrossModelSoft(float('inf')),
+        CrossModelSoft(1.0, 0.0),
+        CrossModelReweight(-0.1),
+        ProductOfExperts(0.5, Aggregation(1.0, 'median')),
+        Chain(()),
+        Chain((CrossModelHard(), ProductOfExperts(0.5))),
+        Permutation(CrossModelHard()),
+    ],
+    ids=str,
+)
+def test_refuses_numbers_out_of_range(defence):
+    with pytest.raises(ValueError, match=r'must|only|empty|no score'):
+        defence.check()
+
+
+def formulas(views):
+    """Unnormalised log-scores of each rule in float64, one proxy."""
+    lp_T, lp_S = (np.asarray(x, np.float64) for x in (views.teacher_V, views.proxies_NV[0]))
+    hard = np.where(lp_S == lp_S[ALLOWED].min(), 0.0, MASKED)
+    difference = lp_T - 0.7 * lp_S
+    return {
+        'undefended': lp_T,
+        'product_of_experts': 0.6 * lp_T + 0.4 * lp_S,
+        'cross_model_hard': hard,
+        'cross_model_weighted': np.where(difference == difference[ALLOWED].max(), 0.0, MASKED),
+        'cross_model_soft': difference / 1.5,
+        'cross_model_reweight': lp_T + 2.0 * np.log1p(-np.exp(lp_S)),
+    }
+
+
+@pytest.mark.parametrize('name', ['undefended', *list(EXAMPLES)[1:6]])
+@pytest.mark.parametrize('seed', range(5))
+def test_equals_its_formula(name, seed):
+    views = fakes.make_views(seed, proxies=1, allowed=ALLOWED)
+    scores_V = np.where(ALLOWED, formulas(views)[name], -np.inf)
+    expected_V = scores_V - np.logaddexp.reduce(scores_V)
+    np.testing.assert_allclose(served(EXAMPLES[name], views)[ALLOWED], expected_V[ALLOWED], atol=5e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('gamma', [0.1, 0.5, 0.9])
+def test_product_of_experts_is_cross_model_soft_with_the_other_sign(gamma):
+    views = fakes.make_views(proxies=1)
+    joined = CrossModelSoft(-gamma / (1 - gamma), 1 / (1 - gamma))
+    np.testing.assert_allclose(served(ProductOfExperts(gamma), views), served(joined, views), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', list(EXAMPLES)[:6])
+def test_a_chain_of_one_is_the_one(name):
+    views = fakes.make_views(allowed=ALLOWED)
+    np.testing.assert_array_equal(served(Chain((EXAMPLES[name],)), views), served(EXAMPLES[name], views))
+
+
+def test_permutation_keeps_sizes_and_forgets_tokens():
+    """The changes are the rule's own up to sign and order, and over many positions they do not follow the rule's."""
+    views = fakes.make_views(allowed=ALLOWED)
+    base_V = np.asarray(renormalise(views.teacher_V, views.allowed_V))[ALLOWED]
+    rule = ProductOfExperts(0.4)
+    change_V = served(rule, views)[ALLOWED] - base_V
+    keys = jax.random.split(jax.random.key(0), 2000)
+    defence = jax.tree.map(jnp.float32, Permutation(rule))
+    scores_TV = jax.vmap(lambda key: defence.adjust(dataclasses.replace(views, key=key), ())[0])(keys)
+    moved_TV = np.asarray(scores_TV)[:, ALLOWED] - base_V
+    np.testing.assert_allclose(
+        np.sort(np.abs(moved_TV), axis=1), np.tile(np.sort(np.abs(change_V)), (2000, 1)), atol=1e-5
+    )
+    scale = np.sqrt(np.mean(change_V**2) / 2000)  # standard error of a mean of 2000 changes with random signs
+    assert np.abs(moved_TV.mean(axis=0)).max() < 5 * scale
+
+
+def test_a_candidate_outside_the_proxys_nucleus_keeps_its_order():
+    """A reference truncated the proxy too: its -inf made hard a tie and switched weight and temperature off."""
+    lp_S = np.log(np.r_[0.9, np.full(31, 0.1 / 31) * np.linspace(1.5, 0.5, 31)])
+    views = dataclasses.replace(fakes.make_views(proxies=1), proxies_NV=jnp.asarray(lp_S[None], jnp.float32))
+    assert served(CrossModelHard(), views).argmax() == 31
+    soft = [served(CrossModelSoft(w), views) for w in (0.2, 0.8)]
+    assert np.abs(soft[0] - soft[1]).max() > 0.1
