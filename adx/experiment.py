@@ -122,7 +122,7 @@ def from_json(value: Any) -> Any:
         _check_field(cls, name)
     missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in given]
     if missing:
-        raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add what is missing')
+        raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add them')
     return cls(**given)
 
 

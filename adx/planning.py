@@ -13,8 +13,10 @@ from adx.mesh import Layout
 from adx.models.transformer import Model
 
 LOGIT_BYTES = 4
-# Float32 arrays of [B, V] that are alive at once while the next token is chosen.
-COMBINE_COPIES = 4
+# Float32 arrays of [B, V] that are alive at once, as XLA allocates them on CPU (tests/planning_test.py):
+# while log-probs are combined, beside one for each proxy; and while a token is drawn, however many proxies.
+COMBINE_COPIES = 6
+SAMPLING_COPIES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +83,11 @@ def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int
 
 
 def _step_bytes(ensemble: Ensemble, config: DecodeConfig) -> int:
-    """Temporaries of one decode step: the logits of all models, and the copies that choosing a token makes."""
+    """Temporaries of one decode step: the larger of combining the models' log-probs and drawing a token."""
     layout, vocab = ensemble.teacher_layout, ensemble.teacher.config.sizes['V']
     per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', vocab) * LOGIT_BYTES
     proxies = sum(group.count for group in ensemble.groups)
-    return per_copy * (1 + 2 * proxies + COMBINE_COPIES)
+    return per_copy * max(SAMPLING_COPIES, proxies + COMBINE_COPIES)
 
 
 def _prefill_bytes(member: tuple[Model, Layout, int], config: DecodeConfig) -> int:

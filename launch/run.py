@@ -64,7 +64,7 @@ def _scheduled() -> tuple[int, int]:
                 return int(os.environ[names[0]]), int(os.environ[names[1]])
             except ValueError as error:
                 given = ', '.join(f'{name}={os.environ[name]!r}' for name in names)
-                raise ConfigError(f'{given}: both must be integers; mend them or give --shard and --num_shards') from error
+                raise ConfigError(f'{given}: both must be integers; give --shard and --num_shards') from error
     return 0, 1
 
 

@@ -30,6 +30,19 @@ def test_every_config_checks_and_round_trips(path):
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'teacher': {'type': 'model'}}, "ModelSource lacks .'source'."),
+        ({'sed': 1}, "Did you mean 'seed'"),
+        ({'type': 'x'}, 'unknown type'),
+    ],
+)
+def test_from_json_names_what_is_wrong(change, message):
+    with pytest.raises(ConfigError, match=message):
+        from_json(to_json(BASE) | change)
+
+
 def test_override_reaches_nested_fields_and_tuples():
     changed = override(
         BASE, ['decode.slots=8', 'arms.1.defence.gamma=1', 'arms.plain.sampling.top_p=0.5', 'decode.buckets=[8, 16]']

@@ -89,7 +89,8 @@ def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
         'kl': numerics.kl(served.served_V, served.teacher_V),
     }
     if record == 'top':
-        record_of['top_log_probs'], record_of['top_ids'] = lax.top_k(served.served_V, min(TOP, served.served_V.shape[-1]))
+        kept = min(TOP, served.served_V.shape[-1])
+        record_of['top_log_probs'], record_of['top_ids'] = lax.top_k(served.served_V, kept)
     return record_of
 
 

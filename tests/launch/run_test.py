@@ -1,0 +1,197 @@
+"""The program as its user meets it: processes, signals, exit codes, and the same traces whatever happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+from adx.experiment import from_json
+from adx.storage import Workdir, digest, hashes
+from launch.config import load_config
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+TRACES = 9  # three prompts, three arms
+# The program, which kills itself without notice once it has saved its fourth trace.
+KILLED = """
+import os, signal
+from absl import app
+from adx import pipeline
+from launch import run
+
+add = pipeline._Saver.add
+
+def add_and_die(self, trace):
+    add(self, trace)
+    if self.report.done == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pipeline.FLUSH_SECONDS = 0.0
+pipeline._Saver.add = add_and_die
+app.run(run.main, flags_parser=run.parse_flags)
+"""
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory) -> types.SimpleNamespace:
+    """A teacher, a config and one complete run, whose compiled programs the other runs reuse."""
+    root = tmp_path_factory.mktemp('run')
+    teacher = tiny.write_teacher(root / 'teacher')
+    config = tiny.write_config(root / 'config.py', teacher)
+    # Compile time is most of a run: share the programs, and leave them unoptimised.
+    environment = os.environ | {
+        'PYTHONPATH': str(ROOT),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+        'JAX_COMPILATION_CACHE_DIR': str(root / 'programs'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    place = types.SimpleNamespace(root=root, teacher=teacher, config=config, environment=environment)
+    place.first = run(place, 'complete')
+    place.digest = digest(hashes(root / 'complete'))
+    return place
+
+
+def start(place, *arguments: str, program=('-m', 'launch.run'), **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, *arguments]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, cwd=place.root, env=place.environment | variables, **pipes)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)"""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def arguments(place, workdir: str, *more: str) -> tuple[str, ...]:
+    return (f'--config={place.config}', f'--workdir={place.root / workdir}', *more)
+
+
+def run(place, workdir: str, *more: str) -> tuple[int, str, str]:
+    return end(start(place, *arguments(place, workdir, *more)))
+
+
+def finished(place, workdir: str) -> int:
+    return len(Workdir(place.root / workdir).finished())
+
+
+def test_a_run_completes(place):
+    code, out, err = place.first
+    assert code == 0, err
+    assert f'{TRACES} traces decoded' in out
+    assert finished(place, 'complete') == TRACES
+    first = json.loads(err.splitlines()[0])
+    assert (first['event'], first['done'], first['total']) == ('progress', 0, TRACES)
+    settings = {trace.request_id.rsplit('/', 1)[1] for trace in Workdir(place.root / 'complete').traces()}
+    assert settings == {'plain', 'product_of_experts', 'cross_model_soft'}
+
+
+def test_a_complete_run_stays_as_it_is(place):
+    """Its shapes may change, what it is may not."""
+    code, out, err = run(place, 'complete', '--set=decode.slots=8')
+    assert code == 0, err
+    assert f'0 traces decoded (none), {TRACES} were there' in out
+    code, _, err = run(place, 'complete', '--set=seed=1')
+    assert code == 4
+    assert 'seed: 0 != 1' in err
+    assert digest(hashes(place.root / 'complete')) == place.digest
+
+
+def test_a_killed_run_goes_on_to_the_same_traces(place):
+    code, _, err = end(start(place, *arguments(place, 'killed'), program=('-c', KILLED)))
+    assert code == -signal.SIGKILL, err
+    assert finished(place, 'killed') == 4
+    code, out, err = run(place, 'killed')
+    assert code == 0, err
+    assert f'{TRACES - 4} traces decoded' in out
+    assert digest(hashes(place.root / 'killed')) == place.digest
+
+
+def test_sigterm_stops_a_run_that_the_same_command_resumes(place):
+    stopped = start(place, *arguments(place, 'stopped'))
+    assert json.loads(stopped.stderr.readline())['event'] == 'progress'
+    stopped.send_signal(signal.SIGTERM)
+    code, _, err = end(stopped)
+    assert code == 75, err
+    assert err.splitlines()[-1].startswith('error: stopped by SIGTERM')
+    assert 'Traceback' not in err
+    code, _, err = run(place, 'stopped')
+    assert code == 0, err
+    assert digest(hashes(place.root / 'stopped')) == place.digest
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_traces_of_one(place):
+    shards = [start(place, *arguments(place, 'shards', f'--shard={i}', '--num_shards=2')) for i in range(2)]
+    ends = [end(shard) for shard in shards]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert digest(hashes(place.root / 'shards')) == place.digest
+
+
+def write_jsonl(place, name: str, *lines: str) -> str:
+    """A config whose prompts are these lines; its path."""
+    data = place.root / f'{name}.jsonl'
+    data.write_text('\n'.join(lines) + '\n')
+    return tiny.write_config(place.root / f'{name}.py', place.teacher, f'Jsonl({str(data)!r})', 'all')
+
+
+def test_wrong_input_is_one_line_and_an_exit_code(place):
+    broken = write_jsonl(place, 'broken', '{"question": "How many?"}', '{"question": ')
+    cases = [
+        (['--workdirr=x'], 2, 'workdirr'),
+        (arguments(place, 'x', '--set=decode.slotz=8'), 2, "Did you mean 'slots'"),
+        (['--config=none.py'], 2, 'none.py does not exist'),
+        (arguments(place, 'x', '--stages='), 2, 'no stage'),
+        (arguments(place, 'x', '--set=teacher.source=no_such_model'), 3, 'no_such_model'),
+        ([f'--config={broken}', '--workdir=x'], 3, 'broken.jsonl, line 2'),
+    ]
+    for started, code, message in [(start(place, *given), code, message) for given, code, message in cases]:
+        found, out, err = end(started)
+        assert found == code, err
+        assert message in err
+        assert err.count('\n') == 1, err
+        assert out == ''
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_too_long_is_rejected_and_the_others_are_served(place):
+    questions = ['How many?', 'why ' * 400]
+    rows = [json.dumps({'question': question, 'id': str(i)}) for i, question in enumerate(questions)]
+    config = write_jsonl(place, 'long', *rows)
+    code, out, err = end(start(place, f'--config={config}', f'--workdir={place.root / "long"}'))
+    assert code == 5, err
+    assert '3 traces decoded' in out
+    assert '3 rejected' in out
+    rejected = Workdir(place.root / 'long').rejected()
+    assert {id_.split('/')[2] for id_ in rejected} == {'1'}
+    assert 'there is room for 320' in next(iter(rejected.values()))
+
+
+def test_a_scheduler_that_gives_no_numbers_is_a_wrong_flag(place):
+    given = arguments(place, 'x')
+    code, _, err = end(start(place, *given, SLURM_PROCID='first', SLURM_NTASKS='2'))
+    assert code == 2, err
+    assert "SLURM_PROCID='first'" in err
+    assert not (place.root / 'x').exists()
+
+
+def test_dry_run_and_status_print_json(place):
+    dry = start(place, f'--config={place.config}', '--dry_run')
+    status = start(place, f'--workdir={place.root / "complete"}', '--status')
+    code, out, err = end(dry)
+    assert code == 0, err
+    shown, rest = json.JSONDecoder().raw_decode(out)
+    assert from_json(shown) == load_config(place.config)
+    assert f'{TRACES} traces' in out[rest:]
+    code, out, err = end(status)
+    assert code == 0, err
+    shown = json.loads(out)
+    assert (shown['done'], shown['total'], shown['running']) == (TRACES, TRACES, 0)

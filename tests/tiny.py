@@ -1,0 +1,93 @@
+"""A tiny Hugging Face directory and a config that runs on it: what the program is tested with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterator
+
+import tokenizers
+
+from adx.checkpoints import save_hf
+from adx.datasets.gsm8k import SAMPLE
+from adx.datasets.tokenizing import Tokenizer, save_tokenizer
+from adx.models.transformer import Model, Params, TransformerConfig, make_model
+
+VOCAB = 400
+START, END = '<|im_start|>', '<|im_end|>'
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    '{% endfor %}'
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CONFIG = '''
+from adx.datasets import Gsm8k, Jsonl
+from adx.decoding.engine import DecodeConfig
+from adx.defences import CrossModelSoft, ProductOfExperts
+from adx.experiment import Arm, Experiment, ModelSource
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        dataset={dataset},
+        split={split!r},
+        limit=3,
+        teacher=ModelSource({teacher!r}),
+        proxies=(ModelSource({teacher!r}, exit_layer=1),),
+        arms=(
+            Arm('plain'),
+            Arm('product_of_experts', ProductOfExperts(gamma=0.3)),
+            Arm('cross_model_soft', CrossModelSoft(weight=0.3)),
+        ),
+        max_new_tokens=12,
+        decode=DecodeConfig(
+            slots=4, chunk=4, buckets=(320,), prefill_rows=2, cache_length=336, record='scalars'
+        ),
+        disclosure='public',
+        licence='Apache-2.0',
+    )
+'''
+
+
+def make_tokenizer() -> Tokenizer:
+    """Byte-level BPE of VOCAB tokens, trained on the shipped GSM8K sample, with a ChatML template."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(_texts(), trainer)
+    end = backend.token_to_id(END)
+    return Tokenizer(backend, frozenset({end}), None, {'eos_token': END}, TEMPLATE, '')
+
+
+def make_params() -> tuple[Model, Params]:
+    """A random llama-like model over that vocabulary."""
+    config = TransformerConfig(
+        vocab_size=VOCAB, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8,
+        max_length=512,
+    )  # fmt: skip
+    model = make_model(config)
+    return model, model.init(0)
+
+
+def write_teacher(directory: pathlib.Path) -> str:
+    """Saves model and tokenizer as a Hugging Face directory; its path."""
+    tokenizer = make_tokenizer()
+    save_hf(str(directory), *make_params(), write_tokenizer=functools.partial(save_tokenizer, tokenizer))
+    return str(directory)
+
+
+def write_config(path: pathlib.Path, teacher: str, dataset: str = 'Gsm8k()', split: str = 'train') -> str:
+    """Saves a config: three arms, three prompts, on the model at `teacher` and its early exit; its path."""
+    path.write_text(CONFIG.format(teacher=teacher, dataset=dataset, split=split))
+    return str(path)
+
+
+def _texts() -> Iterator[str]:
+    for path in sorted(SAMPLE.glob('*.jsonl')):
+        for line in path.read_text().splitlines():
+            yield from json.loads(line).values()

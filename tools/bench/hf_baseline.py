@@ -1,0 +1,163 @@
+"""The baseline: Hugging Face transformers' generate under the product-of-experts rule of adx.
+
+The rule is a LogitsProcessor that runs the proxy, an early exit of the teacher with a translator and its own
+key/value cache, next to generate's teacher. Batches are padded on the left and run until their last row has
+ended, which is what generate does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from adx import checkpoints
+
+Tokens = Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """gamma, temperature: of the product of experts.
+
+    protected: ids that keep the teacher's mass; eos: ids that end a row.
+    """
+
+    gamma: float
+    temperature: float
+    protected: tuple[int, ...]
+    eos: tuple[int, ...]
+
+
+def export(source: str, directory: pathlib.Path) -> pathlib.Path:
+    """Writes the float32 weights of `source` for transformers, once. Returns `directory`."""
+    if not (directory / 'config.json').exists():
+        loaded = checkpoints.load(source)
+        checkpoints.save_hf(str(directory), loaded.model, loaded.params)
+    return directory
+
+
+class Proxy:
+    """An early exit of `teacher` that shares its weights, with a translator before the final norm.
+
+    translator: {'translator': [D, D], 'translator_bias': [D]} for h W + b.
+    """
+
+    def __init__(self, teacher: Any, layers: int, translator: dict[str, np.ndarray]):
+        config = copy.deepcopy(teacher.config)
+        config.num_hidden_layers = layers
+        self.body = type(teacher.model)(config).eval()
+        self.body.embed_tokens = teacher.model.embed_tokens
+        self.body.layers = torch.nn.ModuleList(teacher.model.layers[:layers])
+        affine = torch.nn.Linear(config.hidden_size, config.hidden_size)
+        with torch.no_grad():
+            affine.weight.copy_(torch.tensor(translator['translator'].T.copy()))
+            affine.bias.copy_(torch.tensor(translator['translator_bias']))
+        self.body.norm = torch.nn.Sequential(affine, teacher.model.norm)
+        self.head = teacher.lm_head
+
+    def __call__(self, tokens_BL: torch.Tensor, mask_BS: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Logits [B, V] after the last of `tokens_BL`, which are the newest columns of `mask_BS`."""
+        positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+        out = self.body(
+            input_ids=tokens_BL,
+            attention_mask=mask_BS,
+            position_ids=positions_BS[:, -tokens_BL.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.head(out.last_hidden_state[:, -1])
+
+
+class ProductOfExpertsProcessor(transformers.LogitsProcessor):
+    """The rule on one batch. Returns log-probs at the rule's temperature: generate itself must sample at 1.
+
+    times: seconds (perf_counter) at each call; two of them are one decode step apart.
+    """
+
+    def __init__(self, proxy: Proxy, mask_BL: torch.Tensor, rule: Rule):
+        self.proxy, self.mask_BS, self.rule = proxy, mask_BL, rule
+        self.cache = transformers.DynamicCache()
+        self.protected = torch.tensor(rule.protected)
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        new_BL = input_ids
+        if len(self.times) > 1:
+            new_BL = input_ids[:, -1:]
+            self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(new_BL)], dim=-1)
+        logits_BV = self.proxy(new_BL, self.mask_BS, self.cache)
+        teacher_BV = torch.log_softmax(scores.float() / self.rule.temperature, dim=-1)
+        proxy_BV = logits_BV / self.rule.temperature
+        return blend(teacher_BV, proxy_BV, self.rule.gamma, self.protected)
+
+
+def blend(
+    teacher_BV: torch.Tensor, proxy_BV: torch.Tensor, gamma: float, protected: torch.Tensor
+) -> torch.Tensor:
+    """Log-probs of the product of experts; protected ids keep the teacher's, others share the rest."""
+    mixed_BV = torch.lerp(teacher_BV, proxy_BV, gamma)
+    mixed_BV[:, protected] = -torch.inf
+    rest_B1 = torch.log1p(-teacher_BV[:, protected].exp().sum(-1, keepdim=True))
+    mixed_BV += rest_B1 - mixed_BV.logsumexp(-1, keepdim=True)
+    mixed_BV[:, protected] = teacher_BV[:, protected]
+    return mixed_BV
+
+
+class Baseline:
+    """The teacher and the proxy, loaded once."""
+
+    def __init__(self, directory: pathlib.Path, layers: int, translator: str, rule: Rule):
+        import safetensors.numpy
+
+        self.teacher = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32
+        ).eval()
+        self.proxy = Proxy(self.teacher, layers, safetensors.numpy.load_file(translator))
+        self.rule = rule
+
+    def pad(self, prompts: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens_BL, mask_BL), padded on the left."""
+        length = max(map(len, prompts))
+        tokens_BL = torch.full((len(prompts), length), self.rule.eos[0])
+        mask_BL = torch.zeros((len(prompts), length), dtype=torch.long)
+        for b, prompt in enumerate(prompts):
+            tokens_BL[b, length - len(prompt) :] = torch.tensor(prompt)
+            mask_BL[b, length - len(prompt) :] = 1
+        return tokens_BL, mask_BL
+
+    def generate(
+        self, prompts: Sequence[Tokens], max_new: int, stop: bool = True
+    ) -> tuple[np.ndarray, ProductOfExpertsProcessor]:
+        """New tokens [B, T] of one batch, and its processor. stop: whether rows end at the rule's eos."""
+        tokens_BL, mask_BL = self.pad(prompts)
+        processor = ProductOfExpertsProcessor(self.proxy, mask_BL, self.rule)
+        with torch.inference_mode():
+            out = self.teacher.generate(
+                tokens_BL, attention_mask=mask_BL, logits_processor=[processor], max_new_tokens=max_new,
+                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=self.rule.eos[0],
+                eos_token_id=list(self.rule.eos) if stop else None,
+            )  # fmt: skip
+        return out[:, tokens_BL.shape[1] :].numpy(), processor
+
+    def useful_tokens(self, prompts: Sequence[Tokens], max_new: int, batch: int) -> int:
+        """Decodes all prompts, `batch` at a time. Returns the new tokens, each row's first end included."""
+        count = 0
+        for i in range(0, len(prompts), batch):
+            ended_BT = np.isin(self.generate(prompts[i : i + batch], max_new)[0], self.rule.eos)
+            before_BT = np.cumsum(ended_BT, axis=1) - ended_BT
+            count += int(np.sum(before_BT == 0))
+        return count
+
+    def step_seconds(self, prompts: Sequence[Tokens], steps: int) -> list[float]:
+        """Seconds of each of `steps` decode steps of one batch, prefills left out."""
+        times = self.generate(prompts, steps + 2, stop=False)[1].times
+        return np.diff(times[1:]).tolist()
