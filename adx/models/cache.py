@@ -1,7 +1,7 @@
 """Key/value caches: explicit pytrees, head-major, one pair of arrays per layer.
 
 Keys are [B, G, K, S] and values [B, G, S, K], the layouts in which the two products of a decode step read a head's
-cache front to back. `python -m tools.bench.attention` compares the layouts.
+cache front to back.
 """
 
 from __future__ import annotations
