@@ -70,7 +70,8 @@ class Ensemble:
                 spmd_axis_name=_stack_axis(group),
             )
             logits_NBLV, cache = run(params, cache)
-            proxy_logits.append(logits_NBLV[:, :, 0])
+            # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
+            proxy_logits.append(group.layout.shard(logits_NBLV[:, :, 0], 'NBV'))
             groups.append(cache)
         # The combine runs on the teacher's shards of rows and vocabulary, whatever split the proxies' own pass.
         logits_BV = self.teacher_layout.shard(logits_BLV[:, 0], 'BV')
