@@ -13,6 +13,7 @@ Array = jax.Array
 # The log-probability of what cannot happen. Finite, because -inf - -inf and 0 * -inf are nan.
 MASKED = -1e30
 THRESHOLDS_PER_PASS = 15
+NORMAL = 0x00800000  # the bits of the smallest normal float32: below it only 0 compares as it should
 
 
 def log_softmax(logits: Array) -> Array:
@@ -53,14 +54,13 @@ def largest_threshold(p: Array, mass: Callable[[Array], Array], target: Array) -
 
     p: [..., V]; target: [...]; result [...].
     """
-    bits = lax.bitcast_convert_type(p, jnp.int32)
     weight = mass(p)
     parts = jnp.arange(1, THRESHOLDS_PER_PASS + 1)
 
     def extremes(low: Array, high: Array) -> tuple[Array, Array]:
-        inside = (bits >= low[..., None]) & (bits < high[..., None])
-        smallest = jnp.min(jnp.where(inside, bits, jnp.iinfo(jnp.int32).max), axis=-1)
-        return smallest, jnp.max(jnp.where(inside, bits, -1), axis=-1)
+        inside = (p >= _float(low)[..., None]) & (p < _float(high)[..., None])
+        smallest = jnp.min(jnp.where(inside, p, jnp.inf), axis=-1)
+        return _bits(smallest), _bits(jnp.max(jnp.where(inside, p, -1.0), axis=-1))
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
         return jnp.any(carry[2] < carry[3])
@@ -68,26 +68,52 @@ def largest_threshold(p: Array, mass: Callable[[Array], Array], target: Array) -
     def narrow(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         low, high, smallest, largest = carry
         # The interval tightens to the values that occur, then splits evenly in bit space.
-        low, high = jnp.maximum(low, smallest), jnp.minimum(high, largest + 1)
+        low, high = jnp.maximum(low, smallest), jnp.minimum(high, jnp.maximum(largest + 1, NORMAL))
         step = jnp.maximum((high - low) // (THRESHOLDS_PER_PASS + 1), 1)
         cuts = jnp.minimum(low[..., None] + step[..., None] * parts, high[..., None])
-        enough = jnp.stack(
-            [
-                jnp.sum(jnp.where(bits >= cuts[..., i, None], weight, 0.0), axis=-1) >= target
-                for i in range(THRESHOLDS_PER_PASS)
-            ],
-            axis=-1,
-        )
-        enough &= cuts < high[..., None]
+        cuts = jnp.maximum(cuts, NORMAL)
+        enough = (_masses_above(p, weight, _float(cuts)) >= target[..., None]) & (cuts < high[..., None])
         new_low = jnp.max(jnp.where(enough, cuts, low[..., None]), axis=-1)
         new_high = jnp.min(jnp.where(enough, high[..., None], cuts), axis=-1)
         return (new_low, new_high, *extremes(new_low, new_high))
 
     low = jnp.zeros(p.shape[:-1], jnp.int32)
-    high = jnp.full(p.shape[:-1], jnp.iinfo(jnp.int32).max, jnp.int32)
+    high = _bits(jnp.full(p.shape[:-1], jnp.inf))
     _, _, smallest, _ = lax.while_loop(unfinished, narrow, (low, high, *extremes(low, high)))
     enough = jnp.sum(weight, axis=-1) >= target
-    return jnp.where(enough, lax.bitcast_convert_type(smallest, jnp.float32), 0.0)
+    return jnp.where(enough, _float(smallest), 0.0)
+
+
+def _bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _float(bits: Array) -> Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _masses_above(p: Array, weight: Array, cuts: Array) -> Array:
+    """sum(weight[p >= cut]) for every cut of a row, [..., cuts]: one reduction of many operands reads p once."""
+    parts = tuple(jnp.where(p >= cuts[..., i, None], weight, 0.0) for i in range(cuts.shape[-1]))
+    zeros = (jnp.float32(0),) * len(parts)
+    sums = lax.reduce(parts, zeros, lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True)), (p.ndim - 1,))
+    return jnp.stack(sums, axis=-1)
+
+
+def random_bits(key: Array, size: int) -> Array:
+    """uint32 [size]: the bits of jax.random.bits(key, (size,)), which runs on CPU as loops over the whole array.
+
+    Threefry-2x32 of 20 rounds (Salmon et al., SC 2011) on the counters 0 to size - 1; xor joins the two words.
+    """
+    words = jax.random.key_data(key)
+    keys = (words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA))
+    x, y = jnp.full(size, keys[0]), lax.iota(jnp.uint32, size) + keys[1]
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x = x + y
+            y = ((y << turn) | (y >> (32 - turn))) ^ x
+        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    return x ^ y
 
 
 def gumbel(key: Array, size: int) -> Array:
@@ -96,6 +122,5 @@ def gumbel(key: Array, size: int) -> Array:
     From all 32 random bits: the upper tail, where a rare token wins, then moves in steps of 2^-32 and not of 2^-23.
     Entry i depends on the key and i alone, so a padded or sharded vocabulary draws the same noise.
     """
-    bits = jax.random.bits(key, (size,), jnp.uint32)
-    uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
+    uniform = (random_bits(key, size).astype(jnp.float32) + 0.5) * 2.0**-32
     return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, 1.0 - 2.0**-24)))

@@ -61,6 +61,13 @@ def test_threshold_on_wide_rows_of_tiny_probabilities():
         assert got[0] == np.sort(np.asarray(p[0]))[::-1][k - 1]
 
 
+@pytest.mark.parametrize('size', [1, 2, 77])
+def test_random_bits_are_those_of_jax(size):
+    for seed in range(3):
+        key = jax.random.fold_in(jax.random.key(seed), 5)
+        np.testing.assert_array_equal(numerics.random_bits(key, size), jax.random.bits(key, (size,), jnp.uint32))
+
+
 def test_gumbel_of_a_prefix_is_a_prefix():
     key = jax.random.key(3)
     np.testing.assert_array_equal(numerics.gumbel(key, 1000)[:77], numerics.gumbel(key, 77))

@@ -1,27 +1,21 @@
-"""The host side of decoding: slots are refilled while the device works.
-
-A chunk is dispatched, then the chunk before it is read while it runs. A row that ended in chunk i is therefore seen
-during chunk i + 1 and its slot refilled before chunk i + 2, except that ends by length are known in advance.
-"""
+"""The engine: the compiled programs of one ensemble and one defence structure, and what it accepts."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches, Ensemble, Weights
+from adx.decoding.slots import Slots, StopFn, request_rows
 from adx.errors import ConfigError, InputError
-from adx.hashing import row_key
-from adx.types import Completion, Request
-
-StopFn = Callable[[Sequence[int]], int | None]
+from adx.types import Array, Completion, Defence, Request, RequestId, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +25,9 @@ class DecodeConfig:
     slots: rows decoded together, at least 2; chunk: steps between two looks at the host.
     buckets: prompt lengths that are padded to and compiled, ascending; prefill_rows: prompts per prefill.
     cache_length: room for prompt plus new tokens. record: 'none', 'scalars' or 'top'.
+    short_caches: lengths below cache_length, ascending, each with a program of its own. A step reads the allocated
+      cache, so the shortest one is used that holds the longest live row. Sums over another length may round
+      differently: a row's tokens then depend on its neighbours at near ties, as they do on the mesh.
     """
 
     slots: int = 32
@@ -39,6 +36,11 @@ class DecodeConfig:
     prefill_rows: int = 4
     cache_length: int = 512
     record: str = 'none'
+    short_caches: tuple[int, ...] = ()
+
+    @property
+    def cache_lengths(self) -> tuple[int, ...]:
+        return (*self.short_caches, self.cache_length)
 
     def check(self, row_ways: int = 1) -> None:
         """Raises ConfigError. row_ways: into how many pieces the mesh splits rows."""
@@ -59,30 +61,12 @@ class DecodeConfig:
                 f'decode.buckets ends at {self.buckets[-1]} but decode.cache_length is {self.cache_length}; '
                 'raise cache_length or drop buckets'
             )
-
-
-class _Prefix(NamedTuple):
-    """Prefilled prompts waiting on the device."""
-
-    caches: Caches
-    requests: list[list[Request]]  # per row of `caches`: the samples of that prompt still to insert
-
-
-@dataclasses.dataclass
-class _Live:
-    """A request in a slot, on the host."""
-
-    request: Request
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    statistics: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    dispatched: int = 0  # steps sent to the device, an upper bound of len(tokens)
-    finished: bool = False
-
-
-class _Chunk(NamedTuple):
-    owners: list[_Live | None]  # who sat in each slot when the chunk was dispatched
-    tokens_TB: jax.Array
-    statistics: dict[str, jax.Array]
+        lengths = list(self.cache_lengths)
+        if lengths != sorted(set(lengths)) or lengths[0] < self.buckets[0]:
+            raise ConfigError(
+                f'decode.short_caches = {self.short_caches} must ascend from the shortest bucket, {self.buckets[0]}, '
+                f'and stay below decode.cache_length = {self.cache_length}'
+            )
 
 
 @dataclasses.dataclass
@@ -136,11 +120,51 @@ class Engine:
             ),
             donate_argnums=(1, 2),
         )
-        self._start = jax.jit(lambda defence: loop.start(ensemble, defence, config.slots, config.cache_length))
+        first = config.cache_lengths[0]
+        self._start = jax.jit(lambda defence: loop.start(ensemble, defence, config.slots, first))
+        self._resize = jax.jit(_resized, static_argnums=(1, 2, 3))
+
+    def start(self, defence: Defence) -> tuple[loop.Rows, Caches]:
+        """Idle slots for rows of this structure, with the shortest caches."""
+        return self._start(jax.tree.map(np.float32, defence))  # 1 and 1.0 are one program
+
+    def resize(self, caches: Caches, length: int) -> Caches:
+        """Caches of another of the config's lengths; the old ones are gone.
+
+        One array at a time, so that at most one is held twice; through the lengths between, so that few programs do.
+        """
+
+        def resize_one(x: Array, axes: str) -> Array:
+            y = self._resize(x, lengths[at], axes.index('S'), x.sharding)
+            x.delete()
+            return y
+
+        lengths = self.config.cache_lengths
+        at, end = lengths.index(caches.teacher.length), lengths.index(length)
+        while at != end:
+            at += 1 if at < end else -1
+            caches = caches.map(resize_one)
+        return caches
+
+    def warm_up(self, defence: Defence) -> None:
+        """Compiles every program by running it on idle slots, so that decoding compiles nothing."""
+        size, config = self.config.prefill_rows, self.config
+        idle = Request(RequestId('', '', '', 0, ''), (0,), 1, Sampling(), defence)
+        new, nowhere = request_rows([idle] * size, 0), np.full(size, config.slots, np.int32)
+        rows, caches = self.start(defence)
+        for length in (*config.cache_lengths, *config.cache_lengths[::-1]):
+            caches = self.resize(caches, length)
+            for bucket in config.buckets:
+                if bucket <= length:
+                    prefix = self._prefill(self.weights, np.zeros((size, bucket), np.int32))
+                    rows, caches = self._insert(rows, caches, new, prefix, np.zeros(size, np.int32), nowhere)
+            rows, caches, *_ = self._chunk(self.weights, rows, caches, self.constants)
+        jax.block_until_ready(rows)
 
     def compiled_programs(self) -> int:
-        """How many programs were compiled so far; it stays put after one request per bucket."""
-        programs: tuple[Any, ...] = (self._prefill, self._insert, self._chunk, self._start)
+        """How many programs were compiled so far. It stays put after `warm_up`, and where there are no short caches
+        after one request per bucket."""
+        programs: tuple[Any, ...] = (self._prefill, self._insert, self._chunk, self._start, self._resize)
         return sum(program._cache_size() for program in programs)
 
     def check_request(self, request: Request) -> None:
@@ -181,155 +205,13 @@ class Engine:
         structures = {jax.tree.structure(request.defence) for request in requests}
         if len(structures) > 1:
             raise ConfigError(f'one engine serves one defence structure, got {sorted(map(str, structures))}')
-        yield from _Run(self, requests, stop_fn).completions()
+        yield from Slots(self, requests, stop_fn).completions()
 
 
-class _Run:
-    """One call of generate: the queue, the slots and the chunk in flight."""
-
-    def __init__(self, engine: Engine, requests: Sequence[Request], stop_fn: StopFn | None):
-        self.engine, self.stop_fn = engine, stop_fn
-        self.queue = _prefill_batches(requests, engine.config)
-        self.prefixes: collections.deque[_Prefix] = collections.deque()
-        self.slots: list[_Live | None] = [None] * engine.config.slots
-        structure = jax.tree.map(np.float32, requests[0].defence)  # 1 and 1.0 are one program
-        self.rows, self.caches = engine._start(structure)
-
-    def completions(self) -> Iterator[Completion]:
-        in_flight: _Chunk | None = None
-        while True:
-            self.refill()
-            dispatched = self.dispatch() if any(self.slots) else None
-            if in_flight is not None:
-                yield from self.read(in_flight)
-            in_flight = dispatched
-            if in_flight is None and not any(self.slots) and not self.queue and not self.prefixes:
-                return
-
-    def refill(self) -> None:
-        """Fills every free slot from the prefilled prompts, prefilling more as needed."""
-        free = collections.deque(b for b, live in enumerate(self.slots) if live is None)
-        while free and (self.prefixes or self.queue):
-            if not self.prefixes:
-                self.prefixes.append(self.prefill(self.queue.popleft()))
-            self.insert(self.prefixes[0], free)
-            if not any(self.prefixes[0].requests):
-                self.prefixes.popleft()
-
-    def prefill(self, batch: list[list[Request]]) -> _Prefix:
-        config = self.engine.config
-        length = _bucket(len(batch[0][0].tokens), config.buckets)
-        tokens_BL = np.zeros((config.prefill_rows, length), np.int32)
-        for b, samples in enumerate(batch):
-            prompt = samples[0].tokens
-            tokens_BL[b, : len(prompt)] = prompt
-        return _Prefix(self.engine._prefill(self.engine.weights, tokens_BL), [list(samples) for samples in batch])
-
-    def insert(self, prefix: _Prefix, free: collections.deque[int]) -> None:
-        """Moves up to prefill_rows requests from `prefix` into free slots, in one device call."""
-        size, slots = self.engine.config.prefill_rows, self.engine.config.slots
-        sources = np.zeros(size, np.int32)
-        targets = np.full(size, slots, np.int32)  # past the last slot: dropped
-        moved: list[Request] = []
-        for source, samples in enumerate(prefix.requests):
-            while samples and free and len(moved) < size:
-                sources[len(moved)], targets[len(moved)] = source, free[0]
-                self.slots[free.popleft()] = _Live(samples[0])
-                moved.append(samples.pop(0))
-        padded = moved + moved[-1:] * (size - len(moved))
-        new = _request_rows(padded, self.engine.seed)
-        self.rows, self.caches = self.engine._insert(self.rows, self.caches, new, prefix.caches, sources, targets)
-
-    def dispatch(self) -> _Chunk:
-        engine = self.engine
-        self.rows, self.caches, tokens_TB, statistics = engine._chunk(
-            engine.weights, self.rows, self.caches, engine.constants
-        )
-        sent = _Chunk(list(self.slots), tokens_TB, statistics)
-        for b, live in enumerate(self.slots):
-            if live is not None:
-                live.dispatched += engine.config.chunk
-                if live.dispatched >= live.request.max_new_tokens:
-                    self.slots[b] = None  # it ends in this chunk at the latest: the slot can be refilled right after
-        return sent
-
-    def read(self, chunk: _Chunk) -> Iterator[Completion]:
-        """Waits for a chunk, hands its tokens to their owners and yields those that ended."""
-        tokens_TB = np.asarray(chunk.tokens_TB)
-        statistics = {name: np.asarray(value) for name, value in chunk.statistics.items()}
-        emitted = 0
-        for b, live in enumerate(chunk.owners):
-            if live is None or live.finished:
-                continue
-            new = tokens_TB[:, b]
-            count = int(np.sum(new >= 0))
-            live.tokens.extend(new[:count].tolist())
-            for name, value in statistics.items():
-                live.statistics.setdefault(name, []).extend(value[:count, b].tolist())
-            emitted += count
-            completion = self.ended(live)
-            if completion is not None:
-                if self.slots[b] is live:
-                    self.slots[b] = None
-                live.finished = True
-                yield completion
-        self.count(emitted, tokens_TB.size)
-
-    def ended(self, live: _Live) -> Completion | None:
-        kept = self.stop_fn(live.tokens) if self.stop_fn else None
-        if kept is not None:
-            stop = 'stop_string'
-        elif live.tokens and live.tokens[-1] in self.engine.eos:
-            kept, stop = len(live.tokens), 'eos'
-        elif len(live.tokens) >= live.request.max_new_tokens:
-            kept, stop = len(live.tokens), 'length'
-        else:
-            return None
-        cut = {name: values[:kept] for name, values in live.statistics.items()}
-        return Completion(live.request.id, tuple(live.tokens[:kept]), stop, cut)
-
-    def count(self, emitted: int, slot_steps: int) -> None:
-        occupancy = self.engine.occupancy
-        occupancy.tokens += emitted
-        occupancy.slot_steps += slot_steps
-        if self.queue or self.prefixes:
-            occupancy.busy_tokens += emitted
-            occupancy.busy_slot_steps += slot_steps
-
-
-def _bucket(length: int, buckets: Sequence[int]) -> int:
-    return next(bucket for bucket in buckets if length <= bucket)
-
-
-def _prefill_batches(requests: Sequence[Request], config: DecodeConfig) -> collections.deque[list[list[Request]]]:
-    """Prompts of one bucket, `prefill_rows` at a time; requests with equal tokens share one row."""
-    by_prompt: dict[tuple[int, ...], list[Request]] = collections.defaultdict(list)
-    for request in requests:
-        by_prompt[request.tokens].append(request)
-    by_bucket: dict[int, list[list[Request]]] = collections.defaultdict(list)
-    for tokens, samples in by_prompt.items():
-        by_bucket[_bucket(len(tokens), config.buckets)].append(samples)
-    size = config.prefill_rows
-    return collections.deque(
-        group[i : i + size] for _, group in sorted(by_bucket.items()) for i in range(0, len(group), size)
-    )
-
-
-def _request_rows(requests: Sequence[Request], seed: int) -> loop.Rows:
-    """The slots' numbers for these requests, as host arrays with a leading axis."""
-
-    def stack(trees: list[Any], dtype: Any = None) -> Any:
-        return jax.tree.map(lambda *xs: np.stack([np.asarray(x, dtype) for x in xs]), *trees)
-
-    last = np.array([len(request.tokens) - 1 for request in requests], np.int32)
-    fields: dict[str, Any] = {
-        'token_B': np.array([request.tokens[-1] for request in requests], np.int32),
-        'position_B': last,
-        'end_B': last + np.array([request.max_new_tokens for request in requests], np.int32),
-        'done_B': np.zeros(len(requests), bool),
-        'key_B': np.stack([row_key(seed, request.id.noise_name) for request in requests]),
-        'sampling': stack([request.sampling for request in requests], np.float32),
-        'defence': stack([request.defence for request in requests], np.float32),
-        'state': stack([request.defence.init() for request in requests]),
-    }
-    return loop.Rows(**fields)
+def _resized(x: Array, length: int, axis: int, sharding: jax.sharding.Sharding) -> Array:
+    """x cut or padded with zeros to `length`."""
+    if length < x.shape[axis]:
+        y = lax.slice_in_dim(x, 0, length, axis=axis)
+    else:
+        y = jnp.pad(x, [(0, (length - size) * (i == axis)) for i, size in enumerate(x.shape)])
+    return lax.with_sharding_constraint(y, sharding)

@@ -6,8 +6,8 @@ Proxies of one architecture are stacked on a leading axis and vmapped; other arc
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,11 @@ class Caches(NamedTuple):
     teacher: Cache
     groups: tuple[Cache, ...]
 
+    def map(self, change: Callable[[Array, str], Array]) -> Caches:
+        """Applies change(array, axes) to every array."""
+        groups = (map_layout(change, cache, stacked=True) for cache in self.groups)
+        return Caches(map_layout(change, self.teacher), tuple(groups))
+
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
@@ -54,7 +59,7 @@ class Ensemble:
 
         teacher = fill(self.teacher, weights.teacher)
         groups = (
-            jax.vmap(lambda p, m=group.model: fill(m, p), spmd_axis_name=_stack_axis(group))(params)
+            _each(group, lambda p, m=group.model: fill(m, p), params)
             for group, params in zip(self.groups, weights.groups, strict=True)
         )
         return self.place(Caches(teacher, tuple(groups)))
@@ -65,11 +70,8 @@ class Ensemble:
         logits_BLV, teacher = self.teacher.apply(weights.teacher, tokens_BL, positions_BL, caches.teacher)
         proxy_logits, groups = [], []
         for group, params, cache in zip(self.groups, weights.groups, caches.groups, strict=True):
-            run = jax.vmap(
-                lambda p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c),
-                spmd_axis_name=_stack_axis(group),
-            )
-            logits_NBLV, cache = run(params, cache)
+            run = lambda p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c)  # noqa: E731
+            logits_NBLV, cache = _each(group, run, params, cache)
             # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
             proxy_logits.append(group.layout.shard(logits_NBLV[:, :, 0], 'NBV'))
             groups.append(cache)
@@ -97,8 +99,11 @@ class Ensemble:
         return Caches(teacher, tuple(groups))
 
 
-def _stack_axis(group: Group) -> str | None:
-    return PROXY if 'N' in group.layout.rules else None
+def _each(group: Group, run: Callable[..., Any], *stacked: Any) -> Any:
+    """`run` of every proxy of a group, on the leading axis. One proxy is no batch: its products stay plain."""
+    if group.count == 1:
+        return jax.tree.map(lambda y: y[None], run(*jax.tree.map(lambda x: x[0], stacked)))
+    return jax.vmap(run, spmd_axis_name=PROXY if 'N' in group.layout.rules else None)(*stacked)
 
 
 def stack_params(model: Model, layout: Layout, members: Sequence[Params]) -> Params:

@@ -8,6 +8,7 @@ All functions are of one row and are vmapped, except truncation, which skips its
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -51,13 +52,14 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     probs_BV = jnp.exp(log_probs_BV)
     k_B, p_B, min_p_B = (jnp.asarray(x, jnp.float32) for x in (sampling.top_k, sampling.top_p, sampling.min_p))
 
-    def thresholds() -> Array:
-        top_p_B = jnp.where(p_B < 1, numerics.largest_threshold(probs_BV, lambda p: p, p_B), 0.0)
-        top_k_B = jnp.where(k_B > 0, numerics.largest_threshold(probs_BV, jnp.ones_like, k_B), 0.0)
-        return jnp.maximum(jnp.maximum(top_p_B, top_k_B), min_p_B * jnp.max(probs_BV, axis=-1))
+    def search(asked_B: Array, mass: Callable[[Array], Array], target_B: Array) -> Array:
+        """The threshold of the rows that ask for one, 0 for the others; free where none asks."""
+        found = lambda: jnp.where(asked_B, numerics.largest_threshold(probs_BV, mass, target_B), 0.0)  # noqa: E731
+        return lax.cond(jnp.any(asked_B), found, lambda: jnp.zeros_like(target_B))
 
-    asked = jnp.any((p_B < 1) | (k_B > 0) | (min_p_B > 0))
-    threshold_B = lax.cond(asked, thresholds, lambda: jnp.zeros_like(p_B))
+    top_p_B = search(p_B < 1, lambda p: p, p_B)
+    top_k_B = search(k_B > 0, jnp.ones_like, k_B)
+    threshold_B = jnp.maximum(jnp.maximum(top_p_B, top_k_B), min_p_B * jnp.max(probs_BV, axis=-1))
     return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
 
 
@@ -90,11 +92,11 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
 
     noise_V = jnp.where(greedy, 0.0, numerics.gumbel(key, teacher_V.shape[-1]))
     undefended = numerics.argmax(teacher_V + noise_V)
-    token = numerics.argmax(served_V + noise_V)
     # Deterministic choices have no mass to keep: a protected token is emitted when it is the teacher's draw.
-    choice = jnp.where(protected_V[undefended], undefended, numerics.argmax(adjusted_V))
     deterministic = (greedy | defence.is_argmax) & ~unchanged
-    return Served(jnp.where(deterministic, choice, token), undefended, served_V, teacher_V, state)
+    choice = numerics.argmax(jnp.where(deterministic, adjusted_V, served_V + noise_V))
+    token = jnp.where(deterministic & protected_V[undefended], undefended, choice)
+    return Served(token, undefended, served_V, teacher_V, state)
 
 
 def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array) -> Served:

@@ -1,7 +1,7 @@
 """Checkpoint names: one table from a path of the decoder to its name and layout in other people's files.
 
 A `Row` says where a weight is found. `file` is its layout there in einops notation, with the axis letters of
-adx/types.py: Hugging Face linears are [out, in], so q is '(H K) D' and becomes our 'D H K'.
+adx/types.py: Hugging Face linears are [out, in], so q is '(H K) D' and becomes our 'H K D'.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Tensor:
     def from_file(self, x: np.ndarray) -> np.ndarray:
         """The file's values in our layout: a view of `x` where no arithmetic is needed."""
         if self.interleaved:
-            x = rearrange(x, UNPERMUTE, two=2, H=self.our_shape[1])
+            x = rearrange(x, UNPERMUTE, two=2, H=self.our_shape[0])
         x = rearrange(x, f'{self.file} -> {" ".join(self.axes)}', **self.sizes)
         return x.astype(np.float32) + np.float32(self.offset) if self.offset else x
 

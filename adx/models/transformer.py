@@ -1,7 +1,8 @@
 """The one decoder: Llama, SmolLM2, Mistral, Qwen and Gemma are settings of it, never copies.
 
-A weight is declared with its axis letters (`weight('DHK')`), which give its shape, its einsum and its place on
-the mesh. Modules are split once at the border into (graphdef, params); `apply` is then a pure function.
+A weight is declared with its axis letters (`weight('HKD')`), which give its shape, its einsum and its place on
+the mesh: outputs first and inputs last, because a decode step then reads every weight front to back.
+Modules are split once at the border into (graphdef, params); `apply` is then a pure function.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision:
 
 
 def weight(rngs: nnx.Rngs, axes: str, config: TransformerConfig, scale: float | None = None) -> nnx.Param:
-    """A normal-initialised parameter; `scale` None takes fan_in ** -0.5 with the first axis as fan-in."""
+    """A normal-initialised parameter; `scale` None takes fan_in ** -0.5 with the last axis as fan-in."""
     shape = tuple(config.sizes[letter] for letter in axes)
-    deviation = shape[0] ** -0.5 if scale is None else scale
+    deviation = shape[-1] ** -0.5 if scale is None else scale
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) * deviation, axes=axes)
 
 
@@ -129,12 +130,18 @@ def attend(q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None)
     return rearrange(out_BGMK, 'B G (R L) K -> B L (G R) K', L=length)
 
 
+def project(x_BLD: Array, w_HKD: Array, linear: Linear) -> Array:
+    """x_BLHK. As one matrix: XLA's CPU compiler would transpose a weight of three axes in every step."""
+    y_BLM = linear('BLD,MD->BLM', x_BLD, rearrange(w_HKD, 'H K D -> (H K) D'))
+    return rearrange(y_BLM, 'B L (H K) -> B L H K', H=w_HKD.shape[0])
+
+
 class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, layer: int, rngs: nnx.Rngs):
-        self.q = weight(rngs, 'DHK', config)
-        self.k = weight(rngs, 'DGK', config)
-        self.v = weight(rngs, 'DGK', config)
-        self.o = weight(rngs, 'HKD', config, (config.num_heads * config.head_dim) ** -0.5)
+        self.q = weight(rngs, 'HKD', config)
+        self.k = weight(rngs, 'GKD', config)
+        self.v = weight(rngs, 'GKD', config)
+        self.o = weight(rngs, 'DHK', config, (config.num_heads * config.head_dim) ** -0.5)
         if config.qkv_bias:
             self.q_bias = constant(0.0, 'HK', config)
             self.k_bias = constant(0.0, 'GK', config)
@@ -149,9 +156,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear):
         config = self.config
-        q_BLHK = linear('BLD,DHK->BLHK', x_BLD, self.q[...])
-        k_BLGK = linear('BLD,DGK->BLGK', x_BLD, self.k[...])
-        v_BLGK = linear('BLD,DGK->BLGK', x_BLD, self.v[...])
+        q_BLHK, k_BLGK, v_BLGK = (project(x_BLD, w[...], linear) for w in (self.q, self.k, self.v))
         if config.qkv_bias:
             q_BLHK += self.q_bias[...].astype(q_BLHK.dtype)
             k_BLGK += self.k_bias[...].astype(k_BLGK.dtype)
@@ -167,20 +172,21 @@ class Attention(nnx.Module):
         if self.window is not None:
             mask_BLS &= key_positions_S > positions_BL[..., None] - self.window
         out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap)
-        return linear('BLHK,HKD->BLD', out_BLHK, self.o[...]), layer
+        out_BLM, o_DM = rearrange(out_BLHK, 'B L H K -> B L (H K)'), rearrange(self.o[...], 'D H K -> D (H K)')
+        return linear('BLM,DM->BLD', out_BLM, o_DM), layer
 
 
 class Mlp(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.gate = weight(rngs, 'DF', config)
-        self.up = weight(rngs, 'DF', config)
-        self.down = weight(rngs, 'FD', config)
+        self.gate = weight(rngs, 'FD', config)
+        self.up = weight(rngs, 'FD', config)
+        self.down = weight(rngs, 'DF', config)
         self.activation = ACTIVATIONS[config.activation]
 
     def __call__(self, x_BLD: Array, linear: Linear) -> Array:
-        gate_BLF = self.activation(linear('BLD,DF->BLF', x_BLD, self.gate[...]))
-        up_BLF = linear('BLD,DF->BLF', x_BLD, self.up[...])
-        return linear('BLF,FD->BLD', gate_BLF * up_BLF, self.down[...])
+        gate_BLF = self.activation(linear('BLD,FD->BLF', x_BLD, self.gate[...]))
+        up_BLF = linear('BLD,FD->BLF', x_BLD, self.up[...])
+        return linear('BLF,DF->BLD', gate_BLF * up_BLF, self.down[...])
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -93,6 +93,25 @@ def test_nothing_is_compiled_after_one_request_per_bucket():
     assert engine.compiled_programs() == warm
 
 
+def test_short_caches_serve_the_same_tokens_and_are_warm():
+    """Sums over 10, 16 or 24 columns round differently, by 1e-7: among 160 draws no tie is as near as that."""
+    lengths = (10, 16)
+    config = dataclasses.replace(fakes.DECODE, short_caches=lengths)
+    engine = Engine(*fakes.make_ensemble(), config, 0, EOS, EOS)
+    engine.warm_up(ProductOfExperts(0.5))
+    warm, used = engine.compiled_programs(), []
+    resize = engine.resize
+    engine.resize = lambda caches, length: used.append(length) or resize(caches, length)
+    requests = fakes.make_requests(20)
+    long = [dataclasses.replace(request, max_new_tokens=15) for request in requests[:4]]
+    done = decode([*long, *requests[4:]], engine=engine)
+    expected = decode([*long, *requests[4:]])
+    assert {id_: one.tokens for id_, one in done.items()} == {id_: one.tokens for id_, one in expected.items()}
+    assert engine.compiled_programs() == warm
+    assert used[:2] == [16, 24]  # grown by the long rows
+    assert used[-1] == 16  # and short again after them
+
+
 def test_samples_of_a_prompt_share_its_prefill_and_differ(monkeypatch):
     engine, calls = make_engine(), []
     prefill = engine._prefill
@@ -144,7 +163,7 @@ def test_slots_are_refilled():
 def test_caches_are_donated():
     """The chunk writes its caches in place: every one of them aliases an output."""
     engine = make_engine()
-    rows, caches = engine._start(ProductOfExperts(0.5))
+    rows, caches = engine.start(ProductOfExperts(0.5))
     compiled = engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile()
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
@@ -180,5 +199,7 @@ def test_bad_shapes_are_refused():
         DecodeConfig(slots=1).check()
     with pytest.raises(ConfigError, match='try 8'):
         DecodeConfig(slots=6).check(row_ways=4)
+    with pytest.raises(ConfigError, match=r'decode\.short_caches'):
+        DecodeConfig(cache_length=256, short_caches=(256,)).check()
     with pytest.raises(ConfigError, match='one defence structure'):
         decode([fakes.make_requests(1)[0], fakes.make_requests(1, Undefended())[0]])

@@ -62,11 +62,11 @@ def test_meshes_agree_until_a_near_tie(shape, odd, alone):
 
 def test_the_teacher_is_split_over_proxy_and_never_copied():
     engine = make_engine((2, 2, 2))
-    _, caches = engine._start(ProductOfExperts(0.5))
+    _, caches = engine.start(ProductOfExperts(0.5))
     spec = caches.teacher.layers[0].v_BGSK.sharding.spec
     assert spec[0] == ('data', 'proxy')
     weights = make_engine((2, 2, 2), shard_weights=True).weights.teacher['blocks.0.mlp.gate']
-    assert weights.sharding.spec[1] == ('proxy', 'model')
+    assert weights.sharding.spec[0] == ('proxy', 'model')
 
 
 @pytest.mark.parametrize(('shape', 'sizes'), [((2, 1, 4), {64}), ((2, 2, 2), {64, 32})])

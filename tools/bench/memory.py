@@ -8,6 +8,7 @@ The models and shapes of configs/smollm2_poe.py, float32, on one CPU device; com
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -66,6 +67,7 @@ def peak_bytes(compiled: Any) -> int:
 
 def chunk_over_plan(ensemble: Ensemble, config: DecodeConfig, defence: Defence) -> float:
     """What the chunk takes over what is planned for it: prompts that wait prefilled are no part of the program."""
+    config = dataclasses.replace(config, short_caches=())  # the plan is about the longest caches
     plan = plan_memory(ensemble, config)
     engine = Engine(ensemble, abstract_weights(ensemble), config, eos=[1])
     return peak_bytes(compile_chunk(engine, defence)) / (plan.total - plan.prefix)
