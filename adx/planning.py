@@ -14,10 +14,10 @@ from adx.mesh import Layout
 from adx.models.transformer import Model
 
 FLOAT32 = 4
-# Float32 arrays that are alive at once, as XLA allocates them on CPU (tests/planning_test.py). Of [B, V]: while
-# log-probs are combined, beside one for each proxy; and while a token is drawn, however many proxies.
-COMBINE_COPIES = 6
-SAMPLING_COPIES = 20
+# Float32 arrays that are alive at once, as XLA allocates them on CPU (tests/planning_test.py). Of [B, V]: while a
+# token is drawn; and beside one for each of several proxies, whose log-probs change shards and are combined.
+SAMPLING_COPIES = 7
+COMBINE_COPIES = 9
 # Of a layer's attention scores: in a decode step, where masks and exponentials are not fused, and in a prefill.
 STEP_SCORES = 4
 PREFILL_SCORES = 2
@@ -107,7 +107,7 @@ def _step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', teacher.config.sizes['V']) * FLOAT32
     proxies = sum(count for _, _, count in models[1:])
     attention = max(STEP_SCORES * _score_bytes(m, config.slots, 1, config.cache_length) for m in models)
-    return max(attention, per_copy * max(SAMPLING_COPIES, proxies + COMBINE_COPIES))
+    return max(attention, per_copy * (SAMPLING_COPIES if proxies < 2 else proxies + COMBINE_COPIES))
 
 
 def _prefill_bytes(member: Member, config: DecodeConfig) -> int:
