@@ -119,7 +119,7 @@ def test_bfloat16_samples_follow_the_distribution_of_an_uncached_pass(shape):
     served_V = np.exp(0.5 * teacher_V + 0.5 * proxies_NV.mean(0))
     expected_V = draws * served_V / served_V.sum()
     chi_square, freedom = np.sum((counts_V - expected_V) ** 2 / expected_V), vocab - 1
-    # Its standard error is sqrt(2 * freedom) around `freedom`; logits off by a tenth would add as much as is allowed, 44, or more.
+    # Its standard error is sqrt(2 * freedom), around `freedom`. Logits off by a tenth add what is allowed, or more.
     assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5
 
 

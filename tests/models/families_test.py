@@ -91,6 +91,8 @@ def test_logits_are_those_of_transformers(family):
     ('family', 'key', 'value'),
     [
         ('llama3', 'rms_norm_eps', 1e-4),
+        ('llama3', 'rope_parameters', {'rope_theta': 500.0, 'rope_type': 'default'}),
+        ('gemma3_text', 'sliding_window', 8),
         ('mistral', 'sliding_window', 8),
         ('gemma2', 'sliding_window', 6),
         ('gemma2', 'query_pre_attn_scalar', 8),
