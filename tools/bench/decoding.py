@@ -34,7 +34,7 @@ from adx.experiment import Arm, Experiment
 from adx.generation import Models, make_engines, make_requests
 from adx.loading import blueprint, cache_directory, load_models, resolve, resolve_translator
 from adx.models.transformer import Model, Params, linear
-from adx.types import Request, RequestId, Sampling
+from adx.types import Request, Sampling
 from configs import smollm2_poe
 from tools.bench import figures
 
@@ -42,6 +42,7 @@ TABLE = 'decoding'
 GOLDENS = pathlib.Path(__file__).parents[2] / 'tests' / 'goldens'
 GAMMA, TEMPERATURE = 0.3, 0.7
 BATCH = 32  # at which steps are compared, and the engine's slots
+CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt and half of its trace
 STEPS = 24  # decode steps of each side in one repeat of the step comparison
 
 _FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if absent.')
@@ -68,8 +69,11 @@ class Bench:
     def experiment(self) -> Experiment:
         base, new = smollm2_poe.experiment(), _MAX_NEW.value
         arm = Arm('product_of_experts', ProductOfExperts(gamma=GAMMA), Sampling(temperature=TEMPERATURE))
-        length = base.decode.buckets[-1] + new
-        decode = dataclasses.replace(base.decode, slots=BATCH, cache_length=length, record='none')
+        buckets = base.decode.buckets
+        shorter = tuple(range(CONTEXT + 32, buckets[-1] + new, 64))
+        decode = dataclasses.replace(
+            base.decode, slots=BATCH, cache_length=buckets[-1] + new, short_caches=shorter, record='none'
+        )
         data = Gsm8k(path=_DATA.value)
         return dataclasses.replace(base, dataset=data, arms=(arm,), max_new_tokens=new, decode=decode)
 
@@ -91,18 +95,10 @@ class Bench:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """Warm: it has decoded one prompt per bucket, of arbitrary tokens that no measurement uses."""
+        """Warm: every program is compiled."""
         experiment = self.experiment
         ((engine, _),) = make_engines(self.models, experiment.arms, experiment.decode, experiment.seed)
-        arm, vocab = experiment.arms[0], self.models.tokenizer.size
-        for bucket in experiment.decode.buckets:
-            tokens = tuple(np.random.default_rng(bucket).integers(vocab, size=bucket).tolist())
-            id_ = RequestId('warm-up', 'none', str(bucket), 0, arm.name)
-            list(
-                engine.generate(
-                    [Request(id_, tokens, 2 * experiment.decode.chunk, arm.sampling, arm.defence)]
-                )
-            )
+        engine.warm_up(experiment.arms[0].defence)
         return engine
 
     @functools.cached_property
@@ -152,9 +148,10 @@ def matmuls(bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    """The baseline's decode step over the engine's, batch 32, in turn; samples are medians of STEPS."""
+    """The baseline's decode step over the engine's, BATCH rows after CONTEXT tokens, in turn; medians of STEPS."""
     step = ChunkTimer(bench.engine, bench.requests[0])
-    prompts = [request.tokens for request in (bench.requests * BATCH)[:BATCH]]
+    text = np.concatenate([request.tokens for request in bench.requests])
+    prompts = [np.roll(text, -b * CONTEXT)[:CONTEXT].tolist() for b in range(BATCH)]
     ours, theirs = [], []
     step()
     for _ in range(_REPEATS.value):
@@ -211,14 +208,15 @@ MEASUREMENTS = {f.__name__: f for f in (logits, recompiles, matmuls, steps, usef
 
 
 class ChunkTimer:
-    """Seconds per decode step of the engine's own chunk program, every slot live.
+    """Seconds per decode step of the engine's own chunk program, every slot live and CONTEXT tokens long.
 
-    The program's shapes are fixed, so its time does not depend on the rows' tokens or on their positions.
+    The program's shapes are fixed by the cache length, so its time does not depend on the rows' tokens.
     """
 
     def __init__(self, engine: Engine, request: Request):
         self.engine = engine
-        rows, self.caches = engine._start(request.defence)
+        rows, caches = engine.start(request.defence)
+        self.caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
         shape, sampling = rows.done_B.shape, request.sampling
         self.rows = rows.replace(
             done_B=jnp.zeros(shape, bool),
@@ -227,11 +225,10 @@ class ChunkTimer:
         )
 
     def __call__(self) -> float:
-        room = self.engine.config.cache_length
         shape = self.rows.done_B.shape
         self.rows = self.rows.replace(
-            position_B=jnp.zeros(shape, jnp.int32),
-            end_B=jnp.full(shape, room, jnp.int32),
+            position_B=jnp.full(shape, CONTEXT, jnp.int32),
+            end_B=jnp.full(shape, CONTEXT + STEPS, jnp.int32),
             done_B=jnp.zeros(shape, bool),
         )
         jax.block_until_ready((self.rows, self.caches))
