@@ -9,15 +9,18 @@ Killing it at any moment and running the same command again continues the run. E
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
 from absl import app, flags
 
-from adx.errors import BUG, COMPLETE, AdxError, ConfigError
+from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, ConfigError
 from launch.config import load_config
+from launch.interrupts import Interrupts
 
 STAGES = ('generate', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
@@ -97,21 +100,28 @@ def device_memory(device: Any) -> int | None:
     return limit
 
 
-def generate(experiment: Any) -> int:
+def join() -> None:
+    """Joins the other processes of one program. Raises ConfigError where JAX cannot tell which they are."""
+    import jax
+
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from `Interrupts`
+    try:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f'--distributed: {str(error).splitlines()[0]}; give --coordinator, --process_id and --num_processes'
+        ) from error
+
+
+def generate(experiment: Any, interrupts: Interrupts) -> int:
+    import jax
+
     from adx import pipeline
-    from launch.interrupts import Interrupts
     from launch.progress import Progress
 
-    shard, num_shards = place_of_process()
-    writes = True
-    if DISTRIBUTED.value:
-        import jax
-
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        writes = jax.process_index() == 0
-    interrupts, progress = Interrupts(), Progress()
-    interrupts.install(MAX_HOURS.value)
-    place = pipeline.Place(shard, num_shards, writes)
+    writes = not DISTRIBUTED.value or jax.process_index() == 0
+    place, progress = pipeline.Place(*place_of_process(), writes), Progress()
     try:
         report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
     finally:
@@ -143,14 +153,8 @@ def export(experiment: Any) -> int:
     return COMPLETE
 
 
-def run(_: list[str]) -> int:
-    if STATUS.value:
-        from adx.storage import status
-
-        if not WORKDIR.value:
-            raise ConfigError('--status needs --workdir')
-        print(json.dumps(status(WORKDIR.value), indent=2))
-        return COMPLETE
+def resolve() -> Any:
+    """The experiment that the flags name. Raises ConfigError for flags that name none or do not go together."""
     from adx.experiment import override
 
     if not CONFIG.value:
@@ -159,18 +163,38 @@ def run(_: list[str]) -> int:
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
-    if DRY_RUN.value:
-        dry_run(experiment)
-        return COMPLETE
-    if not WORKDIR.value:
+    if DISTRIBUTED.value and 'export' in STAGE_NAMES.value:
+        raise ConfigError('--stages=export is the work of one process; run it afterwards, without --distributed')
+    if not WORKDIR.value and not DRY_RUN.value:
         raise ConfigError('--workdir is needed; give a directory or gs://bucket/path')
-    stages = {'generate': generate, 'export': export}
-    return max(stages[name](experiment) for name in STAGES if name in STAGE_NAMES.value)
+    return experiment
 
 
-def main(argv: list[str]) -> None:
+def run(interrupts: Interrupts) -> int:
+    if STATUS.value:
+        from adx.storage import status
+
+        if not WORKDIR.value:
+            raise ConfigError('--status needs --workdir')
+        print(json.dumps(status(WORKDIR.value), indent=2))
+        return COMPLETE
+    from adx import processes
+
+    if DISTRIBUTED.value:
+        join()
+    experiment = processes.together(resolve)
+    if DRY_RUN.value:
+        processes.together(lambda: dry_run(experiment))
+        return COMPLETE
+    stages = {'generate': lambda: generate(experiment, interrupts), 'export': lambda: export(experiment)}
+    return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
+
+
+def main(_: list[str]) -> None:
+    interrupts = Interrupts()
+    interrupts.install(MAX_HOURS.value)
     try:
-        code = run(argv)
+        code = run(interrupts)
     except AdxError as error:
         print(f'error: {error}', file=sys.stderr)
         code = error.exit_code
@@ -178,6 +202,13 @@ def main(argv: list[str]) -> None:
         traceback.print_exc()
         print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
         code = BUG
+    if DISTRIBUTED.value and code not in (COMPLETE, REJECTED_ROWS):
+        # An orderly exit would wait for the others, who may be waiting for this process: its end ends them, once
+        # they have had time to read why.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(1)
+        os._exit(code)
     sys.exit(code)
 
 
