@@ -126,7 +126,8 @@ def make_stop_fn(
     """
     if not stop_strings:
         return None
-    silent, pieces = _silent_tokens(tokenizer), _byte_tokens(tokenizer)
+    silent = _silent_tokens(tokenizer)
+    inner = silent | _byte_tokens(tokenizer)
     # A stop string of n bytes spans at most n tokens that spell something, plus those that spell nothing.
     reach = max(len(stop.encode()) for stop in stop_strings) + MARGIN
 
@@ -137,8 +138,8 @@ def make_stop_fn(
     def stop_fn(tokens: Sequence[int]) -> int | None:
         seen = start = max(0, len(tokens) - chunk)
         left = reach
-        # A run of byte tokens is decoded as a whole, so it is not cut either.
-        while start and (left > 0 or tokens[start] in pieces):
+        # A run of byte tokens is decoded as a whole, silent ones in it or not: it is not cut.
+        while start and (left > 0 or tokens[start] in inner):
             start -= 1
             left -= tokens[start] not in silent
         for count in range(seen + 1, len(tokens) + 1):
