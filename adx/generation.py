@@ -63,6 +63,17 @@ def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: 
     return made
 
 
+def left_out(experiment: Experiment) -> dict[str, Any]:
+    """What the dataset does without: bad lines, and near-duplicates of rows that stay in another split, by split."""
+    dataset: Any = experiment.dataset  # those that are read from files say what they did without
+    source = dataset.source() if getattr(dataset, 'skip_bad', False) else None
+    dropped = dataset.splits().dropped if hasattr(dataset, 'splits') else {}
+    return {
+        'bad_lines_skipped': source.pool.skipped + source.test.skipped if source else 0,
+        'near_duplicates_dropped': dropped if experiment.split in dropped else {},
+    }
+
+
 def _encode(prompt: Prompt, tokenizer: Tokenizer, experiment: Experiment) -> tuple[tuple[int, ...], str]:
     """The tokens of a prompt and why it cannot be served, '' if it can."""
     try:

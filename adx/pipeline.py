@@ -34,11 +34,15 @@ class Place:
 
 @dataclasses.dataclass
 class Report:
-    """How far a run is. Times in seconds since generation began; counts are of this process."""
+    """How far a run is. Times in seconds since generation began; counts are of this process.
+
+    left_out: what the data did without, see `generation.left_out`.
+    """
 
     total: int
     done_before: int
     rejected: int
+    left_out: dict[str, Any]
     done: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -71,6 +75,7 @@ class _Job:
     plan: loading.Blueprint
     made: generation.Requests
     totals: dict[str, int]
+    left_out: dict[str, Any]
 
 
 def generate(experiment: Experiment, path: str, place: Place, progress: Progress, guard: Guard) -> Report:
@@ -88,7 +93,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         left = json.loads(processes.gather(json.dumps(left))[0])
         pending = [made.requests[id_] for id_ in left]
         total, rejected = len(made.prompts), len(made.rejected)
-        report = Report(total, total - rejected - len(pending), rejected)
+        report = Report(total, total - rejected - len(pending), rejected, job.left_out)
         stack.enter_context(processes.ending_together())
         traces = _traces(experiment, job, pending, report)
         if workdir is None:
@@ -111,7 +116,8 @@ def _prepare(experiment: Experiment, place: Place) -> _Job:
     prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
     totals = {arm.name: len(prompts) * experiment.samples for arm in experiment.arms}
     mine = prompts[place.shard :: place.num_shards]
-    return _Job(plan, generation.make_requests(experiment, mine, plan.tokenizer), totals)
+    made = generation.make_requests(experiment, mine, plan.tokenizer)
+    return _Job(plan, made, totals, generation.left_out(experiment) if place.writes else {})
 
 
 def _open(

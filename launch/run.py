@@ -72,19 +72,25 @@ def _scheduled() -> tuple[int, int]:
 
 
 def dry_run(experiment: Any) -> None:
-    """Prints the resolved experiment and the memory plan. Reads headers, no weights."""
+    """Prints the resolved experiment, what its data gives and the memory plan. Reads headers, no weights."""
     import jax
 
     from adx import experiment as experiments
-    from adx import loading, planning
+    from adx import generation, loading, planning
+    from launch.progress import left_out_line
 
     experiments.check(experiment)
     blueprint = loading.blueprint(experiment)
     prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    made = generation.make_requests(experiment, prompts, blueprint.tokenizer)
     print(json.dumps(experiments.to_json(experiment), indent=2))
     print(f'\nexperiment hash {experiments.experiment_hash(experiment)}')
-    count = len(prompts) * experiment.samples * len(experiment.arms)
-    print(f'{count} traces: {len(prompts)} prompts x {experiment.samples} samples x {len(experiment.arms)} arms')
+    arms = len(experiment.arms)
+    print(f'{len(made.prompts)} traces: {len(prompts)} prompts x {experiment.samples} samples x {arms} arms')
+    print(left_out_line(generation.left_out(experiment)))
+    if made.rejected:
+        id_, reason = next(iter(made.rejected.items()))
+        print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')
     mesh = experiment.mesh
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
     print(planning.plan_memory(blueprint.ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))

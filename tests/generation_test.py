@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models
 
+from adx.datasets import Gsm8k, Jsonl
 from adx.datasets.chat import Prompting
 from adx.datasets.tokenizing import Tokenizer
 from adx.errors import ConfigError, InputError
 from adx.experiment import Arm, Experiment, ModelSource
-from adx.generation import make_requests, make_stop_fn
+from adx.generation import left_out, make_requests, make_stop_fn
 from adx.types import Prompt
 from tests import tiny
 
@@ -79,9 +81,9 @@ def test_a_stop_string_may_be_longer_than_chunks_and_hold_special_tokens():
     assert make_stop_fn((), tokenizer, CHUNK) is None
 
 
-def experiment(**fields) -> Experiment:
+def experiment(dataset=None, **fields) -> Experiment:
     arms = (Arm('plain'), Arm('again'))
-    return Experiment(dataset=None, teacher=ModelSource('none'), arms=arms, **fields)
+    return Experiment(dataset=dataset, teacher=ModelSource('none'), arms=arms, **fields)
 
 
 def prompts(*questions: str) -> list[Prompt]:
@@ -104,3 +106,16 @@ def test_what_no_prompt_can_do_without_is_not_the_fault_of_the_rows():
     with pytest.raises(ConfigError, match='template_opens_think'):
         make_requests(opens, prompts('How many?'), tiny.make_tokenizer())
     assert not make_requests(experiment(), [], base).prompts
+
+
+def test_says_what_the_data_did_without(tmp_path):
+    path = tmp_path / 'data.jsonl'
+    copies = [f'{" ".join(f"word{i}" for i in range(20))} {end}' for end in range(40)]  # near-duplicates of each other
+    path.write_text('\n'.join([*(json.dumps({'question': text}) for text in copies), 'no JSON', '{}']))
+    said = left_out(experiment(Jsonl(str(path), skip_bad=True)))
+    assert said['bad_lines_skipped'] == 2
+    dropped = said['near_duplicates_dropped']
+    assert dropped['test'] == 0  # the split of the highest rank keeps its own
+    assert 10 < dropped['train'] < sum(dropped.values()) < 40
+    assert left_out(experiment(Jsonl(str(path), skip_bad=True), split='all'))['near_duplicates_dropped'] == {}
+    assert left_out(experiment(Gsm8k()))['bad_lines_skipped'] == 0

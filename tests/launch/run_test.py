@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +98,8 @@ def test_a_run_completes(place):
     assert finished(place, 'complete') == TRACES
     first = json.loads(err.splitlines()[0])
     assert (first['event'], first['done'], first['total']) == ('progress', 0, TRACES)
+    assert first['bad_lines_skipped'] == 0
+    assert set(first['near_duplicates_dropped']) == {'holdout', 'train', 'tune', 'attack_val', 'test'}
     settings = {trace.request_id.rsplit('/', 1)[1] for trace in Workdir(place.root / 'complete').traces()}
     assert settings == {'plain', 'product_of_experts', 'cross_model_soft'}
 
@@ -155,21 +158,24 @@ def start_both(place, *given: str, ours=(), theirs=(), program=('-m', 'launch.ru
 @pytest.mark.parametrize('axis', ['data', pytest.param('model', marks=pytest.mark.slow)])
 def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_traces_of_one_process(place, axis):
     """Equal bit by bit over `data`; over `model` to rounding, which flips no token of so few."""
-    samples = ('--set=samples=4', '--set=arms.cross_model_soft.defence.weight=0.0')
-    alone = f'alone_{axis}'
-    code, _, err = run(place, alone, *samples)
+    one_arm = place.root / f'{axis}.py'
+    plain, soft = "Arm('plain'),", "Arm('cross_model_soft', CrossModelSoft(weight=0.3)),"
+    one_arm.write_text(pathlib.Path(place.config).read_text().replace(plain, '').replace(soft, ''))
+    samples = (f'--config={one_arm}', '--set=samples=4')  # 12 traces
+    alone, both = (place.root / f'{name}_{axis}' for name in ('alone', 'both'))
+    code, _, err = end(start(place, *samples, f'--workdir={alone}'))
     assert code == 0, err
-    given = arguments(place, f'both_{axis}', *samples, f'--set=mesh.{axis}=2')
+    given = (*samples, f'--workdir={both}', f'--set=mesh.{axis}=2')
     first, second = map(end, start_both(place, *given, program=('-c', KILLED)))
     assert first[0] == -signal.SIGKILL, first
     assert second[0] in (75, -signal.SIGABRT), second  # whether it missed process 0 or JAX's service in it first
-    assert finished(place, f'both_{axis}') == 4
+    assert len(Workdir(both).finished()) == 4
     # Only process 0 needs to see the workdir.
     ends = list(map(end, start_both(place, *given, theirs=('--workdir=/proc/none',))))
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert f'{4 * TRACES - 4} traces decoded' in ends[0][1]
+    assert '8 traces decoded' in ends[0][1]
     assert 'traces decoded' not in ends[1][1]
-    assert digest(hashes(place.root / f'both_{axis}')) == digest(hashes(place.root / alone))
+    assert digest(hashes(both)) == digest(hashes(alone))
 
 
 def test_what_one_process_refuses_ends_both_in_one_line(place):
@@ -189,8 +195,17 @@ def write_jsonl(place, name: str, *lines: str) -> str:
     return tiny.write_config(place.root / f'{name}.py', place.teacher, f'Jsonl({str(data)!r})', 'all')
 
 
+def without_template(place) -> str:
+    """The teacher as a base model."""
+    path = place.root / 'base'
+    shutil.copytree(place.teacher, path)
+    (path / 'chat_template.jinja').unlink()
+    return str(path)
+
+
 def test_wrong_input_is_one_line_and_an_exit_code(place):
     broken = write_jsonl(place, 'broken', '{"question": "How many?"}', '{"question": ')
+    base = without_template(place)
     cases = [
         (['--workdirr=x'], 2, 'workdirr'),
         (arguments(place, 'x', '--set=decode.slotz=8'), 2, "Did you mean 'slots'"),
@@ -198,6 +213,8 @@ def test_wrong_input_is_one_line_and_an_exit_code(place):
         (arguments(place, 'x', '--stages='), 2, 'no stage'),
         (arguments(place, 'x', '--set=teacher.source=no_such_model'), 3, 'no_such_model'),
         ([f'--config={broken}', '--workdir=x'], 3, 'broken.jsonl, line 2'),
+        (arguments(place, 'x', '--set=prompting.template_opens_think=True'), 2, 'set it to False'),
+        (arguments(place, 'x', *(f'--set={role}.source={base}' for role in ('teacher', 'proxies.0'))), 3, 'no chat'),
     ]
     for started, code, message in [(start(place, *given), code, message) for given, code, message in cases]:
         found, out, err = end(started)
@@ -205,6 +222,7 @@ def test_wrong_input_is_one_line_and_an_exit_code(place):
         assert message in err
         assert err.count('\n') == 1, err
         assert out == ''
+    assert not (place.root / 'x').exists()
 
 
 @pytest.mark.slow
