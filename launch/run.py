@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -208,14 +208,21 @@ def main(_: list[str]) -> None:
         traceback.print_exc()
         print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
         code = BUG
-    if DISTRIBUTED.value and code not in (COMPLETE, REJECTED_ROWS):
-        # An orderly exit would wait for the others, who may be waiting for this process: its end ends them, once
-        # they have had time to read why.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(1)
-        os._exit(code)
-    sys.exit(code)
+    if code in (COMPLETE, REJECTED_ROWS):
+        sys.exit(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a run that failed at once: an orderly exit crashes while the device still works.
+
+    Under --distributed it would also wait for processes that wait for this one; its end ends them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if DISTRIBUTED.value:
+        time.sleep(1)  # for the others to have read what this process told them
+    os._exit(code)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
