@@ -31,7 +31,11 @@ while True:
 
 @pytest.mark.parametrize(
     ('seconds', 'signals', 'reason'),
-    [(0, [signal.SIGTERM], 'SIGTERM'), (0, [signal.SIGINT, signal.SIGTERM], 'SIGINT'), (0.1, [], '--max_hours reached')],
+    [
+        (0, [signal.SIGTERM], 'SIGTERM'),
+        (0, [signal.SIGINT, signal.SIGTERM], 'SIGINT'),
+        (0.1, [], '--max_hours reached'),
+    ],
 )
 def test_ends_with_75_but_never_inside_a_write(seconds, signals, reason):
     command = [sys.executable, '-c', STUBBORN, str(seconds)]

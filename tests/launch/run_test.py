@@ -212,6 +212,7 @@ def test_wrong_input_is_one_line_and_an_exit_code(place):
         (['--config=none.py'], 2, 'none.py does not exist'),
         (arguments(place, 'x', '--stages='), 2, 'no stage'),
         (arguments(place, 'x', '--set=teacher.source=no_such_model'), 3, 'no_such_model'),
+        (arguments(place, 'x', '--set=proxies.0.exit_layer=9'), 3, 'num_layers = 9'),
         ([f'--config={broken}', '--workdir=x'], 3, 'broken.jsonl, line 2'),
         (arguments(place, 'x', '--set=prompting.template_opens_think=True'), 2, 'set it to False'),
         (arguments(place, 'x', *(f'--set={role}.source={base}' for role in ('teacher', 'proxies.0'))), 3, 'no chat'),
