@@ -218,7 +218,14 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
     if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
+    if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
+        raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')
     e.decode.check()
+    if e.max_new_tokens > e.decode.cache_length:
+        raise ConfigError(
+            f'max_new_tokens = {e.max_new_tokens} does not fit decode.cache_length = {e.decode.cache_length}, '
+            'which holds the prompt as well; raise cache_length'
+        )
 
 
 def _check_disclosure(disclosure: str) -> None:

@@ -12,6 +12,13 @@ from adx.pipeline import Report
 LINE_SECONDS = 10.0
 
 
+def left_out_line(left_out: dict[str, Any]) -> str:
+    """What `generation.left_out` says, for people."""
+    skipped, dropped = left_out['bad_lines_skipped'], left_out['near_duplicates_dropped']
+    counts = ', '.join(f'{count} of {split}' for split, count in dropped.items() if count)
+    return f'data: {skipped} bad lines skipped; near-duplicates dropped: {counts or "none"}'
+
+
 class Progress:
     """Called after every trace. The bar shows traces, tokens/s, occupancy and the time left."""
 
@@ -31,6 +38,7 @@ class Progress:
         from tqdm import tqdm
 
         if self.bar is None:
+            print(left_out_line(report.left_out), file=sys.stderr)
             done = report.done_before + report.rejected
             self.bar = tqdm(total=report.total, initial=done, unit='trace', dynamic_ncols=True, file=sys.stderr)
         self.bar.set_postfix_str(
@@ -51,6 +59,7 @@ class Progress:
                     'tokens_per_second': round(report.tokens_per_second, 1),
                     'occupancy': round(report.occupancy, 3),
                     'seconds_left': None if left is None else round(left),
+                    **({} if request_id else report.left_out),
                 }
             ),
             file=sys.stderr,
