@@ -8,8 +8,6 @@ import nbclient
 import nbformat
 import pytest
 
-from tests import tiny
-
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'tools' / 'notebooks').glob('*.ipynb'))
 # Sends the kernel what the stop button sends, as soon as there is a trace.
@@ -43,9 +41,8 @@ def test_is_stored_without_outputs(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if 'outputs' in cell)
 
 
-def test_quickstart_shows_traces_and_goes_on_after_an_interruption(tmp_path, monkeypatch):
-    tiny.write_smollm2(tmp_path)
-    for name, value in tiny.environment(tmp_path).items():
+def test_quickstart_shows_traces_and_goes_on_after_an_interruption(smollm2, monkeypatch):
+    for name, value in smollm2.items():
         monkeypatch.setenv(name, value)
     notebook = read(ROOT / 'tools' / 'notebooks' / 'quickstart.ipynb')
     place = next(i for i, cell in enumerate(notebook.cells) if cell.source == 'run()')
