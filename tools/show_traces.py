@@ -58,7 +58,7 @@ def main() -> None:
     colour = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
     width = max(WIDTH.value or shutil.get_terminal_size().columns, MIN_WIDTH)
     groups = load_groups(Workdir(WORKDIR.value), LIMIT.value)
-    print(view.terminal(groups, width, colour), end='')
+    print(view.terminal(groups, width, colour) + view.summary(groups, width, colour), end='')
     if HTML.value:
         page = view.html(groups, TITLE).encode()
         with files.os_errors(StorageError, f'{HTML.value} was not written'):
