@@ -17,7 +17,7 @@ from adx.hashing import content_hash
 from adx.types import Dataset, Defence, Sampling
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkpoints.DTYPES)
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 OPERATIONAL = ('mesh', 'decode')
 
