@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -12,27 +13,36 @@ from adx.decoding.ensemble import Ensemble
 from adx.mesh import Layout
 from adx.models.transformer import Model
 
-LOGIT_BYTES = 4
-# Float32 arrays of [B, V] that are alive at once, as XLA allocates them on CPU (tests/planning_test.py):
-# while log-probs are combined, beside one for each proxy; and while a token is drawn, however many proxies.
+FLOAT32 = 4
+# Float32 arrays that are alive at once, as XLA allocates them on CPU (tests/planning_test.py). Of [B, V]: while
+# log-probs are combined, beside one for each proxy; and while a token is drawn, however many proxies.
 COMBINE_COPIES = 6
 SAMPLING_COPIES = 20
+# Of a layer's attention scores: in a decode step, where masks and exponentials are not fused, and in a prefill.
+STEP_SCORES = 4
+PREFILL_SCORES = 2
+UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of weights and caches'
+Member = tuple[Model, Layout, int]  # a model, or so many stacked ones
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes per device. `workspace` is the larger of a decode step's and a prefill's temporaries."""
+    """Bytes per device. `workspace` is the larger of a decode step's and a prefill's temporaries.
+
+    float32_copies: of bfloat16 weights and caches, where the device's compiler makes them.
+    """
 
     teacher_weights: int
     proxy_weights: int
     caches: int
     prefix: int
     workspace: int
+    float32_copies: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
-        return self.teacher_weights + self.proxy_weights + self.caches + self.prefix + self.workspace
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'notes')
 
     def table(self, available: int | None) -> str:
         """The plan as lines of text; `available`: bytes that the device has, None if it does not say."""
@@ -52,14 +62,23 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig) -> MemoryPlan:
     models += [(group.model, group.layout, group.count) for group in ensemble.groups]
     weights = [weight_bytes(*model) for model in models]
     rows = [_local(layout, 'B', config.slots) for _, layout, _ in models]
+    caches = sum(cache_bytes(*m, b, config.cache_length) for m, b in zip(models, rows, strict=True))
+    upcast = _upcasts(ensemble)
     return MemoryPlan(
         teacher_weights=weights[0],
         proxy_weights=sum(weights[1:]),
-        caches=sum(cache_bytes(*m, b, config.cache_length) for m, b in zip(models, rows, strict=True)),
+        caches=caches,
         prefix=sum(cache_bytes(*m, _local(m[1], 'B', config.prefill_rows), longest) for m in models),
-        workspace=max(_step_bytes(ensemble, config), max(_prefill_bytes(m, config) for m in models)),
-        notes=tuple(note for _, layout, _ in models for note in layout.notes),
+        workspace=max(_step_bytes(models, config), max(_prefill_bytes(m, config) for m in models)),
+        float32_copies=2 * (sum(weights) + caches) if upcast else 0,
+        notes=tuple(note for _, layout, _ in models for note in layout.notes) + (UPCAST_NOTE,) * upcast,
     )
+
+
+def _upcasts(ensemble: Ensemble) -> bool:
+    """Whether the devices multiply in float32 whatever the dtype."""
+    on_cpu = ensemble.teacher_layout.mesh.devices.flat[0].platform == 'cpu'
+    return on_cpu and jnp.dtype(ensemble.teacher.config.dtype).itemsize < FLOAT32
 
 
 def weight_bytes(model: Model, layout: Layout, count: int) -> int:
@@ -69,7 +88,7 @@ def weight_bytes(model: Model, layout: Layout, count: int) -> int:
 
     def one(path: str) -> int:
         pieces = math.prod(layout.ways(letter) for letter in model.axes[path])
-        return math.prod(model.shapes[path]) // pieces * (4 if path.endswith('.scale') else item)
+        return math.prod(model.shapes[path]) // pieces * (FLOAT32 if path.endswith('.scale') else item)
 
     return local * sum(one(path) for path in model.shapes)
 
@@ -82,23 +101,30 @@ def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int
     return _local(layout, 'N', count) * rows * per_row
 
 
-def _step_bytes(ensemble: Ensemble, config: DecodeConfig) -> int:
-    """Temporaries of one decode step: the larger of combining the models' log-probs and drawing a token."""
-    layout, vocab = ensemble.teacher_layout, ensemble.teacher.config.sizes['V']
-    per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', vocab) * LOGIT_BYTES
-    proxies = sum(group.count for group in ensemble.groups)
-    return per_copy * max(SAMPLING_COPIES, proxies + COMBINE_COPIES)
+def _step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
+    """Temporaries of one decode step: the largest of a layer's attention, combining log-probs and drawing a token."""
+    teacher, layout, _ = models[0]
+    per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', teacher.config.sizes['V']) * FLOAT32
+    proxies = sum(count for _, _, count in models[1:])
+    attention = max(STEP_SCORES * _score_bytes(m, config.slots, 1, config.cache_length) for m in models)
+    return max(attention, per_copy * max(SAMPLING_COPIES, proxies + COMBINE_COPIES))
 
 
-def _prefill_bytes(member: tuple[Model, Layout, int], config: DecodeConfig) -> int:
-    """Temporaries of a prefill: attention scores of one layer, and the activations around one MLP."""
+def _prefill_bytes(member: Member, config: DecodeConfig) -> int:
+    """Temporaries of a prefill: the larger of a layer's attention scores and the activations around its MLP."""
     model, layout, count = member
     c, length = model.config, config.buckets[-1]
-    tokens = _local(layout, 'B', config.prefill_rows) * length
-    scores = 2 * tokens * _local(layout, 'H', c.num_heads) * length * 4
-    item = jnp.dtype(c.dtype).itemsize
-    mlp = tokens * (3 * _local(layout, 'F', c.mlp_dim) + 4 * c.embed_dim) * item
-    return _local(layout, 'N', count) * (scores + mlp)
+    scores = PREFILL_SCORES * _score_bytes(member, config.prefill_rows, length, length)
+    width = 3 * _local(layout, 'F', c.mlp_dim) + 2 * c.embed_dim
+    tokens = _local(layout, 'N', count) * _local(layout, 'B', config.prefill_rows) * length
+    return max(scores, tokens * width * jnp.dtype(c.dtype).itemsize)
+
+
+def _score_bytes(member: Member, rows: int, queries: int, keys: int) -> int:
+    """Bytes of one layer's float32 attention scores on one device."""
+    model, layout, count = member
+    heads = _local(layout, 'H', model.config.num_heads)
+    return _local(layout, 'N', count) * _local(layout, 'B', rows) * heads * queries * keys * FLOAT32
 
 
 def _local(layout: Layout, axis: str, size: int) -> int:

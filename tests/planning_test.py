@@ -1,4 +1,4 @@
-"""The memory plan against what XLA says it allocates for the compiled decode chunk."""
+"""The memory plan against what XLA says it allocates for the compiled decode chunk and prefill."""
 
 from __future__ import annotations
 
@@ -8,71 +8,85 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adx.decoding.engine import DecodeConfig, Engine
-from adx.decoding.ensemble import Ensemble, Group, Weights
-from adx.defences import ProductOfExperts
+from adx.decoding.engine import DecodeConfig
+from adx.decoding.ensemble import Ensemble, Group
+from adx.defences import ProductOfExperts, Undefended
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import TransformerConfig, make_model
-from adx.planning import plan_memory
+from adx.planning import UPCAST_NOTE, plan_memory
+from tools.bench.memory import abstract_weights, chunk_over_plan
+
+MODEL = TransformerConfig(
+    vocab_size=8192, num_layers=3, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8
+)
+DECODE = DecodeConfig(slots=16, chunk=2, buckets=(16,), prefill_rows=8, cache_length=32, record='scalars')
+# XLA reports sizes of buffers that it may lay out with gaps; a fifth is what the plan promises.
+LOW, HIGH = 0.8, 1.2
+
+# What most of the memory is: the choice of tokens over the whole vocabulary, keys and values, or weights.
+CHOICE = MODEL
+CACHES = (dataclasses.replace(MODEL, vocab_size=512), dataclasses.replace(DECODE, cache_length=1024))
+WEIGHTS = (dataclasses.replace(MODEL, vocab_size=512, embed_dim=256, mlp_dim=1024), DECODE)
 
 
-def make_ensemble(vocab: int, mesh: tuple[int, int, int], proxies: int) -> Ensemble:
+def make_ensemble(model: TransformerConfig, mesh: tuple[int, int, int], proxies: int) -> Ensemble:
     mesh = make_mesh(*mesh)
-    config = TransformerConfig(
-        vocab_size=vocab, num_layers=2, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8
-    )
-    exit_config = dataclasses.replace(config, num_layers=1)
-    group = Group(make_model(exit_config), proxy_layout(mesh, config.sizes, proxies), proxies)
-    return Ensemble(make_model(config), teacher_layout(mesh, config.sizes), (group,))
+    early = dataclasses.replace(model, num_layers=2)
+    group = Group(make_model(early), proxy_layout(mesh, model.sizes, proxies), proxies) if proxies else None
+    return Ensemble(make_model(model), teacher_layout(mesh, model.sizes), (group,) if group else ())
 
 
-def abstract_weights(ensemble: Ensemble) -> Weights:
-    """Shapes and places of the float32 weights: compiling reads no values."""
-
-    def one(model, layout, stack=(), letter=''):
-        return {
-            path: jax.ShapeDtypeStruct(
-                (*stack, *shape), jnp.float32, sharding=layout.sharding(letter + model.axes[path])
-            )
-            for path, shape in model.shapes.items()
-        }
-
-    groups = tuple(one(group.model, group.layout, (group.count,), 'N') for group in ensemble.groups)
-    return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups)
-
-
-def compiled_bytes(ensemble: Ensemble, config: DecodeConfig) -> int:
-    """Bytes per device while a chunk runs: arguments, temporaries, and outputs that reuse no argument."""
-    weights = abstract_weights(ensemble)
-    engine = Engine(ensemble, weights, config, eos=[1])
-    defence = ProductOfExperts(0.5)
-    places = engine._start.lower(defence).compile().output_shardings
-    rows, caches = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(engine._start, defence),
-        places,
-    )
-    memory = engine._chunk.lower(weights, rows, caches, engine.constants).compile().memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+SLOW = pytest.mark.slow  # more of the same shapes: compiling takes seconds each
 
 
 @pytest.mark.parametrize(
-    ('vocab', 'length', 'mesh', 'proxies'),
+    ('model', 'config', 'mesh', 'proxies'),
     [
-        (1024, 512, (1, 1, 1), 1),  # caches are most of it
-        (8192, 32, (2, 1, 1), 2),  # the choice of tokens is
+        (CHOICE, DECODE, (1, 1, 1), 1),
+        (CHOICE, DECODE, (2, 2, 2), 2),
+        (dataclasses.replace(CHOICE, tied=False), DECODE, (2, 1, 4), 0),
+        (*CACHES, (1, 1, 8), 1),  # four heads do not divide by 8: attention is replicated
+        (dataclasses.replace(WEIGHTS[0], dtype='bfloat16'), DECODE, (2, 1, 4), 1),
+        pytest.param(CHOICE, DECODE, (1, 1, 1), 0, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (2, 1, 1), 2, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (2, 1, 4), 1, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (1, 1, 8), 2, marks=SLOW),
+        pytest.param(dataclasses.replace(CHOICE, tied=False), DECODE, (2, 1, 4), 1, marks=SLOW),
+        pytest.param(*CACHES, (1, 1, 1), 1, marks=SLOW),
+        pytest.param(*WEIGHTS, (1, 1, 1), 1, marks=SLOW),
+        pytest.param(dataclasses.replace(CHOICE, dtype='bfloat16'), DECODE, (1, 1, 1), 1, marks=SLOW),
+        pytest.param(dataclasses.replace(CACHES[0], dtype='bfloat16'), CACHES[1], (1, 1, 1), 1, marks=SLOW),
     ],
 )
-def test_the_plan_is_what_a_chunk_takes(vocab, length, mesh, proxies):
-    ensemble = make_ensemble(vocab, mesh, proxies)
-    config = DecodeConfig(
-        slots=16, chunk=2, buckets=(16,), prefill_rows=2, cache_length=length, record='scalars'
-    )
-    plan = plan_memory(ensemble, config)
-    # XLA reports sizes of buffers that it may lay out with gaps; a fifth is what the plan promises.
-    assert 0.8 < (plan.total - plan.prefix) / compiled_bytes(ensemble, config) < 1.2
+def test_the_plan_is_what_a_chunk_takes(model, config, mesh, proxies):
+    defence = ProductOfExperts(0.5) if proxies else Undefended()
+    assert LOW < chunk_over_plan(make_ensemble(model, mesh, proxies), config, defence) < HIGH
+
+
+@pytest.mark.parametrize(
+    ('model', 'mesh', 'length'),
+    [
+        (CACHES[0], (2, 1, 4), 256),  # attention scores are most of it
+        (WEIGHTS[0], (1, 1, 1), 64),  # the activations of an MLP are
+        pytest.param(CACHES[0], (2, 2, 2), 256, marks=SLOW),
+    ],
+)
+def test_the_planned_workspace_is_what_a_long_prefill_takes(model, mesh, length):
+    ensemble = make_ensemble(model, mesh, 2)
+    config = dataclasses.replace(DECODE, buckets=(length,), cache_length=length)
+    tokens = jax.ShapeDtypeStruct((config.prefill_rows, length), jnp.int32)
+    compiled = jax.jit(ensemble.prefill).lower(abstract_weights(ensemble), tokens).compile()
+    assert LOW < compiled.memory_analysis().temp_size_in_bytes / plan_memory(ensemble, config).workspace < HIGH
+
+
+def test_a_plan_says_what_is_special_about_bfloat16_on_a_cpu():
+    plan = plan_memory(make_ensemble(dataclasses.replace(MODEL, dtype='bfloat16'), (1, 1, 1), 1), DECODE)
+    assert plan.float32_copies == 2 * (plan.teacher_weights + plan.proxy_weights + plan.caches)
+    assert f'note: {UPCAST_NOTE}' in plan.table(None)
+    assert plan_memory(make_ensemble(MODEL, (1, 1, 1), 1), DECODE).float32_copies == 0
+
+
+def test_the_table_says_whether_it_fits():
+    plan = plan_memory(make_ensemble(MODEL, (1, 1, 1), 1), DECODE)
+    assert plan.table(plan.total).endswith('fits')
+    assert plan.table(plan.total - 1).endswith('DOES NOT FIT')

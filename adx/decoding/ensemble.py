@@ -72,7 +72,8 @@ class Ensemble:
         for group, params, cache in zip(self.groups, weights.groups, caches.groups, strict=True):
             run = lambda p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c)  # noqa: E731
             logits_NBLV, cache = _each(group, run, params, cache)
-            proxy_logits.append(logits_NBLV[:, :, 0])
+            # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
+            proxy_logits.append(group.layout.shard(logits_NBLV[:, :, 0], 'NBV'))
             groups.append(cache)
         # The combine runs on the teacher's shards of rows and vocabulary, whatever split the proxies' own pass.
         logits_BV = self.teacher_layout.shard(logits_BLV[:, 0], 'BV')

@@ -14,6 +14,7 @@ from adx.decoding.engine import Engine
 from adx.defences import ProductOfExperts
 from adx.mesh import make_mesh
 from adx.types import Sampling
+from tools.bench.memory import compile_chunk
 
 # Nine heads over three key/value heads divide by no axis of these meshes, as in SmolLM2.
 ODD = dataclasses.replace(fakes.TEACHER, num_heads=9, num_kv_heads=3)
@@ -68,12 +69,11 @@ def test_the_teacher_is_split_over_proxy_and_never_copied():
     assert weights.sharding.spec[0] == ('proxy', 'model')
 
 
-def test_no_collective_gathers_the_vocabulary():
-    """Logits stay on their shards: no all-gather in the compiled chunk gives a float tensor with all of V."""
-    engine = make_engine((2, 1, 4))
-    defence = ProductOfExperts(np.float32(0.5))
-    rows, caches = engine._start(defence)
-    text = engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile().as_text()
-    gathers = re.findall(r'= (f32\[[\d,]*\])\S* all-gather', text)
-    assert not [shape for shape in gathers if str(fakes.VOCAB_ROWS) in re.findall(r'\d+', shape)[1:]], gathers
+@pytest.mark.parametrize(('shape', 'sizes'), [((2, 1, 4), {64}), ((2, 2, 2), {64, 32})])
+def test_no_collective_gathers_the_vocabulary(shape, sizes):
+    """Neither logits nor output heads leave their shards: no all-gather in the compiled chunk gives a float tensor
+    with all of the vocabulary's 64 rows, nor, where proxies are split, a device's 32 rows of several proxies."""
+    text = compile_chunk(make_engine(shape), ProductOfExperts(np.float32(0.5))).as_text()
+    gathers = re.findall(r'= f32\[([\d,]*)\]\S* all-gather', text)
+    assert not [dims for dims in gathers if sizes & set(map(int, dims.split(',')[1:]))], gathers
     assert jax.device_count() == 8

@@ -1,0 +1,87 @@
+"""Measures the memory plan of --dry_run against the compiled decode chunk.
+
+    python -m tools.bench.memory
+
+The models and shapes of configs/smollm2_poe.py, float32, on one CPU device; compiling needs no weights. Appends
+`peak_memory_over_plan` to results/decoding.json, see figures.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app
+
+from adx.decoding.engine import DecodeConfig, Engine
+from adx.decoding.ensemble import Ensemble, Weights
+from adx.loading import blueprint
+from adx.mesh import Layout
+from adx.models.transformer import Model
+from adx.planning import plan_memory
+from adx.types import Defence
+from configs import smollm2_poe
+from tools.bench import figures
+
+TABLE = 'decoding'
+
+
+def abstract_weights(ensemble: Ensemble) -> Weights:
+    """Shapes and places of the weights as they are loaded: norm scales in float32, the rest in the compute dtype."""
+
+    def one(model: Model, layout: Layout, stack: tuple[int, ...] = (), letter: str = '') -> dict[str, Any]:
+        return {
+            path: jax.ShapeDtypeStruct(
+                (*stack, *shape),
+                jnp.float32 if path.endswith('.scale') else model.config.dtype,
+                sharding=layout.sharding(letter + model.axes[path]),
+            )
+            for path, shape in model.shapes.items()
+        }
+
+    groups = tuple(one(group.model, group.layout, (group.count,), 'N') for group in ensemble.groups)
+    return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups)
+
+
+def compile_chunk(engine: Engine, defence: Defence) -> Any:
+    """The engine's decode chunk for this defence, compiled ahead of time. Its weights may be abstract."""
+    places = engine._start.lower(defence).compile().output_shardings
+    rows, caches = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(engine._start, defence),
+        places,
+    )
+    return engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile()
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Bytes per device while a program runs: arguments, temporaries, and outputs that reuse no argument."""
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return held + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def chunk_over_plan(ensemble: Ensemble, config: DecodeConfig, defence: Defence) -> float:
+    """What the chunk takes over what is planned for it: prompts that wait prefilled are no part of the program."""
+    config = dataclasses.replace(config, short_caches=())  # the plan is about the longest caches
+    plan = plan_memory(ensemble, config)
+    engine = Engine(ensemble, abstract_weights(ensemble), config, eos=[1])
+    return peak_bytes(compile_chunk(engine, defence)) / (plan.total - plan.prefix)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    experiment = smollm2_poe.experiment()
+    (defence,) = (arm.defence for arm in experiment.arms if arm.name == 'product_of_experts')
+    ratio = chunk_over_plan(blueprint(experiment).ensemble, experiment.decode, defence)
+    command = ' '.join(['python -m tools.bench.memory', *sys.argv[1:]])
+    figures.append(TABLE, 'peak_memory_over_plan', [ratio], unit='x', goal='0.8 to 1.2', command=command)
+    print(f'peak_memory_over_plan: {ratio:.3f} x')
+
+
+if __name__ == '__main__':
+    app.run(main)
