@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 import time
@@ -102,8 +103,8 @@ class Bench:
         return engine
 
     @functools.cached_property
-    def baseline(self) -> Any:
-        from tools.bench.hf_baseline import Baseline, Rule, export
+    def baseline(self) -> Callable[..., Any]:
+        from tools.bench.hf_baseline import Apart, Rule, export
 
         experiment, tokenizer = self.experiment, self.models.tokenizer
         (proxy,) = experiment.proxies
@@ -111,10 +112,20 @@ class Bench:
             resolve(experiment.teacher.source), cache_directory() / f'{experiment.teacher.source}-hf'
         )
         ids = tuple(sorted(tokenizer.control_ids)), tuple(sorted(tokenizer.eos_ids))
-        rule = Rule(GAMMA, TEMPERATURE, *ids)
-        baseline = Baseline(directory, proxy.exit_layer, resolve_translator(proxy.translator), rule)
-        baseline.generate([self.requests[0].tokens[::-1]], 4)
-        return baseline
+        return Apart(directory, proxy.exit_layer, resolve_translator(proxy.translator), Rule(GAMMA, TEMPERATURE, *ids))
+
+    @functools.cached_property
+    def threads(self) -> int:
+        """The baseline's best number of threads, by its decode step."""
+        cores = len(os.sched_getaffinity(0))
+        timed = {n: median_ms(self.baseline('step_seconds', n, self.contexts, 8)) for n in {1, cores // 2 or 1, cores}}
+        return min(timed, key=lambda n: timed[n])
+
+    @functools.cached_property
+    def contexts(self) -> list[list[int]]:
+        """BATCH prompts of CONTEXT tokens of GSM8K."""
+        text = np.concatenate([request.tokens for request in self.requests])
+        return [np.roll(text, -b * CONTEXT)[:CONTEXT].tolist() for b in range(BATCH)]
 
 
 def logits(bench: Bench) -> None:
@@ -150,12 +161,10 @@ def matmuls(bench: Bench) -> None:
 def steps(bench: Bench) -> None:
     """The baseline's decode step over the engine's, BATCH rows after CONTEXT tokens, in turn; medians of STEPS."""
     step = ChunkTimer(bench.engine, bench.requests[0])
-    text = np.concatenate([request.tokens for request in bench.requests])
-    prompts = [np.roll(text, -b * CONTEXT)[:CONTEXT].tolist() for b in range(BATCH)]
     ours, theirs = [], []
     step()
     for _ in range(_REPEATS.value):
-        theirs.append(median_ms(bench.baseline.step_seconds(prompts, STEPS)))
+        theirs.append(median_ms(bench.baseline('step_seconds', bench.threads, bench.contexts, STEPS)))
         ours.append(median_ms([step() for _ in range(STEPS // bench.engine.config.chunk)]))
     append('adx_step_ms_cpu', ours, 'ms')
     append('hf_step_ms_cpu', theirs, 'ms')
@@ -163,28 +172,32 @@ def steps(bench: Bench) -> None:
 
 
 def useful(bench: Bench) -> None:
-    """Useful tokens per second, refilled slots against the baseline's best batch size."""
+    """Useful tokens per second: refilled slots, and in turn with them the baseline at the best of its batch sizes.
+
+    The batch sizes are tried once each before, on the same prompts.
+    """
     batches = [int(batch) for batch in _HF_BATCHES.value]
     prompts = [request.tokens for request in bench.requests]
-    engine, baseline = bench.engine, bench.baseline
-    ours: list[float] = []
-    theirs: dict[int, list[float]] = {batch: [] for batch in batches}
-    engine.occupancy = Occupancy()
-    for repeat in range(_REPEATS.value):
+
+    def theirs(batch: int) -> float:
+        return rate(lambda: bench.baseline('useful_tokens', bench.threads, prompts, _MAX_NEW.value, batch))
+
+    def ours(repeat: int) -> float:
         ids = [request.id._replace(sample=repeat) for request in bench.requests]
         drawn = [dataclasses.replace(r, id=id_) for r, id_ in zip(bench.requests, ids, strict=True)]
-        ours.append(rate(lambda drawn=drawn: sum(len(done.tokens) for done in engine.generate(drawn))))
-        for batch in batches:
-            theirs[batch].append(
-                rate(lambda batch=batch: baseline.useful_tokens(prompts, _MAX_NEW.value, batch))
-            )
-    best = max(batches, key=lambda batch: np.median(theirs[batch]))
-    append('adx_useful_tokens_per_second_cpu', ours, 'tokens/s')
-    for batch in batches:
-        append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', theirs[batch], 'tokens/s')
-    append('useful_tokens_ratio_vs_hf_cpu', np.divide(ours, theirs[best]), 'x', '>= 2')
-    if engine.occupancy.busy_slot_steps:  # else every prompt had a slot from the start
-        append('occupancy', [engine.occupancy.share], 'tokens per slot-step')
+        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(drawn)))
+
+    bench.engine.occupancy = Occupancy()
+    tried = {batch: theirs(batch) for batch in batches}
+    for batch, value in tried.items():
+        append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', [value], 'tokens/s')
+    best = max(tried, key=lambda batch: tried[batch])
+    pairs = np.array([(ours(repeat), theirs(best)) for repeat in range(_REPEATS.value)])
+    append('adx_useful_tokens_per_second_cpu', pairs[:, 0], 'tokens/s')
+    append('hf_useful_tokens_per_second_cpu', pairs[:, 1], 'tokens/s')
+    append('useful_tokens_ratio_vs_hf_cpu', pairs[:, 0] / pairs[:, 1], 'x', '>= 2')
+    if bench.engine.occupancy.busy_slot_steps:  # else every prompt had a slot from the start
+        append('occupancy', [bench.engine.occupancy.share], 'tokens per slot-step')
 
 
 def missing(bench: Bench) -> None:
