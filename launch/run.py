@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 
 from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, ConfigError
+from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
@@ -229,14 +230,5 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but a wrong flag exits with 2 as every other user error does, without a traceback."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f'error: {error}; see --help', file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
-
-
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=program.parse)

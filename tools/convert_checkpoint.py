@@ -15,7 +15,7 @@ from etils import epath
 from adx import checkpoints
 from adx.datasets.tokenizing import load_tokenizer, save_tokenizer
 from adx.safetensors_io import copy_tokenizer
-from tools import _program
+from launch import program
 
 SOURCE = flags.DEFINE_string('source', None, 'What to convert.', required=True)
 OUT = flags.DEFINE_string('out', None, 'A directory that is new or empty.', required=True)
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

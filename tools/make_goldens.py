@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from tools import _program
+from launch import program
 
 _OUT = flags.DEFINE_string('out', 'tests/goldens', 'Directory that gets one folder per family.')
 
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

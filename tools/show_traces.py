@@ -21,7 +21,7 @@ from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
-from tools import _program
+from launch import program
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
 LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts; 0 shows all.', lower_bound=0)
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    _program.start(main)
+    program.start(main)

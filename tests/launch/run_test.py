@@ -38,7 +38,7 @@ def add_and_die(self, trace):
 
 pipeline.FLUSH_SECONDS = 0.0
 pipeline._Saver.add = add_and_die
-app.run(run.main, flags_parser=run.parse_flags)
+app.run(run.main, flags_parser=run.program.parse)
 """
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from adx.errors import BUG, InputError
-from tools import _program
+from launch import program
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = sorted(path.stem for path in (ROOT / 'tools').glob('[a-z]*.py'))
@@ -49,6 +49,6 @@ def test_what_main_raises_decides_the_exit_code(capsys, raised, code, message):
         raise raised
 
     with pytest.raises(SystemExit) as ended:
-        _program.call(main)
+        program.call(main)
     assert ended.value.code == code
     assert capsys.readouterr().err.startswith(message)

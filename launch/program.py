@@ -1,4 +1,4 @@
-"""How the programs of this folder start and end: what a user can mend is one line and an exit code (adx.errors)."""
+"""How programs start and end: what a user can mend is one line and an exit code (adx.errors)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adx.errors import BUG, AdxError, ConfigError
 
 def start(main: Callable[[], None]) -> None:
     """Parses the flags, calls main and exits: 0, 2 for flags, the code of an AdxError, or 70 for anything else."""
-    app.run(lambda _: call(main), flags_parser=_parse)
+    app.run(lambda _: call(main), flags_parser=parse)
 
 
 def call(main: Callable[[], None]) -> None:
@@ -27,7 +27,8 @@ def call(main: Callable[[], None]) -> None:
         sys.exit(BUG)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
+    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback."""
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
