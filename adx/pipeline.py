@@ -64,7 +64,7 @@ class Report:
         return REJECTED_ROWS if self.rejected else COMPLETE
 
 
-Progress = Callable[[Report, str], None]  # called after every trace with its request id, and at start with ''
+Progress = Callable[[Report, Trace | None], None]  # called after every trace, and at the start with None
 Guard = Callable[[], Any]  # a context manager inside which no interruption is raised
 
 
@@ -100,7 +100,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
             collections.deque(traces, maxlen=0)
             return report
         saver = _Saver(workdir, report, job.totals, progress, guard)
-        progress(report, '')
+        progress(report, None)
         try:
             for trace in traces:
                 saver.add(trace)
@@ -174,7 +174,7 @@ class _Saver:
 
     def add(self, trace: Trace) -> None:
         self.waiting.append(trace)
-        self.progress(self.report, trace.request_id)
+        self.progress(self.report, trace)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 

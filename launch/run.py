@@ -42,6 +42,7 @@ STAGE_NAMES = flags.DEFINE_list('stages', ['generate'], f'Which stages to run, o
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and its memory plan, run nothing.')
 STATUS = flags.DEFINE_bool('status', False, 'Print how the run in --workdir is doing, from any machine.')
 MAX_HOURS = flags.DEFINE_float('max_hours', 0.0, 'Stop resumably after so many hours; 0 never.', lower_bound=0.0)
+LOG_TEXT = flags.DEFINE_bool('log_text', False, 'Show the text of every trace too; otherwise logs name ids only.')
 SHARD = flags.DEFINE_integer('shard', None, 'Which share of the requests; from the scheduler if not given.')
 NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the requests, each on its own.')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts, for models larger than one.')
@@ -132,7 +133,7 @@ def generate(experiment: Any, interrupts: Interrupts) -> int:
     from launch.progress import Progress
 
     writes = not DISTRIBUTED.value or jax.process_index() == 0
-    place, progress = pipeline.Place(*place_of_process(), writes), Progress()
+    place, progress = pipeline.Place(*place_of_process(), writes), Progress(log_text=LOG_TEXT.value)
     try:
         report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
     finally:

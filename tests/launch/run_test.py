@@ -100,8 +100,10 @@ def test_a_run_completes(place):
     assert (first['event'], first['done'], first['total']) == ('progress', 0, TRACES)
     assert first['bad_lines_skipped'] == 0
     assert set(first['near_duplicates_dropped']) == {'holdout', 'train', 'tune', 'attack_val', 'test'}
-    settings = {trace.request_id.rsplit('/', 1)[1] for trace in Workdir(place.root / 'complete').traces()}
+    traces = list(Workdir(place.root / 'complete').traces())
+    settings = {trace.request_id.rsplit('/', 1)[1] for trace in traces}
     assert settings == {'plain', 'product_of_experts', 'cross_model_soft'}
+    assert not any(json.dumps(trace.text) in err for trace in traces if trace.text)
 
 
 def test_a_complete_run_stays_as_it_is(place):
@@ -119,9 +121,14 @@ def test_a_killed_run_goes_on_to_the_same_traces(place):
     code, _, err = end(start(place, *arguments(place, 'killed'), program=('-c', KILLED)))
     assert code == -signal.SIGKILL, err
     assert finished(place, 'killed') == 4
-    code, out, err = run(place, 'killed')
+    code, out, err = run(place, 'killed', '--log_text')
     assert code == 0, err
     assert f'{TRACES - 4} traces decoded' in out
+    lines = [json.loads(line) for line in err.splitlines()]
+    shown = {line['request_id']: line['text'] for line in lines if line['event'] == 'trace'}
+    texts = {trace.request_id: trace.text for trace in Workdir(place.root / 'killed').traces()}
+    assert len(shown) == TRACES - 4
+    assert shown.items() <= texts.items()
     assert digest(hashes(place.root / 'killed')) == place.digest
 
 
