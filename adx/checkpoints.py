@@ -86,7 +86,7 @@ def load(
             raise InputError(f'{name} = {value!r} is not supported; it must be one of {DTYPES}')
     path = _absolute(source)
     parts = [_open(path)]
-    config = _early_exit(parts[0].config, num_layers, source)
+    config = early_exit(parts[0].config, num_layers, source)
     config = dataclasses.replace(config, vocab_rows=vocab_rows, dtype=dtype)
     if translator is not None:
         config = dataclasses.replace(config, translator=True)
@@ -188,7 +188,8 @@ def check_shapes(path: epath.Path, expected: Shapes, found: Shapes) -> None:
             )
 
 
-def _early_exit(config: TransformerConfig, num_layers: int | None, source: str) -> TransformerConfig:
+def early_exit(config: TransformerConfig, num_layers: int | None, source: str) -> TransformerConfig:
+    """The config of the first layers only; None keeps all. Raises InputError if there are not so many."""
     if num_layers is None:
         return config
     if not 1 <= num_layers <= config.num_layers:

@@ -17,7 +17,7 @@ from adx.hashing import content_hash
 from adx.types import Dataset, Defence, Sampling
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkpoints.DTYPES)
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 OPERATIONAL = ('mesh', 'decode')
 
@@ -218,7 +218,14 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
     if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
+    if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
+        raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')
     e.decode.check()
+    if e.max_new_tokens > e.decode.cache_length:
+        raise ConfigError(
+            f'max_new_tokens = {e.max_new_tokens} does not fit decode.cache_length = {e.decode.cache_length}, '
+            'which holds the prompt as well; raise cache_length'
+        )
 
 
 def _check_disclosure(disclosure: str) -> None:

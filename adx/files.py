@@ -97,12 +97,16 @@ def list_files(directory: epath.Path, suffix: str) -> list[epath.Path]:
 
 @contextlib.contextmanager
 def os_errors(error: type[Exception], what: str) -> Iterator[None]:
-    """Turns an OSError into `error`, a full disk always into StorageError; the message ends in the fix."""
+    """Turns an OSError into `error`, a full disk always into StorageError; the message ends in the fix.
+
+    An ImportError too: the client of an object store is not installed.
+    """
     try:
         yield
-    except OSError as reason:
-        fix = FIXES.get(reason.errno or 0, 'check the storage')
-        full = reason.errno in (errno.ENOSPC, errno.EDQUOT)
+    except (OSError, ImportError) as reason:
+        number, text = getattr(reason, 'errno', None), getattr(reason, 'strerror', None) or reason
+        fix = FIXES.get(number or 0, 'check the storage')
+        full = number in (errno.ENOSPC, errno.EDQUOT)
         raise (StorageError if full else error)(
-            f'{what}: {reason.strerror or reason}; {fix} and run the same command again'
+            f'{what}: {text}; {fix} and run the same command again'
         ) from reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from adx.errors import InputError
 from adx.experiment import Arm, Experiment, experiment_hash, to_json
 from adx.types import Completion, Prompt, Request, RequestId, Trace
 
-STOP_TAIL = 16  # tokens of the tail in which a stop string is looked for beyond the newest chunk
+MARGIN = 4  # tokens: a character of UTF-8 that the tail cuts at its start spans no more
+BYTE = re.compile('<0x[0-9A-F]{2}>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +42,15 @@ class Requests:
 
 
 def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> Requests:
-    """One request per prompt, sample and arm; duplicate prompts stay distinct by their row."""
+    """One request per prompt, sample and arm; duplicate prompts stay distinct by their row.
+
+    Raises InputError when no prompt can be rendered and all for the same reason: then it is not the rows' fault.
+    """
+    encoded = [_encode(prompt, tokenizer, experiment) for prompt in prompts]
+    if not any(tokens for tokens, _ in encoded) and len({problem for _, problem in encoded}) == 1:
+        raise InputError(encoded[0][1])
     made = Requests({}, {}, {})
-    for prompt in prompts:
-        try:
-            tokens = encode_prompt(prompt.messages, tokenizer, experiment.prompting)
-            problem = _misfit(tokens, experiment)
-        except InputError as error:
-            tokens, problem = (), str(error)
+    for prompt, (tokens, problem) in zip(prompts, encoded, strict=True):
         for sample in range(experiment.samples):
             for arm in experiment.arms:
                 id_ = RequestId(prompt.dataset, prompt.split, prompt.row, sample, arm.name)
@@ -58,6 +61,26 @@ def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: 
                     request = Request(id_, tokens, experiment.max_new_tokens, arm.sampling, arm.defence)
                     made.requests[str(id_)] = request
     return made
+
+
+def left_out(experiment: Experiment) -> dict[str, Any]:
+    """What the dataset does without: bad lines, and near-duplicates of rows that stay in another split, by split."""
+    dataset: Any = experiment.dataset  # those that are read from files say what they did without
+    source = dataset.source() if getattr(dataset, 'skip_bad', False) else None
+    dropped = dataset.splits().dropped if hasattr(dataset, 'splits') else {}
+    return {
+        'bad_lines_skipped': source.pool.skipped + source.test.skipped if source else 0,
+        'near_duplicates_dropped': dropped if experiment.split in dropped else {},
+    }
+
+
+def _encode(prompt: Prompt, tokenizer: Tokenizer, experiment: Experiment) -> tuple[tuple[int, ...], str]:
+    """The tokens of a prompt and why it cannot be served, '' if it can."""
+    try:
+        tokens = encode_prompt(prompt.messages, tokenizer, experiment.prompting)
+    except InputError as error:
+        return (), str(error)
+    return tokens, _misfit(tokens, experiment)
 
 
 def _misfit(tokens: Sequence[int], experiment: Experiment) -> str:
@@ -91,33 +114,63 @@ def make_engines(
     return engines
 
 
-def generate(
-    engines: Sequence[tuple[Engine, frozenset[str]]],
-    requests: Sequence[Request],
-    stop_fn: Callable[[Sequence[int]], int | None] | None = None,
-) -> Iterator[tuple[Engine, Completion]]:
-    """Decodes the requests of each engine in turn, yielding completions as they finish."""
-    for engine, names in engines:
-        mine = [request for request in requests if request.id.setting in names]
+def decode(
+    experiment: Experiment, models: Models, made: Requests, pending: Sequence[Request]
+) -> Iterator[tuple[Engine, Trace]]:
+    """Decodes those of the requests that are pending, engine by engine, yielding traces as they finish."""
+    wanted = {request.id.setting for request in pending}
+    arms = [arm for arm in experiment.arms if arm.name in wanted]
+    stop_fn = make_stop_fn(experiment.stop_strings, models.tokenizer, experiment.decode.chunk)
+    make_trace = TraceMaker(experiment, models, made)
+    for engine, names in make_engines(models, arms, experiment.decode, experiment.seed):
+        mine = [request for request in pending if request.id.setting in names]
         for completion in engine.generate(mine, stop_fn):
-            yield engine, completion
+            yield engine, make_trace(completion)
 
 
-def make_stop_fn(stop_strings: Sequence[str], tokenizer: Tokenizer, chunk: int) -> Any:
-    """How many tokens to keep once a stop string has been written: up to the token that completes it."""
+def make_stop_fn(
+    stop_strings: Sequence[str], tokenizer: Tokenizer, chunk: int
+) -> Callable[[Sequence[int]], int | None] | None:
+    """How many tokens to keep once their text holds a stop string: up to the token that completes it.
+
+    The function is called with a row's tokens at least once every `chunk` of them.
+    """
     if not stop_strings:
         return None
+    silent = _silent_tokens(tokenizer)
+    inner = silent | _byte_tokens(tokenizer)
+    # A stop string of n bytes spans at most n tokens that spell something, plus those that spell nothing.
+    reach = max(len(stop.encode()) for stop in stop_strings) + MARGIN
+
+    def holds_stop(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(stop in text for stop in stop_strings)
 
     def stop_fn(tokens: Sequence[int]) -> int | None:
-        if not any(stop in tokenizer.decode(tokens[-(chunk + STOP_TAIL) :]) for stop in stop_strings):
-            return None
-        first = max(1, len(tokens) - chunk)
-        for count in range(first, len(tokens) + 1):
-            if any(stop in tokenizer.decode(tokens[:count]) for stop in stop_strings):
+        seen = start = max(0, len(tokens) - chunk)
+        left = reach
+        # A run of byte tokens is decoded as a whole, silent ones in it or not: it is not cut.
+        while start and (left > 0 or tokens[start] in inner):
+            start -= 1
+            left -= tokens[start] not in silent
+        for count in range(seen + 1, len(tokens) + 1):
+            # Cut at its start, a character can look like another: the whole text decides.
+            if holds_stop(tokens[start:count]) and (not start or holds_stop(tokens[:count])):
                 return count
         return None
 
     return stop_fn
+
+
+def _silent_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that decode to nothing: special tokens, and ids that the vocabulary skips."""
+    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
+    return frozenset(special) | {i for i, token in enumerate(tokenizer.tokens) if not token}
+
+
+def _byte_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of single bytes, as vocabularies with byte fallback spell them."""
+    return frozenset(i for i, token in enumerate(tokenizer.tokens) if BYTE.fullmatch(token))
 
 
 class TraceMaker:

@@ -66,8 +66,8 @@ def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = Non
     shape = experiment.mesh
     try:
         mesh = make_mesh(shape.data, shape.proxy, shape.model, devices)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (RuntimeError, ValueError) as error:  # a platform that is not there, or too few devices
+        raise ConfigError(str(error).splitlines()[0]) from error
     sources = (experiment.teacher, *experiment.proxies)
     tokenizer = _shared_tokenizer([resolve(source.source) for source in sources])
     stored = [_stored_config(source) for source in sources]
@@ -112,8 +112,8 @@ def _shared_tokenizer(paths: Sequence[str]) -> Tokenizer:
 
 def _stored_config(source: ModelSource) -> TransformerConfig:
     config = checkpoints.read_config(resolve(source.source))
-    layers = source.exit_layer or config.num_layers
-    return dataclasses.replace(config, num_layers=layers, translator=bool(source.translator) or config.translator)
+    config = checkpoints.early_exit(config, source.exit_layer or None, source.source)
+    return dataclasses.replace(config, translator=bool(resolve_translator(source.translator)) or config.translator)
 
 
 def _load(source: ModelSource, layout: Layout, dtype: str, vocab_rows: int) -> checkpoints.Loaded:

@@ -55,12 +55,6 @@ def largest_threshold(p: Array, mass: Callable[[Array], Array], target: Array) -
     p: [..., V]; target: [...]; result [...].
     """
     weight = mass(p)
-    parts = jnp.arange(1, THRESHOLDS_PER_PASS + 1)
-
-    def extremes(low: Array, high: Array) -> tuple[Array, Array]:
-        inside = (p >= _float(low)[..., None]) & (p < _float(high)[..., None])
-        smallest = jnp.min(jnp.where(inside, p, jnp.inf), axis=-1)
-        return _bits(smallest), _bits(jnp.max(jnp.where(inside, p, -1.0), axis=-1))
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
         return jnp.any(carry[2] < carry[3])
@@ -69,19 +63,31 @@ def largest_threshold(p: Array, mass: Callable[[Array], Array], target: Array) -
         low, high, smallest, largest = carry
         # The interval tightens to the values that occur, then splits evenly in bit space.
         low, high = jnp.maximum(low, smallest), jnp.minimum(high, jnp.maximum(largest + 1, NORMAL))
-        step = jnp.maximum((high - low) // (THRESHOLDS_PER_PASS + 1), 1)
-        cuts = jnp.minimum(low[..., None] + step[..., None] * parts, high[..., None])
-        cuts = jnp.maximum(cuts, NORMAL)
+        cuts = _cuts(low, high)
         enough = (_masses_above(p, weight, _float(cuts)) >= target[..., None]) & (cuts < high[..., None])
         new_low = jnp.max(jnp.where(enough, cuts, low[..., None]), axis=-1)
         new_high = jnp.min(jnp.where(enough, high[..., None], cuts), axis=-1)
-        return (new_low, new_high, *extremes(new_low, new_high))
+        return (new_low, new_high, *_extremes(p, new_low, new_high))
 
     low = jnp.zeros(p.shape[:-1], jnp.int32)
     high = _bits(jnp.full(p.shape[:-1], jnp.inf))
-    _, _, smallest, _ = lax.while_loop(unfinished, narrow, (low, high, *extremes(low, high)))
+    _, _, smallest, _ = lax.while_loop(unfinished, narrow, (low, high, *_extremes(p, low, high)))
     enough = jnp.sum(weight, axis=-1) >= target
     return jnp.where(enough, _float(smallest), 0.0)
+
+
+def _cuts(low: Array, high: Array) -> Array:
+    """[..., THRESHOLDS_PER_PASS] bit patterns that split [low, high) evenly; high where it is too short for all."""
+    step = jnp.maximum((high - low) // (THRESHOLDS_PER_PASS + 1), 1)
+    cuts = low[..., None] + step[..., None] * jnp.arange(1, THRESHOLDS_PER_PASS + 1)
+    return jnp.maximum(jnp.minimum(cuts, high[..., None]), NORMAL)
+
+
+def _extremes(p: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The bit patterns of the smallest and the largest value of p in [low, high)."""
+    inside = (p >= _float(low)[..., None]) & (p < _float(high)[..., None])
+    smallest = jnp.min(jnp.where(inside, p, jnp.inf), axis=-1)
+    return _bits(smallest), _bits(jnp.max(jnp.where(inside, p, -1.0), axis=-1))
 
 
 def _bits(x: Array) -> Array:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from adx import experiment as experiments
-from adx import generation, loading
+from adx import generation, loading, processes
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
+from adx.hashing import content_hash
 from adx.storage import Workdir, WorkdirWriter
-from adx.types import Trace
+from adx.types import Request, Trace
 
 FLUSH_SECONDS = 2.0
 
@@ -31,11 +34,15 @@ class Place:
 
 @dataclasses.dataclass
 class Report:
-    """How far a run is. Times in seconds since generation began; counts are of this process."""
+    """How far a run is. Times in seconds since generation began; counts are of this process.
+
+    left_out: what the data did without, see `generation.left_out`.
+    """
 
     total: int
     done_before: int
     rejected: int
+    left_out: dict[str, Any]
     done: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -57,77 +64,101 @@ class Report:
         return REJECTED_ROWS if self.rejected else COMPLETE
 
 
-Progress = Callable[[Report, str], None]  # called after every trace with its request id, and at start with ''
+Progress = Callable[[Report, Trace | None], None]  # called after every trace, and at the start with None
 Guard = Callable[[], Any]  # a context manager inside which no interruption is raised
 
 
-def generate(
-    experiment: Experiment, path: str, place: Place, progress: Progress, guard: Guard
-) -> Report:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What this process is to do. totals: setting -> number of requests of the whole run, all shares."""
+
+    plan: loading.Blueprint
+    made: generation.Requests
+    totals: dict[str, int]
+    left_out: dict[str, Any]
+
+
+def generate(experiment: Experiment, path: str, place: Place, progress: Progress, guard: Guard) -> Report:
     """Decodes this process's share of what is not finished yet into the workdir's journal.
 
     Interruptions may be raised anywhere outside `guard`: finished traces are flushed and the next call goes on.
     Raises AdxError before any work for a config, input or workdir that cannot be run.
     """
-    experiments.check(experiment)
-    plan = loading.blueprint(experiment)
-    prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
-    made = generation.make_requests(experiment, prompts, plan.tokenizer)
-    if not place.writes:
-        pending, report = _pending(Workdir(path), made, place)
-        for _ in _completions(experiment, plan, pending, report):
-            pass
-        return report
-    identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
-    with Workdir.open(path, identity, digest, place.shard, place.num_shards) as workdir:
-        pending, report = _pending(workdir, made, place)
-        _reject(workdir, made, place)
-        totals = collections.Counter(id_.rsplit('/', 1)[1] for id_ in made.prompts)
-        saver = _Saver(workdir, report, dict(totals), progress, guard)
-        progress(report, '')
+    job = processes.together(lambda: _prepare(experiment, place))
+    made = job.made
+    processes.check_same('requests', lambda: _digest(experiment, made))
+    with contextlib.ExitStack() as stack:
+        workdir, left = processes.together(lambda: _open(experiment, path, place, made, stack))
+        # Only the process that writes needs to see the workdir.
+        left = json.loads(processes.gather(json.dumps(left))[0])
+        pending = [made.requests[id_] for id_ in left]
+        total, rejected = len(made.prompts), len(made.rejected)
+        report = Report(total, total - rejected - len(pending), rejected, job.left_out)
+        stack.enter_context(processes.ending_together())
+        traces = _traces(experiment, job, pending, report)
+        if workdir is None:
+            collections.deque(traces, maxlen=0)
+            return report
+        saver = _Saver(workdir, report, job.totals, progress, guard)
+        progress(report, None)
         try:
-            make_trace = None
-            for models, engine, completion in _completions(experiment, plan, pending, report):
-                make_trace = make_trace or generation.TraceMaker(experiment, models, made)
-                report.occupancy = engine.occupancy.share
-                saver.add(make_trace(completion))
+            for trace in traces:
+                saver.add(trace)
         finally:
             saver.flush()
     return report
 
 
-def _pending(workdir: Workdir, made: generation.Requests, place: Place):
-    """This process's requests that no process has finished, and the report to fill in."""
-    finished = workdir.finished()
-    mine = list(made.prompts)[place.shard :: place.num_shards]
-    pending = [made.requests[id_] for id_ in mine if id_ in made.requests and id_ not in finished]
-    rejected = sum(id_ in made.rejected for id_ in mine)
-    return pending, Report(len(mine), len(mine) - rejected - len(pending), rejected)
+def _prepare(experiment: Experiment, place: Place) -> _Job:
+    """Everything that can be refused before weights are read or anything is written."""
+    experiments.check(experiment)
+    plan = loading.blueprint(experiment)
+    prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    totals = {arm.name: len(prompts) * experiment.samples for arm in experiment.arms}
+    mine = prompts[place.shard :: place.num_shards]
+    made = generation.make_requests(experiment, mine, plan.tokenizer)
+    return _Job(plan, made, totals, generation.left_out(experiment) if place.writes else {})
 
 
-def _reject(workdir: WorkdirWriter, made: generation.Requests, place: Place) -> None:
+def _open(
+    experiment: Experiment, path: str, place: Place, made: generation.Requests, stack: contextlib.ExitStack
+) -> tuple[WorkdirWriter | None, list[str]]:
+    """The workdir, closed with `stack`, and the requests not finished in it; (None, []) on one that does not write.
+
+    Records the rejected rows.
+    """
+    if not place.writes:
+        return None, []
+    identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
+    workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
     known = workdir.rejected()
-    for id_ in list(made.prompts)[place.shard :: place.num_shards]:
-        if id_ in made.rejected and known.get(id_) != made.rejected[id_]:
-            workdir.reject(id_, made.rejected[id_])
+    for id_, reason in made.rejected.items():
+        if known.get(id_) != reason:
+            workdir.reject(id_, reason)
+    finished = workdir.finished()
+    return workdir, [id_ for id_ in made.requests if id_ not in finished]
 
 
-def _completions(experiment: Experiment, plan: loading.Blueprint, pending: Sequence[Any], report: Report):
-    """(models, engine, completion) of every pending request. Weights are read only if there is one."""
+def _digest(experiment: Experiment, made: generation.Requests) -> str:
+    """Of what all processes of one program must agree on."""
+    tokens = {id_: request.tokens for id_, request in made.requests.items()}
+    return content_hash([experiments.to_json(experiment), tokens])
+
+
+def _traces(experiment: Experiment, job: _Job, pending: Sequence[Request], report: Report) -> Iterator[Trace]:
+    """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
-    models = loading.load_models(experiment, plan)
-    names = {request.id.setting for request in pending}
-    arms = [arm for arm in experiment.arms if arm.name in names]
-    engines = generation.make_engines(models, arms, experiment.decode, experiment.seed)
-    stop_fn = generation.make_stop_fn(experiment.stop_strings, models.tokenizer, experiment.decode.chunk)
+    models = loading.load_models(experiment, job.plan)
+    processes.check_same('weights', lambda: json.dumps(models.hashes))
     began = time.monotonic()
-    for engine, completion in generation.generate(engines, pending, stop_fn):
+    for engine, trace in generation.decode(experiment, models, job.made, pending):
         report.done += 1
-        report.tokens += len(completion.tokens)
-        report.stops[completion.stop] += 1
+        report.tokens += len(trace.tokens)
+        report.stops[trace.stop] += 1
+        report.occupancy = engine.occupancy.share
         report.seconds = time.monotonic() - began
-        yield models, engine, completion
+        yield trace
 
 
 class _Saver:
@@ -143,7 +174,7 @@ class _Saver:
 
     def add(self, trace: Trace) -> None:
         self.waiting.append(trace)
-        self.progress(self.report, trace.request_id)
+        self.progress(self.report, trace)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 

@@ -35,14 +35,10 @@ class Run:
             id_, reason = next(iter(made.rejected.items()))
             raise InputError(f'{len(made.rejected)} requests cannot be served, first {id_}: {reason}')
         pending = [request for id_, request in made.requests.items() if id_ not in self.traces]
-        make_trace = generation.TraceMaker(self.experiment, self.models, made)
-        e = self.experiment
-        engines = generation.make_engines(self.models, e.arms, e.decode, e.seed)
-        stop_fn = generation.make_stop_fn(e.stop_strings, self.models.tokenizer, e.decode.chunk)
         with tqdm(total=len(made.requests), initial=len(self.traces), unit='trace') as bar:
             try:
-                for _, completion in generation.generate(engines, pending, stop_fn):
-                    self.traces[str(completion.id)] = make_trace(completion)
+                for _, trace in generation.decode(self.experiment, self.models, made, pending):
+                    self.traces[trace.request_id] = trace
                     bar.update()
             except KeyboardInterrupt:
                 print(f'stopped with {len(self.traces)} of {len(made.requests)} traces; call it again to continue')

@@ -199,7 +199,11 @@ def check_range(
 ) -> None:
     """Raises ValueError unless low <= value <= high (low < value with `open_low`). Refuses nan and infinities."""
     bracket = '(' if open_low else '['
-    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+    try:
+        inside = math.isfinite(value) and low <= value <= high and not (open_low and value == low)
+    except TypeError:
+        inside = False
+    if not inside:
         raise ValueError(f'{name} = {value!r} is not allowed; it must be finite and in {bracket}{low:g}, {high:g}]')
 
 

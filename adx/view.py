@@ -169,6 +169,22 @@ def terminal(groups: Sequence[Group], width: int = 100, colour: bool = True) -> 
         lines += [_cells('━' * width, DIM), *_prompt(group, width)]
         for first in range(0, len(names), beside):
             lines += [_cells('─' * width, DIM), *_band(group, names[first : first + beside], width, colour)]
+    return _text(lines, colour)
+
+
+def summary(groups: Sequence[Group], width: int = 100, colour: bool = True) -> str:
+    """What stands below `terminal`: a line a setting over all prompts, and what a mark means."""
+    lines = [_cells('━' * width, DIM)]
+    for row in summarise(groups):
+        facts = [f'{row.traces} trace{"s" * (row.traces > 1)}', *([f'{row.right} right'] if row.graded else [])]
+        facts += [f'{row.finished} finished', f'{row.mean_tokens:.0f} tokens a trace', *_numbers(row)]
+        lines += _wrap(_cells(visible(row.setting), BOLD) + _cells(f': {", ".join(facts)}'), width)
+    mark = 'Reverse video' if colour else '⟦Brackets⟧'
+    note = f'{mark}: not the token that the teacher would have drawn from the same noise.'
+    return _text(lines + _wrap(_cells(note, DIM), width), colour)
+
+
+def _text(lines: Iterable[Iterable[Cell]], colour: bool) -> str:
     return ''.join(_paint(line, colour) + '\n' for line in lines)
 
 
@@ -199,17 +215,20 @@ def _sections(name: str, column: Column | None, colour: bool) -> list[list[Cell]
     if column is None:
         return [_cells(visible(name), BOLD), _cells('no trace', DIM)]
     verdict, verdict_style = VERDICTS[column.right]
-    numbers = [] if column.mean_kl is None else [f'mean KL {nats(column.mean_kl)}']
-    numbers += [] if column.share is None else [f'{percent(column.share)} intervened']
     return [
         _cells(visible(name), BOLD),
         _cells(visible(column.defence), DIM),
         _cells(f'{column.tokens} tokens, stop: {visible(column.stop)}', DIM),
         _cells(f'answer: {column.answer or "none stated"}') + _cells(verdict, verdict_style),
-        _cells(', '.join(numbers), DIM),
+        _cells(', '.join(_numbers(column)), DIM),
         [],
         _marked(column.spans, colour),
     ]
+
+
+def _numbers(of: Column | Summary) -> list[str]:
+    numbers = [] if of.mean_kl is None else [f'mean KL {nats(of.mean_kl)}']
+    return numbers + ([] if of.share is None else [f'{percent(of.share)} intervened'])
 
 
 def _marked(spans: Iterable[Span], colour: bool) -> list[Cell]:
@@ -299,4 +318,4 @@ class Comparison:
         return html(self.groups, self.title, page=False)
 
     def __str__(self) -> str:
-        return terminal(self.groups, colour=False)
+        return terminal(self.groups, colour=False) + summary(self.groups, colour=False)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from adx.errors import Interrupted
 
+GRACE_SECONDS = 8.0  # schedulers kill ten seconds after SIGTERM
+
 
 class Interrupts:
-    """Turns SIGTERM, SIGINT and a time limit into `Interrupted`, raised in the main thread but never inside `guard`.
+    """Turns SIGTERM, SIGINT and a time limit into `Interrupted`, raised once in the main thread, never inside `guard`.
 
-    Install after jax.distributed.initialize, which takes SIGTERM for itself when it comes later.
+    Python runs no handler while the main thread is inside a compilation or waits for another process: a thread then
+    ends the process after GRACE_SECONDS, with the same message and exit code and never inside `guard`.
     """
 
     def __init__(self) -> None:
+        self._writing = threading.RLock()
         self._guarded = False
         self._reason = ''
 
     def install(self, max_hours: float = 0.0) -> None:
         """max_hours: stop after so long; 0 never does."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, self._handle)
         if max_hours:
@@ -30,20 +42,34 @@ class Interrupts:
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Holds an interruption back until the block is left."""
-        self._guarded = True
-        try:
-            yield
-        finally:
-            self._guarded = False
-        self._raise()
+        with self._writing:
+            self._guarded = True
+            try:
+                yield
+            finally:
+                self._guarded = False
+        # Raised again at every guard: a library may have swallowed the first.
+        if self._reason:
+            raise self._interrupted()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        names = {signal.SIGALRM: '--max_hours reached', signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT'}
-        self._reason = names[signal.Signals(number)]
-        if not self._guarded:
-            self._raise()
+        first, self._reason = not self._reason, self._reason or _name(number)
+        if first and not self._guarded:
+            raise self._interrupted()
 
-    def _raise(self) -> None:
-        # The reason stays: where a library swallows the error, the next guard raises it again.
-        if self._reason:
-            raise Interrupted(f'stopped by {self._reason}; finished traces are saved, the same command continues')
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f'stopped by {self._reason}; finished traces are saved, the same command continues')
+
+    def _watch(self, reader: int) -> None:
+        """Ends the process some time after the first signal, which the C-level handler writes to a pipe at once."""
+        number = os.read(reader, 1)[0]
+        time.sleep(GRACE_SECONDS)
+        with self._writing:
+            self._reason = self._reason or _name(number)
+            print(f'error: {self._interrupted()}', file=sys.stderr, flush=True)
+            os._exit(Interrupted.exit_code)
+
+
+def _name(number: int) -> str:
+    names = {signal.SIGALRM: '--max_hours reached', signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT'}
+    return names[signal.Signals(number)]

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, JSON lines elsewhere. Names request ids, never text."""
+"""Progress of a run: a bar on a terminal, JSON lines elsewhere. Names request ids; text only where it is asked for."""
 
 from __future__ import annotations
 
@@ -8,29 +8,51 @@ import time
 from typing import Any
 
 from adx.pipeline import Report
+from adx.types import Trace
 
 LINE_SECONDS = 10.0
 
 
-class Progress:
-    """Called after every trace. The bar shows traces, tokens/s, occupancy and the time left."""
+def left_out_line(left_out: dict[str, Any]) -> str:
+    """What `generation.left_out` says, for people."""
+    skipped, dropped = left_out['bad_lines_skipped'], left_out['near_duplicates_dropped']
+    counts = ', '.join(f'{count} of {split}' for split, count in dropped.items() if count)
+    return f'data: {skipped} bad lines skipped; near-duplicates dropped: {counts or "none"}'
 
-    def __init__(self, terminal: bool | None = None):
+
+class Progress:
+    """Called after every trace, and at the start with none. The bar shows traces, tokens/s, occupancy and time left.
+
+    log_text: shows the text of every trace as well.
+    """
+
+    def __init__(self, terminal: bool | None = None, log_text: bool = False):
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.log_text = log_text
         self.bar: Any = None
         self.last = 0.0
 
-    def __call__(self, report: Report, request_id: str) -> None:
+    def __call__(self, report: Report, trace: Trace | None) -> None:
         if self.terminal:
             self._show(report)
-        elif not request_id or time.monotonic() - self.last > LINE_SECONDS:
+        elif trace is None or time.monotonic() - self.last > LINE_SECONDS:
             self.last = time.monotonic()
-            self.log(report, request_id)
+            self.log(report, trace.request_id if trace else '')
+        if self.log_text and trace:
+            self._log_text(trace)
+
+    def _log_text(self, trace: Trace) -> None:
+        if self.bar is not None:
+            self.bar.write(f'{trace.request_id}\n{trace.text}\n', file=sys.stderr)
+        else:
+            line = {'event': 'trace', 'request_id': trace.request_id, 'text': trace.text}
+            print(json.dumps(line), file=sys.stderr, flush=True)
 
     def _show(self, report: Report) -> None:
         from tqdm import tqdm
 
         if self.bar is None:
+            print(left_out_line(report.left_out), file=sys.stderr)
             done = report.done_before + report.rejected
             self.bar = tqdm(total=report.total, initial=done, unit='trace', dynamic_ncols=True, file=sys.stderr)
         self.bar.set_postfix_str(
@@ -51,6 +73,7 @@ class Progress:
                     'tokens_per_second': round(report.tokens_per_second, 1),
                     'occupancy': round(report.occupancy, 3),
                     'seconds_left': None if left is None else round(left),
+                    **({} if request_id else report.left_out),
                 }
             ),
             file=sys.stderr,

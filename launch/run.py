@@ -4,20 +4,28 @@ Killing it at any moment and running the same command again continues the run. E
   0 complete          2 flags or config       3 input            4 workdir busy or foreign
   5 done, with rejected rows                 70 a bug           74 storage, after retries
  75 interrupted; the same command resumes
+
+Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir.
+What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where process
+0 died, within 100 seconds; one that never starts is waited for 300 seconds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
-from adx.errors import BUG, COMPLETE, AdxError, ConfigError
+from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, ConfigError
+from launch import program
 from launch.config import load_config
+from launch.interrupts import Interrupts
 
 STAGES = ('generate', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
@@ -34,6 +42,7 @@ STAGE_NAMES = flags.DEFINE_list('stages', ['generate'], f'Which stages to run, o
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and its memory plan, run nothing.')
 STATUS = flags.DEFINE_bool('status', False, 'Print how the run in --workdir is doing, from any machine.')
 MAX_HOURS = flags.DEFINE_float('max_hours', 0.0, 'Stop resumably after so many hours; 0 never.', lower_bound=0.0)
+LOG_TEXT = flags.DEFINE_bool('log_text', False, 'Show the text of every trace too; otherwise logs name ids only.')
 SHARD = flags.DEFINE_integer('shard', None, 'Which share of the requests; from the scheduler if not given.')
 NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the requests, each on its own.')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts, for models larger than one.')
@@ -69,19 +78,25 @@ def _scheduled() -> tuple[int, int]:
 
 
 def dry_run(experiment: Any) -> None:
-    """Prints the resolved experiment and the memory plan. Reads headers, no weights."""
+    """Prints the resolved experiment, what its data gives and the memory plan. Reads headers, no weights."""
     import jax
 
     from adx import experiment as experiments
-    from adx import loading, planning
+    from adx import generation, loading, planning
+    from launch.progress import left_out_line
 
     experiments.check(experiment)
     blueprint = loading.blueprint(experiment)
     prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    made = generation.make_requests(experiment, prompts, blueprint.tokenizer)
     print(json.dumps(experiments.to_json(experiment), indent=2))
     print(f'\nexperiment hash {experiments.experiment_hash(experiment)}')
-    count = len(prompts) * experiment.samples * len(experiment.arms)
-    print(f'{count} traces: {len(prompts)} prompts x {experiment.samples} samples x {len(experiment.arms)} arms')
+    arms = len(experiment.arms)
+    print(f'{len(made.prompts)} traces: {len(prompts)} prompts x {experiment.samples} samples x {arms} arms')
+    print(left_out_line(generation.left_out(experiment)))
+    if made.rejected:
+        id_, reason = next(iter(made.rejected.items()))
+        print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')
     mesh = experiment.mesh
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
     print(planning.plan_memory(blueprint.ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
@@ -97,21 +112,28 @@ def device_memory(device: Any) -> int | None:
     return limit
 
 
-def generate(experiment: Any) -> int:
+def join() -> None:
+    """Joins the other processes of one program. Raises ConfigError where JAX cannot tell which they are."""
+    import jax
+
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from `Interrupts`
+    try:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f'--distributed: {str(error).splitlines()[0]}; give --coordinator, --process_id and --num_processes'
+        ) from error
+
+
+def generate(experiment: Any, interrupts: Interrupts) -> int:
+    import jax
+
     from adx import pipeline
-    from launch.interrupts import Interrupts
     from launch.progress import Progress
 
-    shard, num_shards = place_of_process()
-    writes = True
-    if DISTRIBUTED.value:
-        import jax
-
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        writes = jax.process_index() == 0
-    interrupts, progress = Interrupts(), Progress()
-    interrupts.install(MAX_HOURS.value)
-    place = pipeline.Place(shard, num_shards, writes)
+    writes = not DISTRIBUTED.value or jax.process_index() == 0
+    place, progress = pipeline.Place(*place_of_process(), writes), Progress(log_text=LOG_TEXT.value)
     try:
         report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
     finally:
@@ -143,14 +165,8 @@ def export(experiment: Any) -> int:
     return COMPLETE
 
 
-def run(_: list[str]) -> int:
-    if STATUS.value:
-        from adx.storage import status
-
-        if not WORKDIR.value:
-            raise ConfigError('--status needs --workdir')
-        print(json.dumps(status(WORKDIR.value), indent=2))
-        return COMPLETE
+def resolve() -> Any:
+    """The experiment that the flags name. Raises ConfigError for flags that name none or do not go together."""
     from adx.experiment import override
 
     if not CONFIG.value:
@@ -159,18 +175,38 @@ def run(_: list[str]) -> int:
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
-    if DRY_RUN.value:
-        dry_run(experiment)
-        return COMPLETE
-    if not WORKDIR.value:
+    if DISTRIBUTED.value and 'export' in STAGE_NAMES.value:
+        raise ConfigError('--stages=export is the work of one process; run it afterwards, without --distributed')
+    if not WORKDIR.value and not DRY_RUN.value:
         raise ConfigError('--workdir is needed; give a directory or gs://bucket/path')
-    stages = {'generate': generate, 'export': export}
-    return max(stages[name](experiment) for name in STAGES if name in STAGE_NAMES.value)
+    return experiment
 
 
-def main(argv: list[str]) -> None:
+def run(interrupts: Interrupts) -> int:
+    if STATUS.value:
+        from adx.storage import status
+
+        if not WORKDIR.value:
+            raise ConfigError('--status needs --workdir')
+        print(json.dumps(status(WORKDIR.value), indent=2))
+        return COMPLETE
+    from adx import processes
+
+    if DISTRIBUTED.value:
+        join()
+    experiment = processes.together(resolve)
+    if DRY_RUN.value:
+        processes.together(lambda: dry_run(experiment))
+        return COMPLETE
+    stages = {'generate': lambda: generate(experiment, interrupts), 'export': lambda: export(experiment)}
+    return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
+
+
+def main(_: list[str]) -> None:
+    interrupts = Interrupts()
+    interrupts.install(MAX_HOURS.value)
     try:
-        code = run(argv)
+        code = run(interrupts)
     except AdxError as error:
         print(f'error: {error}', file=sys.stderr)
         code = error.exit_code
@@ -178,17 +214,22 @@ def main(argv: list[str]) -> None:
         traceback.print_exc()
         print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
         code = BUG
-    sys.exit(code)
+    if code in (COMPLETE, REJECTED_ROWS):
+        sys.exit(code)
+    leave(code)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """As absl does, but a wrong flag exits with 2 as every other user error does, without a traceback."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f'error: {error}; see --help', file=sys.stderr)
-        sys.exit(ConfigError.exit_code)
+def leave(code: int) -> NoReturn:
+    """Ends a run that failed at once: an orderly exit crashes while the device still works.
+
+    Under --distributed it would also wait for processes that wait for this one; its end ends them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if DISTRIBUTED.value:
+        time.sleep(1)  # for the others to have read what this process told them
+    os._exit(code)
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=program.parse)

@@ -93,11 +93,15 @@ def test_a_defended_run_states_its_disclosure(disclosure):
     'experiment',
     [
         with_arm(defence=ProductOfExperts(gamma=float('nan'))),
+        with_arm(defence=ProductOfExperts(gamma='half')),
         with_arm(sampling=Sampling(temperature=-1.0)),
         dataclasses.replace(BASE, arms=BASE.arms * 2),
         dataclasses.replace(BASE, proxies=()),
         dataclasses.replace(BASE, samples=0),
         dataclasses.replace(BASE, dtype='float23'),
+        dataclasses.replace(BASE, stop_strings=('',)),
+        dataclasses.replace(BASE, stop_strings=(3,)),
+        dataclasses.replace(BASE, max_new_tokens=BASE.decode.cache_length + 1),
     ],
 )
 def test_check_refuses(experiment):

@@ -15,7 +15,7 @@ MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'planning', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'experiment', 'generation', 'loading', 'pipeline', 'session',
+    'experiment', 'generation', 'loading', 'pipeline', 'processes', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}
@@ -65,6 +65,10 @@ def test_files_stay_small():
     assert not long
 
 
-def test_importing_starts_no_backend():
-    code = 'import adx, launch.run, jax; assert not jax._src.xla_bridge._backends'
+def test_importing_starts_no_backend_and_loads_what_few_need_later():
+    later = {'orbax', 'grain', 'tensorflow_datasets', 'array_record', 'safetensors', 'gguf', 'pyarrow', 'tqdm', 'scipy'}
+    code = (
+        'import sys, adx, launch.run, jax; assert not jax._src.xla_bridge._backends; '
+        f'early = {later} & set(sys.modules); assert not early, early'
+    )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ADX.parent)

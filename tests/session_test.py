@@ -12,15 +12,15 @@ def test_an_interrupted_run_keeps_what_is_finished_and_continues(tmp_path, monke
     tiny.write_config(config, tiny.write_teacher(tmp_path / 'teacher'))
     experiment = load_config(str(config))
     models = adx.load(experiment)
-    generate = adx.session.generation.generate
+    decode = adx.session.generation.decode
 
     def interrupted(*args):
-        for i, item in enumerate(generate(*args)):
+        for i, item in enumerate(decode(*args)):
             if i == 2:
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(adx.session.generation, 'generate', interrupted)
+    monkeypatch.setattr(adx.session.generation, 'decode', interrupted)
     run = adx.decode(experiment, models, arms=[adx.Arm('plain'), adx.Arm('poe', adx.ProductOfExperts(0.3))])
     assert len(run.traces) == 2
     assert 'stopped with 2 of 6 traces' in capsys.readouterr().out

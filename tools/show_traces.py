@@ -1,6 +1,8 @@
 """Shows the traces of a workdir side by side, with the tokens marked that the defence changed.
 
     python -m tools.show_traces --workdir=/data/run --limit=3 --html=/data/run/private/traces.html
+
+Exit codes: 0 done, 2 flags, 3 input, 4 workdir, 74 storage.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ import shutil
 import sys
 from collections.abc import Iterable
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from adx import experiment, files, grading, loading, spans, view
 from adx.datasets.tokenizing import load_tokenizer
-from adx.errors import COMPLETE, AdxError, StorageError, WorkdirError
+from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
+from launch import program
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
 LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts; 0 shows all.', lower_bound=0)
@@ -51,23 +54,17 @@ def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
     return view.compare(chosen, functools.partial(spans.token_pieces, decode), dataset.grade, grading.extract)
 
 
-def main(argv: list[str]) -> int:
-    del argv
+def main() -> None:
     colour = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
     width = max(WIDTH.value or shutil.get_terminal_size().columns, MIN_WIDTH)
-    try:
-        groups = load_groups(Workdir(WORKDIR.value), LIMIT.value)
-        print(view.terminal(groups, width, colour), end='')
-        if HTML.value:
-            page = view.html(groups, TITLE).encode()
-            with files.os_errors(StorageError, f'{HTML.value} was not written'):
-                files.write_private(epath.Path(HTML.value), page)
-            print(f'{HTML.value} is written; it is private', file=sys.stderr)
-    except AdxError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return error.exit_code
-    return COMPLETE
+    groups = load_groups(Workdir(WORKDIR.value), LIMIT.value)
+    print(view.terminal(groups, width, colour) + view.summary(groups, width, colour), end='')
+    if HTML.value:
+        page = view.html(groups, TITLE).encode()
+        with files.os_errors(StorageError, f'{HTML.value} was not written'):
+            files.write_private(epath.Path(HTML.value), page)
+        print(f'{HTML.value} is written; it is private', file=sys.stderr)
 
 
 if __name__ == '__main__':
-    app.run(main)
+    program.start(main)

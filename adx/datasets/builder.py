@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
+from adx.datasets.prompting import Questions
 from adx.datasets.rows import Row, Rows, Source
 from adx.errors import InputError
 
@@ -20,16 +21,7 @@ FEATURES = ('id', 'question', 'answer', 'messages')
 VERSION = '1.0.0'
 
 
-class Readable(Protocol):
-    """A dataset of the menu: it has a name and says what its files hold."""
-
-    @property
-    def name(self) -> str: ...
-
-    def source(self) -> Source: ...
-
-
-def build(dataset: Readable, directory: str) -> str:
+def build(dataset: Questions, directory: str) -> str:
     """Writes the pool as 'train' and official test rows as 'test' below `directory`; returns the data's path.
 
     A dataset takes that path as its `path`. Raises InputError where it exists already: a finished build is

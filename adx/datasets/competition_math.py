@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from adx.datasets.prompting import make_prompts
+from adx.datasets.prompting import Questions
 from adx.datasets.rows import Row, Rows, Source, read_source, row_id, string
-from adx.datasets.splits import Splits, split_source
 from adx.grading import extract, math_grade
-from adx.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class CompetitionMath:
+class CompetitionMath(Questions):
     r"""Rows are {problem, solution with a \boxed answer} or {problem, answer}.
 
     path: a JSONL file, a directory with train.jsonl and test.jsonl (MATH-500), or what `builder.build` made.
@@ -27,9 +25,7 @@ class CompetitionMath:
     instruction: str = 'Reason step by step. Put the final answer in \\boxed{}.'
     skip_bad: bool = False
 
-    @property
-    def name(self) -> str:
-        return 'math'
+    name = 'math'
 
     def source(self) -> Source:
         source = read_source(self.name, self.path, parse, self.skip_bad)
@@ -38,12 +34,6 @@ class CompetitionMath:
         more = read_source(self.name, self.pool, parse, self.skip_bad)
         rows = {row.id: row for row in more.pool.rows + more.test.rows}  # the id is the content
         return Source(Rows(tuple(rows.values()), more.pool.skipped + more.test.skipped), source.test)
-
-    def splits(self) -> Splits:
-        return split_source(self.source())
-
-    def prompts(self, split: str) -> list[Prompt]:
-        return make_prompts(self.name, split, self.splits().pick(split, self.name), self.instruction)
 
     def grade(self, text: str, gold: str) -> bool:
         return math_grade(text, gold)

@@ -6,17 +6,15 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from adx.datasets.prompting import gold_answer, make_prompts
+from adx.datasets.prompting import Questions, gold_answer
 from adx.datasets.rows import Row, Source, question_row, read_source, shown
-from adx.datasets.splits import Splits, split_source
 from adx.grading import numeric_grade, to_number
-from adx.types import Prompt
 
 SAMPLE = pathlib.Path(__file__).parent / 'samples' / 'gsm8k'  # 64 train and 64 test questions, MIT
 
 
 @dataclasses.dataclass(frozen=True)
-class Gsm8k:
+class Gsm8k(Questions):
     """Rows are {question, answer that ends with #### and the number}.
 
     path: a JSONL file, a directory with train.jsonl and test.jsonl, what `builder.build` made, or '' for the
@@ -28,18 +26,10 @@ class Gsm8k:
     instruction: str = 'Reason step by step and end with the final answer in the form: #### <number>'
     skip_bad: bool = False
 
-    @property
-    def name(self) -> str:
-        return 'gsm8k'
+    name = 'gsm8k'
 
     def source(self) -> Source:
         return read_source(self.name, self.path or str(SAMPLE), parse, self.skip_bad)
-
-    def splits(self) -> Splits:
-        return split_source(self.source())
-
-    def prompts(self, split: str) -> list[Prompt]:
-        return make_prompts(self.name, split, self.splits().pick(split, self.name), self.instruction)
 
     def grade(self, text: str, gold: str) -> bool:
         return numeric_grade(text, gold)

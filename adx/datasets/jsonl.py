@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from adx.datasets.prompting import make_prompts
+from adx.datasets.prompting import Questions
 from adx.datasets.rows import Messages, Row, Source, read_source, row_id, shown, string
 from adx.datasets.splits import Splits, split_source
 from adx.errors import ConfigError, InputError
 from adx.grading import extract_choice, text_grade
-from adx.types import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class Jsonl:
+class Jsonl(Questions):
     """Rows are {'question', optional 'answer' and 'id'} or {'messages': [{'role', 'content'}, ...], ...}.
 
     path: a JSONL file, a directory with train.jsonl and test.jsonl, or what `builder.build` made.
@@ -39,11 +38,9 @@ class Jsonl:
         source = self.source()
         return split_source(source, hashed_test=not source.test.rows)
 
-    def prompts(self, split: str) -> list[Prompt]:
-        rows = self._all() if split == 'all' else self.splits().pick(split, self.name)
-        return make_prompts(self.name, split, rows, self.instruction)
-
-    def _all(self) -> tuple[Row, ...]:
+    def rows(self, split: str) -> tuple[Row, ...]:
+        if split != 'all':
+            return super().rows(split)
         source = self.source()
         rows = source.pool.rows + source.test.rows
         if len({row.id for row in rows}) < len(rows):

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from adx.datasets.prompting import make_prompts
+from adx.datasets.prompting import Questions
 from adx.datasets.rows import (
     Record,
     Row,
@@ -23,17 +23,15 @@ from adx.datasets.rows import (
     shown,
     string,
 )
-from adx.datasets.splits import Splits, split_source
 from adx.errors import InputError
 from adx.grading import extract_choice
-from adx.types import Prompt
 
 LETTERS = 'ABCDEFGHIJ'
 HEADER = ['question', 'choice0', 'choice1', 'choice2', 'choice3', 'answer']
 
 
 @dataclasses.dataclass(frozen=True)
-class Mmlu:
+class Mmlu(Questions):
     """Rows are {question, choices, answer}; the answer is a letter or an index that starts at 0.
 
     path: a directory with test/*.csv and a pool of dev/*.csv or val/*.csv (columns question, choices, answer;
@@ -45,9 +43,7 @@ class Mmlu:
     instruction: str = 'Reason step by step. End with: The answer is <letter>.'
     skip_bad: bool = False
 
-    @property
-    def name(self) -> str:
-        return 'mmlu'
+    name = 'mmlu'
 
     def source(self) -> Source:
         place = epath.Path(self.path)
@@ -55,12 +51,6 @@ class Mmlu:
             return read_source(self.name, self.path, parse, self.skip_bad)
         pool = read_csv(place, ('dev', 'val'), self.skip_bad) if has_csv(place, ('dev', 'val')) else Rows()
         return Source(pool, read_csv(place, ('test',), self.skip_bad))
-
-    def splits(self) -> Splits:
-        return split_source(self.source())
-
-    def prompts(self, split: str) -> list[Prompt]:
-        return make_prompts(self.name, split, self.splits().pick(split, self.name), self.instruction)
 
     def grade(self, text: str, gold: str) -> bool:
         return extract_choice(text) == gold

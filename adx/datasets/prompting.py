@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from adx.datasets.rows import Messages, Row
+from adx.datasets.rows import Messages, Row, Source
+from adx.datasets.splits import Splits, split_source
 from adx.grading import extract
 from adx.types import Prompt
 
@@ -22,7 +21,23 @@ def gold_answer(reference: str) -> str:
     return extract(reference) or reference.strip()
 
 
-def make_prompts(name: str, split: str, rows: Iterable[Row], instruction: str) -> list[Prompt]:
-    """One prompt a row, in the order of the rows."""
-    golds = ((row, None if row.answer is None else gold_answer(row.answer)) for row in rows)
-    return [Prompt(name, split, row.id, chat(row, instruction), gold) for row, gold in golds]
+class Questions:
+    """What follows from a dataset's `name`, `instruction` and `source`: its splits and prompts."""
+
+    name: str
+    instruction: str
+
+    def source(self) -> Source:
+        """Everything that the dataset's files hold. Raises InputError."""
+        raise NotImplementedError
+
+    def splits(self) -> Splits:
+        return split_source(self.source())
+
+    def rows(self, split: str) -> tuple[Row, ...]:
+        return self.splits().pick(split, self.name)
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """One prompt a row, in the order of the rows."""
+        golds = ((row, None if row.answer is None else gold_answer(row.answer)) for row in self.rows(split))
+        return [Prompt(self.name, split, row.id, chat(row, self.instruction), gold) for row, gold in golds]

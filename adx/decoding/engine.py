@@ -80,8 +80,10 @@ class Occupancy:
 
     @property
     def share(self) -> float:
-        """Tokens per slot-step while requests were still queued (the drain is left out); 0 before the first."""
-        return self.busy_tokens / self.busy_slot_steps if self.busy_slot_steps else 0.0
+        """Tokens per slot-step while requests were still queued: the drain is left out. Of all steps if none were."""
+        if self.busy_slot_steps:
+            return self.busy_tokens / self.busy_slot_steps
+        return self.tokens / self.slot_steps if self.slot_steps else 0.0
 
 
 class Engine:

@@ -169,6 +169,15 @@ def test_caches_are_donated():
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
 
 
+def test_float32_multiplies_at_the_highest_precision():
+    """Else a GPU would round its operands to TF32 and a TPU to bfloat16."""
+    engine = make_engine()
+    lowered = engine._chunk.lower(engine.weights, *engine.start(ProductOfExperts(0.5)), engine.constants).as_text()
+    products = [line for line in lowered.splitlines() if 'dot_general' in line]
+    assert len(products) > 20
+    assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
 def test_bfloat16_decodes():
     teacher = dataclasses.replace(fakes.TEACHER, dtype='bfloat16')
     proxy = dataclasses.replace(fakes.PROXY, dtype='bfloat16')

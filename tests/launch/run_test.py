@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -19,6 +21,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 TRACES = 9  # three prompts, three arms
+LIMIT = 240  # seconds, of a program that takes 5 to 30
 # The program, which kills itself without notice once it has saved its fourth trace.
 KILLED = """
 import os, signal
@@ -35,7 +38,7 @@ def add_and_die(self, trace):
 
 pipeline.FLUSH_SECONDS = 0.0
 pipeline._Saver.add = add_and_die
-app.run(run.main, flags_parser=run.parse_flags)
+app.run(run.main, flags_parser=run.program.parse)
 """
 
 
@@ -48,6 +51,7 @@ def place(tmp_path_factory) -> types.SimpleNamespace:
     # Compile time is most of a run: share the programs, and leave them unoptimised.
     environment = os.environ | {
         'PYTHONPATH': str(ROOT),
+        'PYTHONFAULTHANDLER': '1',
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': '--xla_backend_optimization_level=0',
         'JAX_COMPILATION_CACHE_DIR': str(root / 'programs'),
@@ -67,7 +71,11 @@ def start(place, *arguments: str, program=('-m', 'launch.run'), **variables: str
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)"""
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # shows where it hangs
+        out, err = process.communicate()
     return process.returncode, out, err
 
 
@@ -90,8 +98,12 @@ def test_a_run_completes(place):
     assert finished(place, 'complete') == TRACES
     first = json.loads(err.splitlines()[0])
     assert (first['event'], first['done'], first['total']) == ('progress', 0, TRACES)
-    settings = {trace.request_id.rsplit('/', 1)[1] for trace in Workdir(place.root / 'complete').traces()}
+    assert first['bad_lines_skipped'] == 0
+    assert set(first['near_duplicates_dropped']) == {'holdout', 'train', 'tune', 'attack_val', 'test'}
+    traces = list(Workdir(place.root / 'complete').traces())
+    settings = {trace.request_id.rsplit('/', 1)[1] for trace in traces}
     assert settings == {'plain', 'product_of_experts', 'cross_model_soft'}
+    assert not any(json.dumps(trace.text) in err for trace in traces if trace.text)
 
 
 def test_a_complete_run_stays_as_it_is(place):
@@ -109,9 +121,14 @@ def test_a_killed_run_goes_on_to_the_same_traces(place):
     code, _, err = end(start(place, *arguments(place, 'killed'), program=('-c', KILLED)))
     assert code == -signal.SIGKILL, err
     assert finished(place, 'killed') == 4
-    code, out, err = run(place, 'killed')
+    code, out, err = run(place, 'killed', '--log_text')
     assert code == 0, err
     assert f'{TRACES - 4} traces decoded' in out
+    lines = [json.loads(line) for line in err.splitlines()]
+    shown = {line['request_id']: line['text'] for line in lines if line['event'] == 'trace'}
+    texts = {trace.request_id: trace.text for trace in Workdir(place.root / 'killed').traces()}
+    assert len(shown) == TRACES - 4
+    assert shown.items() <= texts.items()
     assert digest(hashes(place.root / 'killed')) == place.digest
 
 
@@ -128,12 +145,54 @@ def test_sigterm_stops_a_run_that_the_same_command_resumes(place):
     assert digest(hashes(place.root / 'stopped')) == place.digest
 
 
-@pytest.mark.slow
-def test_two_processes_make_the_traces_of_one(place):
+def test_two_replicas_make_the_traces_of_one_process(place):
     shards = [start(place, *arguments(place, 'shards', f'--shard={i}', '--num_shards=2')) for i in range(2)]
     ends = [end(shard) for shard in shards]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert digest(hashes(place.root / 'shards')) == place.digest
+
+
+def start_both(place, *given: str, ours=(), theirs=(), program=('-m', 'launch.run')) -> list[subprocess.Popen[str]]:
+    """One program of two processes; `ours` and `program` are for process 0 alone, `theirs` for process 1."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    given = (*given, '--distributed', f'--coordinator=127.0.0.1:{port}', '--num_processes=2')
+    first = start(place, *given, '--process_id=0', *ours, program=program)
+    return [first, start(place, *given, '--process_id=1', *theirs)]
+
+
+@pytest.mark.parametrize('axis', ['data', pytest.param('model', marks=pytest.mark.slow)])
+def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_traces_of_one_process(place, axis):
+    """Equal bit by bit over `data`; over `model` to rounding, which flips no token of so few."""
+    one_arm = place.root / f'{axis}.py'
+    plain, soft = "Arm('plain'),", "Arm('cross_model_soft', CrossModelSoft(weight=0.3)),"
+    one_arm.write_text(pathlib.Path(place.config).read_text().replace(plain, '').replace(soft, ''))
+    samples = (f'--config={one_arm}', '--set=samples=4')  # 12 traces
+    alone, both = (place.root / f'{name}_{axis}' for name in ('alone', 'both'))
+    code, _, err = end(start(place, *samples, f'--workdir={alone}'))
+    assert code == 0, err
+    given = (*samples, f'--workdir={both}', f'--set=mesh.{axis}=2')
+    first, second = map(end, start_both(place, *given, program=('-c', KILLED)))
+    assert first[0] == -signal.SIGKILL, first
+    assert second[0] in (75, -signal.SIGABRT), second  # whether it missed process 0 or JAX's service in it first
+    assert len(Workdir(both).finished()) == 4
+    # Only process 0 needs to see the workdir.
+    ends = list(map(end, start_both(place, *given, theirs=('--workdir=/proc/none',))))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert '8 traces decoded' in ends[0][1]
+    assert 'traces decoded' not in ends[1][1]
+    assert digest(hashes(both)) == digest(hashes(alone))
+
+
+def test_what_one_process_refuses_ends_both_in_one_line(place):
+    given = arguments(place, 'refused', '--set=mesh.data=2')
+    for theirs, message in (('--set=seed=1', '[1] have other requests'), ('--set=sead=1', "Did you mean 'seed'")):
+        for code, _, err in map(end, start_both(place, *given, theirs=(theirs,))):
+            assert code == 2, err
+            assert message in err
+            assert err.count('\n') == 1, err
+    assert not (place.root / 'refused').exists()
 
 
 def write_jsonl(place, name: str, *lines: str) -> str:
@@ -143,15 +202,27 @@ def write_jsonl(place, name: str, *lines: str) -> str:
     return tiny.write_config(place.root / f'{name}.py', place.teacher, f'Jsonl({str(data)!r})', 'all')
 
 
+def without_template(place) -> str:
+    """The teacher as a base model."""
+    path = place.root / 'base'
+    shutil.copytree(place.teacher, path)
+    (path / 'chat_template.jinja').unlink()
+    return str(path)
+
+
 def test_wrong_input_is_one_line_and_an_exit_code(place):
     broken = write_jsonl(place, 'broken', '{"question": "How many?"}', '{"question": ')
+    base = without_template(place)
     cases = [
         (['--workdirr=x'], 2, 'workdirr'),
         (arguments(place, 'x', '--set=decode.slotz=8'), 2, "Did you mean 'slots'"),
         (['--config=none.py'], 2, 'none.py does not exist'),
         (arguments(place, 'x', '--stages='), 2, 'no stage'),
         (arguments(place, 'x', '--set=teacher.source=no_such_model'), 3, 'no_such_model'),
+        (arguments(place, 'x', '--set=proxies.0.exit_layer=9'), 3, 'num_layers = 9'),
         ([f'--config={broken}', '--workdir=x'], 3, 'broken.jsonl, line 2'),
+        (arguments(place, 'x', '--set=prompting.template_opens_think=True'), 2, 'set it to False'),
+        (arguments(place, 'x', *(f'--set={role}.source={base}' for role in ('teacher', 'proxies.0'))), 3, 'no chat'),
     ]
     for started, code, message in [(start(place, *given), code, message) for given, code, message in cases]:
         found, out, err = end(started)
@@ -159,6 +230,7 @@ def test_wrong_input_is_one_line_and_an_exit_code(place):
         assert message in err
         assert err.count('\n') == 1, err
         assert out == ''
+    assert not (place.root / 'x').exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 from adx.datasets.gsm8k import Gsm8k
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer, save_tokenizer
-from adx.errors import COMPLETE, InputError, WorkdirError
+from adx.errors import InputError, StorageError, WorkdirError
 from adx.experiment import Experiment, ModelSource, experiment_hash, identity
 from adx.storage import Workdir
 from adx.types import Trace
@@ -66,7 +66,7 @@ def workdir(tmp_path, tokenizer) -> str:
 
 def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, capsys):
     with flagsaver.flagsaver(workdir=workdir, limit=1, width=80):
-        assert show_traces.main([]) == COMPLETE
+        show_traces.main()
     shown = capsys.readouterr().out
     assert [cell.strip() for cell in shown.split('\n')[4].split('│')] == ['plain', 'poe']
     assert '#### 7<end>' in shown
@@ -79,24 +79,23 @@ def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, cap
 def test_writes_a_page_that_only_its_owner_can_read(workdir, tmp_path):
     page = tmp_path / 'page.html'
     with flagsaver.flagsaver(workdir=workdir, limit=0, html=str(page)):
-        assert show_traces.main([]) == COMPLETE
+        show_traces.main()
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert 'PRIVATE' in page.read_text()
     assert page.read_text().count('<article>') == 4  # two prompts, two settings
 
 
 @pytest.mark.parametrize(
-    ('count', 'code', 'message'),
-    [(1, InputError.exit_code, "'/nowhere'"), (0, WorkdirError.exit_code, 'no finished trace')],
+    ('count', 'error', 'message'), [(1, InputError, "'/nowhere'"), (0, WorkdirError, 'no finished trace')]
 )
-def test_says_what_is_missing(tmp_path, tokenizer, capsys, count, code, message):
+def test_says_what_is_missing(tmp_path, tokenizer, count, error, message):
     traces = [make_trace(tokenizer, 'gsm8k/test/0/0/plain', 'x', None)][:count]
-    with flagsaver.flagsaver(workdir=write(tmp_path / 'run', traces, '/nowhere')):
-        assert show_traces.main([]) == code
-    assert message in capsys.readouterr().err
+    workdir = write(tmp_path / 'run', traces, '/nowhere')
+    with flagsaver.flagsaver(workdir=workdir), pytest.raises(error, match=message):
+        show_traces.main()
 
 
-def test_a_page_that_cannot_be_written_is_one_line(workdir, capsys):
-    with flagsaver.flagsaver(workdir=workdir, html='/proc/none/page.html'):
-        assert show_traces.main([]) != COMPLETE
-    assert capsys.readouterr().err.count('\n') == 1
+def test_says_which_page_cannot_be_written(workdir):
+    html = '/proc/none/page.html'
+    with flagsaver.flagsaver(workdir=workdir, html=html), pytest.raises(StorageError, match=html):
+        show_traces.main()

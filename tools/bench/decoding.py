@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 import time
@@ -34,7 +35,7 @@ from adx.experiment import Arm, Experiment
 from adx.generation import Models, make_engines, make_requests
 from adx.loading import blueprint, cache_directory, load_models, resolve, resolve_translator
 from adx.models.transformer import Model, Params, linear
-from adx.types import Request, RequestId, Sampling
+from adx.types import Request, Sampling
 from configs import smollm2_poe
 from tools.bench import figures
 
@@ -42,6 +43,7 @@ TABLE = 'decoding'
 GOLDENS = pathlib.Path(__file__).parents[2] / 'tests' / 'goldens'
 GAMMA, TEMPERATURE = 0.3, 0.7
 BATCH = 32  # at which steps are compared, and the engine's slots
+CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt and half of its trace
 STEPS = 24  # decode steps of each side in one repeat of the step comparison
 
 _FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if absent.')
@@ -68,8 +70,11 @@ class Bench:
     def experiment(self) -> Experiment:
         base, new = smollm2_poe.experiment(), _MAX_NEW.value
         arm = Arm('product_of_experts', ProductOfExperts(gamma=GAMMA), Sampling(temperature=TEMPERATURE))
-        length = base.decode.buckets[-1] + new
-        decode = dataclasses.replace(base.decode, slots=BATCH, cache_length=length, record='none')
+        buckets = base.decode.buckets
+        shorter = tuple(range(CONTEXT + 32, buckets[-1] + new, 64))
+        decode = dataclasses.replace(
+            base.decode, slots=BATCH, cache_length=buckets[-1] + new, short_caches=shorter, record='none'
+        )
         data = Gsm8k(path=_DATA.value)
         return dataclasses.replace(base, dataset=data, arms=(arm,), max_new_tokens=new, decode=decode)
 
@@ -91,23 +96,15 @@ class Bench:
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """Warm: it has decoded one prompt per bucket, of arbitrary tokens that no measurement uses."""
+        """Warm: every program is compiled."""
         experiment = self.experiment
         ((engine, _),) = make_engines(self.models, experiment.arms, experiment.decode, experiment.seed)
-        arm, vocab = experiment.arms[0], self.models.tokenizer.size
-        for bucket in experiment.decode.buckets:
-            tokens = tuple(np.random.default_rng(bucket).integers(vocab, size=bucket).tolist())
-            id_ = RequestId('warm-up', 'none', str(bucket), 0, arm.name)
-            list(
-                engine.generate(
-                    [Request(id_, tokens, 2 * experiment.decode.chunk, arm.sampling, arm.defence)]
-                )
-            )
+        engine.warm_up(experiment.arms[0].defence)
         return engine
 
     @functools.cached_property
-    def baseline(self) -> Any:
-        from tools.bench.hf_baseline import Baseline, Rule, export
+    def baseline(self) -> Callable[..., Any]:
+        from tools.bench.hf_baseline import Apart, Rule, export
 
         experiment, tokenizer = self.experiment, self.models.tokenizer
         (proxy,) = experiment.proxies
@@ -115,10 +112,20 @@ class Bench:
             resolve(experiment.teacher.source), cache_directory() / f'{experiment.teacher.source}-hf'
         )
         ids = tuple(sorted(tokenizer.control_ids)), tuple(sorted(tokenizer.eos_ids))
-        rule = Rule(GAMMA, TEMPERATURE, *ids)
-        baseline = Baseline(directory, proxy.exit_layer, resolve_translator(proxy.translator), rule)
-        baseline.generate([self.requests[0].tokens[::-1]], 4)
-        return baseline
+        return Apart(directory, proxy.exit_layer, resolve_translator(proxy.translator), Rule(GAMMA, TEMPERATURE, *ids))
+
+    @functools.cached_property
+    def threads(self) -> int:
+        """The baseline's best number of threads, by its decode step."""
+        cores = len(os.sched_getaffinity(0))
+        timed = {n: median_ms(self.baseline('step_seconds', n, self.contexts, 8)) for n in {1, cores // 2 or 1, cores}}
+        return min(timed, key=lambda n: timed[n])
+
+    @functools.cached_property
+    def contexts(self) -> list[list[int]]:
+        """BATCH prompts of CONTEXT tokens of GSM8K."""
+        text = np.concatenate([request.tokens for request in self.requests])
+        return [np.roll(text, -b * CONTEXT)[:CONTEXT].tolist() for b in range(BATCH)]
 
 
 def logits(bench: Bench) -> None:
@@ -152,13 +159,12 @@ def matmuls(bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    """The baseline's decode step over the engine's, batch 32, in turn; samples are medians of STEPS."""
+    """The baseline's decode step over the engine's, BATCH rows after CONTEXT tokens, in turn; medians of STEPS."""
     step = ChunkTimer(bench.engine, bench.requests[0])
-    prompts = [request.tokens for request in (bench.requests * BATCH)[:BATCH]]
     ours, theirs = [], []
     step()
     for _ in range(_REPEATS.value):
-        theirs.append(median_ms(bench.baseline.step_seconds(prompts, STEPS)))
+        theirs.append(median_ms(bench.baseline('step_seconds', bench.threads, bench.contexts, STEPS)))
         ours.append(median_ms([step() for _ in range(STEPS // bench.engine.config.chunk)]))
     append('adx_step_ms_cpu', ours, 'ms')
     append('hf_step_ms_cpu', theirs, 'ms')
@@ -166,28 +172,32 @@ def steps(bench: Bench) -> None:
 
 
 def useful(bench: Bench) -> None:
-    """Useful tokens per second, refilled slots against the baseline's best batch size."""
+    """Useful tokens per second: refilled slots, and in turn with them the baseline at the best of its batch sizes.
+
+    The batch sizes are tried once each before, on the same prompts.
+    """
     batches = [int(batch) for batch in _HF_BATCHES.value]
     prompts = [request.tokens for request in bench.requests]
-    engine, baseline = bench.engine, bench.baseline
-    ours: list[float] = []
-    theirs: dict[int, list[float]] = {batch: [] for batch in batches}
-    engine.occupancy = Occupancy()
-    for repeat in range(_REPEATS.value):
+
+    def theirs(batch: int) -> float:
+        return rate(lambda: bench.baseline('useful_tokens', bench.threads, prompts, _MAX_NEW.value, batch))
+
+    def ours(repeat: int) -> float:
         ids = [request.id._replace(sample=repeat) for request in bench.requests]
         drawn = [dataclasses.replace(r, id=id_) for r, id_ in zip(bench.requests, ids, strict=True)]
-        ours.append(rate(lambda drawn=drawn: sum(len(done.tokens) for done in engine.generate(drawn))))
-        for batch in batches:
-            theirs[batch].append(
-                rate(lambda batch=batch: baseline.useful_tokens(prompts, _MAX_NEW.value, batch))
-            )
-    best = max(batches, key=lambda batch: np.median(theirs[batch]))
-    append('adx_useful_tokens_per_second_cpu', ours, 'tokens/s')
-    for batch in batches:
-        append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', theirs[batch], 'tokens/s')
-    append('useful_tokens_ratio_vs_hf_cpu', np.divide(ours, theirs[best]), 'x', '>= 2')
-    if engine.occupancy.busy_slot_steps:  # else every prompt had a slot from the start
-        append('occupancy', [engine.occupancy.share], 'tokens per slot-step')
+        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(drawn)))
+
+    bench.engine.occupancy = Occupancy()
+    tried = {batch: theirs(batch) for batch in batches}
+    for batch, value in tried.items():
+        append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', [value], 'tokens/s')
+    best = max(tried, key=lambda batch: tried[batch])
+    pairs = np.array([(ours(repeat), theirs(best)) for repeat in range(_REPEATS.value)])
+    append('adx_useful_tokens_per_second_cpu', pairs[:, 0], 'tokens/s')
+    append('hf_useful_tokens_per_second_cpu', pairs[:, 1], 'tokens/s')
+    append('useful_tokens_ratio_vs_hf_cpu', pairs[:, 0] / pairs[:, 1], 'x', '>= 2')
+    if bench.engine.occupancy.busy_slot_steps:  # else every prompt had a slot from the start
+        append('occupancy', [bench.engine.occupancy.share], 'tokens per slot-step')
 
 
 def missing(bench: Bench) -> None:
@@ -211,14 +221,15 @@ MEASUREMENTS = {f.__name__: f for f in (logits, recompiles, matmuls, steps, usef
 
 
 class ChunkTimer:
-    """Seconds per decode step of the engine's own chunk program, every slot live.
+    """Seconds per decode step of the engine's own chunk program, every slot live and CONTEXT tokens long.
 
-    The program's shapes are fixed, so its time does not depend on the rows' tokens or on their positions.
+    The program's shapes are fixed by the cache length, so its time does not depend on the rows' tokens.
     """
 
     def __init__(self, engine: Engine, request: Request):
         self.engine = engine
-        rows, self.caches = engine._start(request.defence)
+        rows, caches = engine.start(request.defence)
+        self.caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
         shape, sampling = rows.done_B.shape, request.sampling
         self.rows = rows.replace(
             done_B=jnp.zeros(shape, bool),
@@ -227,11 +238,10 @@ class ChunkTimer:
         )
 
     def __call__(self) -> float:
-        room = self.engine.config.cache_length
         shape = self.rows.done_B.shape
         self.rows = self.rows.replace(
-            position_B=jnp.zeros(shape, jnp.int32),
-            end_B=jnp.full(shape, room, jnp.int32),
+            position_B=jnp.full(shape, CONTEXT, jnp.int32),
+            end_B=jnp.full(shape, CONTEXT + STEPS, jnp.int32),
             done_B=jnp.zeros(shape, bool),
         )
         jax.block_until_ready((self.rows, self.caches))

@@ -7,8 +7,10 @@ ended, which is what generate does.
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import dataclasses
+import multiprocessing
 import pathlib
 import time
 from collections.abc import Sequence
@@ -161,3 +163,30 @@ class Baseline:
         """Seconds of each of `steps` decode steps of one batch, prefills left out."""
         times = self.generate(prompts, steps + 2, stop=False)[1].times
         return np.diff(times[1:]).tolist()
+
+
+class Apart:
+    """A Baseline in a process of its own: torch's threads spin while they wait, and would slow the other side."""
+
+    def __init__(self, *arguments: Any):
+        self.pool = concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context('spawn'), initializer=_start, initargs=arguments
+        )
+
+    def __call__(self, method: str, threads: int, *arguments: Any) -> Any:
+        """Baseline.method(*arguments) with so many torch threads."""
+        return self.pool.submit(_call, method, threads, *arguments).result()
+
+
+def _start(*arguments: Any) -> None:
+    global _baseline
+    _baseline = Baseline(*arguments)
+    _baseline.generate([[1, 2, 3]], 4)
+
+
+def _call(method: str, threads: int, *arguments: Any) -> Any:
+    torch.set_num_threads(threads)
+    return getattr(_baseline, method)(*arguments)
+
+
+_baseline: Baseline

@@ -1,0 +1,83 @@
+"""The processes of one program across hosts (jax.distributed): what they tell each other, and how they end together.
+
+A process that runs alone talks to nobody and starts no backend here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from adx.errors import BUG, COMPLETE, AdxError, ConfigError, Interrupted
+
+T = TypeVar('T')
+
+
+class PeerError(AdxError):
+    """What another process failed with."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def gather(text: str) -> list[str]:
+    """The text of every process, by process index. All processes call it."""
+    if not jax.distributed.is_initialized():
+        return [text]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    with ending_together():
+        sizes = multihost_utils.process_allgather(np.int32(data.size))
+        padded = np.zeros(max(1, sizes.max()), np.uint8)
+        padded[: data.size] = data
+        rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(work: Callable[[], T]) -> T:
+    """Runs `work`, which does not communicate, on every process. If it fails on one, all raise and none hangs."""
+    failure: Exception | None = None
+    result: list[T] = []
+    try:
+        result.append(work())
+    except Exception as error:
+        failure = error
+    told = (getattr(failure, 'exit_code', BUG), str(failure)) if failure else (COMPLETE, '')
+    everyone = gather(json.dumps(told))
+    if failure:
+        raise failure
+    for process, (code, message) in enumerate(map(json.loads, everyone)):
+        if code != COMPLETE:
+            raise PeerError(f'process {process} failed: {message}', code)
+    return result[0]
+
+
+def check_same(what: str, digest: Callable[[], str]) -> None:
+    """Raises ConfigError on every process unless all have the same digest of `what`."""
+    if not jax.distributed.is_initialized():
+        return
+    digests = gather(digest())
+    other = [process for process, theirs in enumerate(digests) if theirs != digests[0]]
+    if other:
+        raise ConfigError(f'processes {other} have other {what} than process 0; give all the same config and files')
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Raises Interrupted where a computation failed because another process had ended."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized() or 'RESOURCE_EXHAUSTED' in str(error):
+            raise
+        reason = (str(error).splitlines() or [''])[0]
+        raise Interrupted(
+            f'another process of this program ended ({reason}); finished traces are saved, the same commands continue'
+        ) from error

@@ -1,0 +1,43 @@
+"""How programs start and end: what a user can mend is one line and an exit code (adx.errors)."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags
+
+from adx.errors import BUG, AdxError, ConfigError
+
+
+def start(main: Callable[[], None]) -> None:
+    """Parses the flags, calls main and exits: 0, 2 for flags, the code of an AdxError, or 70 for anything else."""
+    app.run(lambda _: call(main), flags_parser=parse)
+
+
+def call(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except AdxError as error:
+        _end(error)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(BUG)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback."""
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        _end(ConfigError(f'{error}; see --help'))
+    if rest:
+        _end(ConfigError(f'{rest} are no flags; every value is given as --flag=value, see --help'))
+    return argv
+
+
+def _end(error: AdxError) -> NoReturn:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)

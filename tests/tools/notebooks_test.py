@@ -1,0 +1,58 @@
+"""Every notebook runs as a reader runs it, on a random model, and is stored without outputs."""
+
+from __future__ import annotations
+
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / 'tools' / 'notebooks').glob('*.ipynb'))
+# Sends the kernel what the stop button sends, as soon as there is a trace.
+STOP_BUTTON = """
+import os, signal, threading, time
+def stop():
+    while not run.traces:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=stop).start()
+"""
+
+
+def read(path: pathlib.Path) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    # The environment of the test is installed already, and its model is in the cache.
+    notebook.cells = [cell for cell in notebook.cells if 'install' not in cell.metadata.get('tags', ())]
+    return notebook
+
+
+def shown(cell: nbformat.NotebookNode) -> str:
+    """The HTML of a cell's result."""
+    (result,) = [output for output in cell.outputs if output.output_type == 'execute_result']
+    return result.data['text/html']
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if 'outputs' in cell)
+
+
+def test_quickstart_shows_traces_and_goes_on_after_an_interruption(smollm2, monkeypatch):
+    for name, value in smollm2.items():
+        monkeypatch.setenv(name, value)
+    notebook = read(ROOT / 'tools' / 'notebooks' / 'quickstart.ipynb')
+    place = next(i for i, cell in enumerate(notebook.cells) if cell.source == 'run()')
+    decode = notebook.cells[place]
+    again = decode.copy() | {'id': 'again', 'outputs': []}
+    stop = nbformat.v4.new_code_cell(STOP_BUTTON)
+    notebook.cells[place : place + 1] = [stop, decode, nbformat.NotebookNode(again)]
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}})
+    client.execute()
+    first, second = (shown(cell) for cell in notebook.cells[place + 1 : place + 3])
+    assert 'of 8 traces; call it again to continue' in str(decode.outputs)
+    assert 0 < first.count('<article>') < 8  # four prompts, two arms
+    assert second.count('<article>') == 8
