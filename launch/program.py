@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,8 @@ def parse(argv: list[str]) -> list[str]:
         _end(ConfigError(f'{error}; see --help'))
     if rest:
         _end(ConfigError(f'{rest} are no flags; every value is given as --flag=value, see --help'))
+    # JAX narrates which backends are not there, and log lines of a run are JSON.
+    logging.getLogger('jax').setLevel(logging.WARNING)
     return argv
 
 

@@ -13,7 +13,6 @@ What one of them refuses ends all with its exit code. When one dies the others e
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -116,7 +115,6 @@ def join() -> None:
     """Joins the other processes of one program. Raises ConfigError where JAX cannot tell which they are."""
     import jax
 
-    logging.getLogger('jax').setLevel(logging.WARNING)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from `Interrupts`
     try:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
