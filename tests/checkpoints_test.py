@@ -72,7 +72,7 @@ def test_weights_land_on_their_shards(mesh):
     assert same(spread.params, whole.params)
     ways = mesh[1] * mesh[2]
     gate = spread.params['blocks.0.mlp.gate']
-    assert gate.addressable_shards[0].data.shape == (24, 32 // ways)
+    assert gate.addressable_shards[0].data.shape == (32 // ways, 24)
     assert len(gate.addressable_shards) == mesh[0] * ways
 
 

@@ -37,7 +37,7 @@ def write_gguf(path: pathlib.Path, architecture: str, golden: str) -> None:
         value = tensor.to_file(np.asarray(loaded.params[name]))
         if tensor.interleaved:
             # As the converter of llama.cpp does it: the two halves of each head take turns.
-            heads = tensor.our_shape[1]
+            heads = tensor.our_shape[0]
             halves = value.reshape(heads, 2, -1, value.shape[1])
             value = halves.swapaxes(1, 2).reshape(value.shape)
         writer.add_tensor(tensor.name, np.ascontiguousarray(value))
