@@ -63,6 +63,11 @@ def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: 
     return made
 
 
+def read_prompts(experiment: Experiment) -> list[Prompt]:
+    """The prompts of an experiment: its split, up to its limit."""
+    return experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+
+
 def left_out(experiment: Experiment) -> dict[str, Any]:
     """What the dataset does without: bad lines, and near-duplicates of rows that stay in another split, by split."""
     dataset: Any = experiment.dataset  # those that are read from files say what they did without

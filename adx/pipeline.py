@@ -113,7 +113,7 @@ def _prepare(experiment: Experiment, place: Place) -> _Job:
     """Everything that can be refused before weights are read or anything is written."""
     experiments.check(experiment)
     plan = loading.blueprint(experiment)
-    prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    prompts = generation.read_prompts(experiment)
     totals = {arm.name: len(prompts) * experiment.samples for arm in experiment.arms}
     mine = prompts[place.shard :: place.num_shards]
     made = generation.make_requests(experiment, mine, plan.tokenizer)

@@ -74,5 +74,5 @@ def decode(
         experiment = dataclasses.replace(experiment, arms=tuple(arms))
     experiments.check(experiment)
     if prompts is None:
-        prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+        prompts = generation.read_prompts(experiment)
     return Run(experiment, models or load(experiment), prompts)()

@@ -86,7 +86,7 @@ def dry_run(experiment: Any) -> None:
 
     experiments.check(experiment)
     blueprint = loading.blueprint(experiment)
-    prompts = experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    prompts = generation.read_prompts(experiment)
     made = generation.make_requests(experiment, prompts, blueprint.tokenizer)
     print(json.dumps(experiments.to_json(experiment), indent=2))
     print(f'\nexperiment hash {experiments.experiment_hash(experiment)}')

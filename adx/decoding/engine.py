@@ -154,14 +154,14 @@ class Engine:
         idle = Request(RequestId('', '', '', 0, ''), (0,), 1, Sampling(), defence)
         new, nowhere = request_rows([idle] * size, 0), np.full(size, config.slots, np.int32)
         rows, caches = self.start(defence)
-        for length in (*config.cache_lengths, *config.cache_lengths[::-1]):
+        for length in config.cache_lengths:
             caches = self.resize(caches, length)
             for bucket in config.buckets:
                 if bucket <= length:
                     prefix = self._prefill(self.weights, np.zeros((size, bucket), np.int32))
                     rows, caches = self._insert(rows, caches, new, prefix, np.zeros(size, np.int32), nowhere)
             rows, caches, *_ = self._chunk(self.weights, rows, caches, self.constants)
-        jax.block_until_ready(rows)
+        jax.block_until_ready(self.resize(caches, config.cache_lengths[0]))
 
     def compiled_programs(self) -> int:
         """How many programs were compiled so far. It stays put after `warm_up`, and where there are no short caches
