@@ -56,11 +56,37 @@ class MeshShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class Derivative:
+    """How rules with a derivative get it: along which direction g of each proxy's weights, and by which method.
+
+    g is the gradient of the proxy's mean completion-token loss over holdout traces of the undefended teacher, which
+    `--stages=prepare` decodes and keeps: `prompts` of the holdout split in its order (0 takes all), each `samples`
+    times, at most `max_new_tokens` long, drawn by `sampling`.
+    directions: per proxy; the traces are dealt into as many parts and g is taken on each.
+    scale: 'deviation' divides g by the standard deviation of its derivative of the next token's log-prob under the
+      proxy, over the same traces: strengths then mean the same for every proxy; 'raw' leaves it.
+    method: 'exact' is forward-mode differentiation; 'difference' the central difference of two copies of the proxy,
+      theta +- eps g, held and run in `dtype`.
+    """
+
+    prompts: int = 64
+    samples: int = 1
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling(temperature=1.0)
+    directions: int = 1
+    scale: str = 'deviation'
+    method: str = 'exact'
+    eps: float = 1e-2
+    dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One run of `generate`.
 
     limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
+    derivative: read only where an arm's rule wants it.
     disclosure: how readers learn that traces are defended; required when an arm is.
     licence: of the traces, as release/ states it.
     """
@@ -71,6 +97,7 @@ class Experiment:
     limit: int = 0
     prompting: Prompting = Prompting()
     proxies: tuple[ModelSource, ...] = ()
+    derivative: Derivative = Derivative()
     arms: tuple[Arm, ...] = (Arm('plain'),)
     samples: int = 1
     max_new_tokens: int = 256
@@ -89,6 +116,7 @@ REGISTRY: dict[str, type] = {
     'aggregation': Aggregation,
     'arm': Arm,
     'decode': DecodeConfig,
+    'derivative': Derivative,
     'experiment': Experiment,
     'mesh': MeshShape,
     'model': ModelSource,

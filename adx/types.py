@@ -5,7 +5,8 @@ Axis legend. A tensor's name ends in its axes and einsum uses the same letters.
     B batch (rows, slots)      L length (tokens of a prompt)   S cache length
     V vocabulary               D model width                   F feed-forward width
     H query heads              G key/value heads               R query heads per key/value head
-    K head size                N proxies                       T steps of one device chunk
+    K head size                N proxies                       M directions (of all proxies)
+    T steps of one device chunk
 """
 
 from __future__ import annotations
@@ -84,9 +85,11 @@ class Views:
 
     teacher_V: the teacher's log-probs; inside a Chain, the previous rule's result.
     proxies_NV: each proxy's log-probs, never truncated; shape [0, V] when no proxy runs.
-    tangents_NV: directional derivatives of proxies_NV, or None when the defence does not want them.
+    tangents_MV: derivatives of the proxies' log-probs at temperature 1, one per direction and centred (their mean under
+      the proxy is 0); proxy n's directions stand together, M / N of them. None when the defence wants none.
     allowed_V: bool, the truncation set taken from the teacher, without protected tokens unless all of it is
       protected; at least one token is True.
+    open_mass: the teacher's probability of allowed_V within the truncation set; the rest is on protected tokens.
     token, position: the token just read and its index in the sequence; the result is for position + 1.
     key: a PRNG key of this row and position, independent of the one that samples.
     """
@@ -98,7 +101,8 @@ class Views:
     token: Array
     position: Array
     key: Array
-    tangents_NV: Array | None = None
+    open_mass: Array
+    tangents_MV: Array | None = None
 
 
 @runtime_checkable

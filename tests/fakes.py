@@ -66,4 +66,5 @@ def make_views(seed=0, vocab=32, proxies=2, allowed=None, temperature=1.0) -> Vi
         token=jnp.int32(3),
         position=jnp.int32(5),
         key=jax.random.key(seed + 1000),
+        open_mass=jnp.float32(1),
     )

@@ -83,7 +83,9 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
     teacher_V = numerics.renormalise(views.teacher_V, views.allowed_V)
     open_V = views.allowed_V & ~protected_V
     all_protected = ~jnp.any(open_V)
-    views = dataclasses.replace(views, allowed_V=jnp.where(all_protected, views.allowed_V, open_V))
+    open_mass = jnp.sum(jnp.where(open_V, jnp.exp(teacher_V), 0.0))
+    allowed_V = jnp.where(all_protected, views.allowed_V, open_V)
+    views = dataclasses.replace(views, allowed_V=allowed_V, open_mass=jnp.where(all_protected, 1.0, open_mass))
     scores_V, state = defence.adjust(views, state)
     adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
     # A rule that changed nothing serves the teacher's very bits: protection would only round them.
@@ -108,7 +110,7 @@ def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, pr
 
     def one(defence, state, teacher_V, proxies_NV, allowed_V, temperature, token, position, key):
         own_key = jax.random.fold_in(key, DEFENCE_STREAM)
-        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key)
+        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key, jnp.float32(1))
         return serve_row(defence, state, views, key, protected_V)
 
     return jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, 0, 0, 0))(

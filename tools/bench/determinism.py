@@ -119,7 +119,7 @@ def scores(request: Request, key_B: Array, position: Array, logits_BV: Array, lo
     def one(key: Array, teacher_V: Array, proxies_NV: Array) -> tuple[Array, Array]:
         log_probs = [numerics.log_softmax(logits / temperature) for logits in (teacher_V, proxies_NV)]
         allowed_V = jnp.ones_like(teacher_V, bool)
-        views = Views(*log_probs, allowed_V, temperature, jnp.int32(0), position, key)
+        views = Views(*log_probs, allowed_V, temperature, jnp.int32(0), position, key, jnp.float32(1))
         served_V = numerics.renormalise(defence.adjust(views, defence.init())[0], allowed_V)
         return served_V, served_V + numerics.gumbel(jax.random.fold_in(key, position), allowed_V.size)
 
