@@ -55,11 +55,12 @@ def adx_log_probs(translator: str, tokens: list[int]) -> np.ndarray:
 def test_the_baseline_serves_the_distribution_of_adx(translator):
     import torch
 
-    from tools.bench.hf_baseline import Baseline, ProductOfExpertsProcessor, Rule
+    from tools.bench import hf_baseline
 
-    baseline = Baseline(pathlib.Path(SOURCE), 1, translator, Rule(GAMMA, TEMPERATURE, PROTECTED, (2,)))
+    serving = hf_baseline.Serving(hf_baseline.ProductOfExperts(GAMMA), TEMPERATURE, PROTECTED, (2,))
+    baseline = hf_baseline.Baseline(pathlib.Path(SOURCE), 1, translator, serving)
     tokens_BL, mask_BL = baseline.pad(PROMPTS)
-    processor = ProductOfExpertsProcessor(baseline.proxy, mask_BL, baseline.rule)
+    processor = hf_baseline.RuleProcessor(baseline.proxies, mask_BL, serving)
     new = 11
     with torch.inference_mode():
         for step in range(2):  # the prompts, then one token on the caches

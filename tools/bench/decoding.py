@@ -104,15 +104,16 @@ class Bench:
 
     @functools.cached_property
     def baseline(self) -> Callable[..., Any]:
-        from tools.bench.hf_baseline import Apart, Rule, export
+        from tools.bench import hf_baseline
 
         experiment, tokenizer = self.experiment, self.models.tokenizer
         (proxy,) = experiment.proxies
-        directory = export(
+        directory = hf_baseline.export(
             resolve(experiment.teacher.source), cache_directory() / f'{experiment.teacher.source}-hf'
         )
         ids = tuple(sorted(tokenizer.control_ids)), tuple(sorted(tokenizer.eos_ids))
-        return Apart(directory, proxy.exit_layer, resolve_translator(proxy.translator), Rule(GAMMA, TEMPERATURE, *ids))
+        serving = hf_baseline.Serving(hf_baseline.ProductOfExperts(GAMMA), TEMPERATURE, *ids)
+        return hf_baseline.Apart(directory, proxy.exit_layer, resolve_translator(proxy.translator), serving)
 
     @functools.cached_property
     def threads(self) -> int:

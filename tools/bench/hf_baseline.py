@@ -1,8 +1,8 @@
-"""The baseline: Hugging Face transformers' generate under the product-of-experts rule of adx.
+"""The baseline: Hugging Face transformers' generate under the rules of adx.
 
-The rule is a LogitsProcessor that runs the proxy, an early exit of the teacher with a translator and its own
-key/value cache, next to generate's teacher. Batches are padded on the left and run until their last row has
-ended, which is what generate does.
+A rule is a LogitsProcessor that runs proxies, each with its own key/value cache, next to generate's teacher: an early
+exit of it with a translator, or two copies of one whose weights are moved along a direction. Batches are padded on
+the left and run until their last row has ended, which is what generate does.
 """
 
 from __future__ import annotations
@@ -21,18 +21,45 @@ import torch
 import transformers
 
 from adx import checkpoints
+from adx.models import family_of
+from adx.models.names import hf_tensors
+from adx.models.transformer import Model, Params, make_model
 
 Tokens = Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """gamma, temperature: of the product of experts.
-
-    protected: ids that keep the teacher's mass; eos: ids that end a row.
-    """
+class ProductOfExperts:
+    """(1 - gamma) lp_T + gamma lp_S, of one proxy."""
 
     gamma: float
+
+    def scores(self, teacher_BV: torch.Tensor, proxies: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.lerp(teacher_BV, proxies[0], self.gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class Antidistillation:
+    """lp_T + lam (log p(theta + eps g) - log p(theta - eps g)) / 2 eps, of two copies of one proxy.
+
+    Log-probs of the copies are at temperature 1 (arXiv 2504.13146); what they share over the vocabulary cancels.
+    direction: a file of g, see `write_direction`.
+    """
+
+    lam: float
+    eps: float
+    direction: str
+
+    def scores(self, teacher_BV: torch.Tensor, proxies: Sequence[torch.Tensor]) -> torch.Tensor:
+        plus_BV, minus_BV = (torch.log_softmax(logits, dim=-1) for logits in proxies)
+        return teacher_BV + self.lam * (plus_BV - minus_BV) / (2 * self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """The rule, and the temperature it works at. protected: ids that keep the teacher's mass; eos: that end a row."""
+
+    rule: ProductOfExperts | Antidistillation
     temperature: float
     protected: tuple[int, ...]
     eos: tuple[int, ...]
@@ -44,6 +71,24 @@ def export(source: str, directory: pathlib.Path) -> pathlib.Path:
         loaded = checkpoints.load(source)
         checkpoints.save_hf(str(directory), loaded.model, loaded.params)
     return directory
+
+
+def write_direction(path: str, model: Model, direction: Params) -> None:
+    """Saves weights of an early exit under the names that `Proxy` gives them."""
+    import safetensors.numpy
+
+    plain = make_model(dataclasses.replace(model.config, translator=False))
+    tensors = hf_tensors(family_of(plain.config), plain)
+    named = {
+        tensor.name.removeprefix('model.'): tensor.to_file(
+            np.asarray(direction[path])[tuple(slice(0, n) for n in tensor.our_shape)]
+        )
+        for path, tensor in tensors.items()
+    }
+    named['norm.1.weight'] = named.pop('norm.weight')
+    named['norm.0.weight'] = np.asarray(direction['translator']).T
+    named['norm.0.bias'] = np.asarray(direction['translator_bias'])
+    safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in named.items()}, path)
 
 
 class Proxy:
@@ -77,17 +122,25 @@ class Proxy:
         )
         return self.head(out.last_hidden_state[:, -1])
 
+    def moved(self, direction: dict[str, np.ndarray], step: float) -> Proxy:
+        """A whole copy whose weights are `step` further along `direction`."""
+        copied = copy.deepcopy(self)  # the head stays the embedding
+        with torch.no_grad():
+            for name, value in copied.body.named_parameters():
+                value += step * torch.tensor(direction[name])
+        return copied
 
-class ProductOfExpertsProcessor(transformers.LogitsProcessor):
+
+class RuleProcessor(transformers.LogitsProcessor):
     """The rule on one batch. Returns log-probs at the rule's temperature: generate itself must sample at 1.
 
     times: seconds (perf_counter) at each call; two of them are one decode step apart.
     """
 
-    def __init__(self, proxy: Proxy, mask_BL: torch.Tensor, rule: Rule):
-        self.proxy, self.mask_BS, self.rule = proxy, mask_BL, rule
-        self.cache = transformers.DynamicCache()
-        self.protected = torch.tensor(rule.protected)
+    def __init__(self, proxies: Sequence[Proxy], mask_BL: torch.Tensor, serving: Serving):
+        self.proxies, self.mask_BS, self.serving = proxies, mask_BL, serving
+        self.caches = [transformers.DynamicCache() for _ in proxies]
+        self.protected = torch.tensor(serving.protected)
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -96,40 +149,42 @@ class ProductOfExpertsProcessor(transformers.LogitsProcessor):
         if len(self.times) > 1:
             new_BL = input_ids[:, -1:]
             self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(new_BL)], dim=-1)
-        logits_BV = self.proxy(new_BL, self.mask_BS, self.cache)
-        teacher_BV = torch.log_softmax(scores.float() / self.rule.temperature, dim=-1)
-        proxy_BV = logits_BV / self.rule.temperature
-        return blend(teacher_BV, proxy_BV, self.rule.gamma, self.protected)
+        pairs = zip(self.proxies, self.caches, strict=True)
+        logits = [proxy(new_BL, self.mask_BS, cache) for proxy, cache in pairs]
+        if isinstance(self.serving.rule, ProductOfExperts):
+            logits = [logits_BV / self.serving.temperature for logits_BV in logits]
+        teacher_BV = torch.log_softmax(scores.float() / self.serving.temperature, dim=-1)
+        return keep_mass(self.serving.rule.scores(teacher_BV, logits), teacher_BV, self.protected)
 
 
-def blend(
-    teacher_BV: torch.Tensor, proxy_BV: torch.Tensor, gamma: float, protected: torch.Tensor
-) -> torch.Tensor:
-    """Log-probs of the product of experts; protected ids keep the teacher's, others share the rest."""
-    mixed_BV = torch.lerp(teacher_BV, proxy_BV, gamma)
-    mixed_BV[:, protected] = -torch.inf
+def keep_mass(scores_BV: torch.Tensor, teacher_BV: torch.Tensor, protected: torch.Tensor) -> torch.Tensor:
+    """Log-probs of the scores; protected ids keep the teacher's, others share the rest."""
+    scores_BV[:, protected] = -torch.inf
     rest_B1 = torch.log1p(-teacher_BV[:, protected].exp().sum(-1, keepdim=True))
-    mixed_BV += rest_B1 - mixed_BV.logsumexp(-1, keepdim=True)
-    mixed_BV[:, protected] = teacher_BV[:, protected]
-    return mixed_BV
+    scores_BV += rest_B1 - scores_BV.logsumexp(-1, keepdim=True)
+    scores_BV[:, protected] = teacher_BV[:, protected]
+    return scores_BV
 
 
 class Baseline:
-    """The teacher and the proxy, loaded once."""
+    """The teacher and the proxies, loaded once."""
 
-    def __init__(self, directory: pathlib.Path, layers: int, translator: str, rule: Rule):
+    def __init__(self, directory: pathlib.Path, layers: int, translator: str, serving: Serving):
         import safetensors.numpy
 
         self.teacher = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32
         ).eval()
-        self.proxy = Proxy(self.teacher, layers, safetensors.numpy.load_file(translator))
-        self.rule = rule
+        proxy, rule = Proxy(self.teacher, layers, safetensors.numpy.load_file(translator)), serving.rule
+        self.proxies, self.serving = [proxy], serving
+        if isinstance(rule, Antidistillation):
+            direction = safetensors.numpy.load_file(rule.direction)
+            self.proxies = [proxy.moved(direction, step) for step in (rule.eps, -rule.eps)]
 
     def pad(self, prompts: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens_BL, mask_BL), padded on the left."""
         length = max(map(len, prompts))
-        tokens_BL = torch.full((len(prompts), length), self.rule.eos[0])
+        tokens_BL = torch.full((len(prompts), length), self.serving.eos[0])
         mask_BL = torch.zeros((len(prompts), length), dtype=torch.long)
         for b, prompt in enumerate(prompts):
             tokens_BL[b, length - len(prompt) :] = torch.tensor(prompt)
@@ -138,15 +193,15 @@ class Baseline:
 
     def generate(
         self, prompts: Sequence[Tokens], max_new: int, stop: bool = True
-    ) -> tuple[np.ndarray, ProductOfExpertsProcessor]:
-        """New tokens [B, T] of one batch, and its processor. stop: whether rows end at the rule's eos."""
+    ) -> tuple[np.ndarray, RuleProcessor]:
+        """New tokens [B, T] of one batch, and its processor. stop: whether rows end at an eos."""
         tokens_BL, mask_BL = self.pad(prompts)
-        processor = ProductOfExpertsProcessor(self.proxy, mask_BL, self.rule)
+        processor = RuleProcessor(self.proxies, mask_BL, self.serving)
         with torch.inference_mode():
             out = self.teacher.generate(
                 tokens_BL, attention_mask=mask_BL, logits_processor=[processor], max_new_tokens=max_new,
-                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=self.rule.eos[0],
-                eos_token_id=list(self.rule.eos) if stop else None,
+                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=self.serving.eos[0],
+                eos_token_id=list(self.serving.eos) if stop else None,
             )  # fmt: skip
         return out[:, tokens_BL.shape[1] :].numpy(), processor
 
@@ -154,7 +209,7 @@ class Baseline:
         """Decodes all prompts, `batch` at a time. Returns the new tokens, each row's first end included."""
         count = 0
         for i in range(0, len(prompts), batch):
-            ended_BT = np.isin(self.generate(prompts[i : i + batch], max_new)[0], self.rule.eos)
+            ended_BT = np.isin(self.generate(prompts[i : i + batch], max_new)[0], self.serving.eos)
             before_BT = np.cumsum(ended_BT, axis=1) - ended_BT
             count += int(np.sum(before_BT == 0))
         return count
