@@ -8,7 +8,6 @@ push its data out of the processor's caches. Results: results/decoding.json, see
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,22 +20,11 @@ from adx.decoding import sampling
 from adx.decoding.ensemble import Caches, Ensemble
 from adx.models.transformer import TransformerConfig, attend
 from tools.bench import figures
-from tools.bench.decoding import BATCH, TABLE, Bench, ChunkTimer, matmul_timer
+from tools.bench.decoding import TABLE, bench
+from tools.bench.timers import BATCH, ChunkTimer, matmul_timer, timer
+from tools.bench.workload import Bench
 
 SAMPLES = 15
-
-
-def timer(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
-    """Seconds of a call, compiled."""
-    program = jax.jit(function)
-    jax.block_until_ready(program(*arguments))
-
-    def seconds() -> float:
-        begin = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        return time.perf_counter() - begin
-
-    return seconds
 
 
 def attention_timer(ensemble: Ensemble, caches: Caches) -> Callable[[], float]:
@@ -78,14 +66,14 @@ def sampling_timer(bench: Bench, step: ChunkTimer) -> Callable[[], float]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    bench = Bench()
-    step, products = ChunkTimer(bench.engine, bench.requests[0]), matmul_timer(bench.models)
+    defended = bench()
+    step, products = ChunkTimer(defended.engine, defended.requests[0]), matmul_timer(defended.models)
     copies = jax.tree.map(lambda x: jnp.array(x, copy=True), step.caches)
     parts = {
         'step': step,
         'weight_products': products,
-        'attention': attention_timer(bench.engine.ensemble, copies),
-        'sampling': sampling_timer(bench, step),
+        'attention': attention_timer(defended.engine.ensemble, copies),
+        'sampling': sampling_timer(defended, step),
     }
     step()
     taken = {name: [] for name in parts}

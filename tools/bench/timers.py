@@ -1,0 +1,128 @@
+"""Seconds of a decode step, of the products in it, and of any compiled call."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adx.decoding.engine import Engine
+from adx.decoding.ensemble import Ensemble, Weights
+from adx.generation import Models
+from adx.models.transformer import Model, Params, linear
+from adx.types import Request
+
+BATCH = 32  # at which steps are compared, and the engine's slots
+CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt and half of its trace
+STEPS = 24  # decode steps of each side in one repeat of the step comparison
+
+
+def timer(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
+    """Seconds of a call, compiled."""
+    program = jax.jit(function)
+    jax.block_until_ready(program(*arguments))
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        return time.perf_counter() - begin
+
+    return seconds
+
+
+class ChunkTimer:
+    """Seconds per decode step of the engine's own chunk program, every slot live and CONTEXT tokens long.
+
+    The program's shapes are fixed by the cache length, so its time does not depend on the rows' tokens.
+    """
+
+    def __init__(self, engine: Engine, request: Request):
+        self.engine = engine
+        rows, caches = engine.start(request.defence)
+        self.caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
+        shape, sampling = rows.done_B.shape, request.sampling
+        self.rows = rows.replace(
+            done_B=jnp.zeros(shape, bool),
+            sampling=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), sampling),
+            defence=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), request.defence),
+        )
+
+    def __call__(self) -> float:
+        shape = self.rows.done_B.shape
+        self.rows = self.rows.replace(
+            position_B=jnp.full(shape, CONTEXT, jnp.int32),
+            end_B=jnp.full(shape, CONTEXT + STEPS, jnp.int32),
+            done_B=jnp.zeros(shape, bool),
+        )
+        jax.block_until_ready((self.rows, self.caches))
+        begin = time.perf_counter()
+        engine = self.engine
+        self.rows, self.caches, tokens_TB, _ = engine._chunk(
+            engine.weights, self.rows, self.caches, engine.constants
+        )
+        tokens_TB.block_until_ready()
+        return (time.perf_counter() - begin) / engine.config.chunk
+
+
+def matmul_timer(models: Models) -> Callable[[], float]:
+    """Seconds of all products with weights in one decode step of teacher and proxies, and of nothing else."""
+    ensemble: Ensemble = models.ensemble
+    weights: Weights = models.weights
+    pairs = [(ensemble.teacher, weights.teacher)]
+    for group, stacked in zip(ensemble.groups, weights.groups, strict=True):
+        pairs += [(group.model, jax.tree.map(lambda x, n=n: x[n], stacked)) for n in range(group.count)]
+    programs = [
+        (jax.jit(functools.partial(_products, model)), params, _inputs(model, params))
+        for model, params in pairs
+    ]
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready([program(params, inputs) for program, params, inputs in programs])
+        return time.perf_counter() - begin
+
+    return seconds
+
+
+def _inputs(model: Model, params: Params) -> dict[str, jax.Array]:
+    """One activation of each shape that a product reads, by its shape."""
+    shapes: set[tuple[int, ...]] = set()
+
+    def record(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+        shapes.add(x.shape)
+        return linear(equation, x, w)
+
+    jax.eval_shape(functools.partial(_step, model, record), params)
+    return {str(shape): jax.random.normal(jax.random.key(0), shape) for shape in shapes}
+
+
+def _products(model: Model, params: Params, inputs: dict[str, jax.Array]) -> list[jax.Array]:
+    """Every product of a step. Each reads an input instead of what came before it, the rest is dead code."""
+    products: list[jax.Array] = []
+
+    def record(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+        products.append(linear(equation, inputs[str(x.shape)], w))
+        return products[-1]
+
+    _step(model, record, params)
+    return products
+
+
+def _step(model: Model, linear_fn: Callable[..., jax.Array], params: Params) -> Any:
+    tokens_BL = jnp.zeros((BATCH, 1), jnp.int32)
+    return model.apply(params, tokens_BL, tokens_BL, model.empty_cache(BATCH, 8), linear=linear_fn)
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    return 1e3 * float(np.median(seconds))
+
+
+def rate(count_tokens: Callable[[], int]) -> float:
+    """Tokens per second of a call that returns how many tokens it made."""
+    begin = time.perf_counter()
+    return count_tokens() / (time.perf_counter() - begin)

@@ -1,0 +1,161 @@
+"""The workload on which adx and Hugging Face's generate are compared: GSM8K prompts under one rule, in turn.
+
+SmolLM2-135M-Instruct with its early exit at layer 10 as proxy, the models of configs/smollm2_poe.py, float32, sampling
+at temperature 0.7 without truncation. Both sides get the same prompts and end-of-sequence ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from adx.datasets import Gsm8k
+from adx.datasets.splits import SPLITS
+from adx.decoding.engine import Engine
+from adx.errors import ConfigError
+from adx.experiment import Arm, Experiment
+from adx.generation import Models, make_engines, make_requests
+from adx.loading import blueprint, cache_directory, load_models, resolve, resolve_translator
+from adx.types import Defence, Request, Sampling
+from configs import smollm2_poe
+from tools.bench import figures
+from tools.bench.timers import BATCH, CONTEXT, STEPS, ChunkTimer, median_ms, rate
+
+TEMPERATURE = 0.7
+
+FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if absent.')
+PROMPTS = flags.DEFINE_integer('prompts', 128, 'GSM8K prompts of the throughput comparison.', lower_bound=1)
+MAX_NEW = flags.DEFINE_integer('max_new', 256, 'New tokens per prompt at most.', lower_bound=8)
+HF_BATCHES = flags.DEFINE_list('hf_batches', ['16', '32', '64', '128'], 'Batch sizes of the baseline.')
+REPEATS = flags.DEFINE_integer('repeats', 3, 'Samples per figure.', lower_bound=1)
+DATA = flags.DEFINE_string('data', '', 'GSM8K directory or file; the shipped sample if empty.')
+
+
+class Bench:
+    """One rule on the workload; what measurements share is made when first used.
+
+    hf_rule: the same rule for the baseline, made from this object.
+    """
+
+    def __init__(self, defence: Defence, hf_rule: Callable[[Bench], Any]):
+        self.arm, self.hf_rule = Arm('defended', defence, Sampling(temperature=TEMPERATURE)), hf_rule
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        base, new = smollm2_poe.experiment(), MAX_NEW.value
+        buckets = base.decode.buckets
+        shorter = tuple(range(CONTEXT + 32, buckets[-1] + new, 64))
+        decode = dataclasses.replace(
+            base.decode, slots=BATCH, cache_length=buckets[-1] + new, short_caches=shorter, record='none'
+        )
+        data = Gsm8k(path=DATA.value)
+        return dataclasses.replace(base, dataset=data, arms=(self.arm,), max_new_tokens=new, decode=decode)
+
+    @functools.cached_property
+    def models(self) -> Models:
+        return load_models(self.experiment, blueprint(self.experiment))
+
+    @functools.cached_property
+    def requests(self) -> list[Request]:
+        """One per prompt, --prompts in all; all splits of the data together."""
+        experiment = self.experiment
+        prompts = [prompt for split in SPLITS for prompt in experiment.dataset.prompts(split)]
+        requests = list(make_requests(experiment, prompts, self.models.tokenizer).requests.values())
+        if len(requests) < PROMPTS.value:
+            raise ConfigError(f'--prompts={PROMPTS.value} but there are {len(requests)} that fit; give --data')
+        return requests[: PROMPTS.value]
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Warm: every program is compiled."""
+        return self.engine_of(self.arm)
+
+    def engine_of(self, arm: Arm) -> Engine:
+        """A warm engine of the same shapes for another rule."""
+        ((engine, _),) = make_engines(self.models, (arm,), self.experiment.decode, self.experiment.seed)
+        engine.warm_up(arm.defence)
+        return engine
+
+    @functools.cached_property
+    def baseline(self) -> Callable[..., Any]:
+        from tools.bench import hf_baseline
+
+        experiment, tokenizer = self.experiment, self.models.tokenizer
+        (proxy,) = experiment.proxies
+        directory = hf_baseline.export(
+            resolve(experiment.teacher.source), cache_directory() / f'{experiment.teacher.source}-hf'
+        )
+        ids = tuple(sorted(tokenizer.control_ids)), tuple(sorted(tokenizer.eos_ids))
+        serving = hf_baseline.Serving(self.hf_rule(self), TEMPERATURE, *ids)
+        return hf_baseline.Apart(directory, proxy.exit_layer, resolve_translator(proxy.translator), serving)
+
+    @functools.cached_property
+    def threads(self) -> int:
+        """The baseline's best number of threads, by its decode step."""
+        cores = len(os.sched_getaffinity(0))
+        timed = {n: median_ms(self.baseline('step_seconds', n, self.contexts, 8)) for n in {1, cores // 2 or 1, cores}}
+        return min(timed, key=lambda n: timed[n])
+
+    @functools.cached_property
+    def contexts(self) -> list[list[int]]:
+        """BATCH prompts of CONTEXT tokens of GSM8K."""
+        text = np.concatenate([request.tokens for request in self.requests])
+        return [np.roll(text, -b * CONTEXT)[:CONTEXT].tolist() for b in range(BATCH)]
+
+
+def compare_steps(bench: Bench) -> tuple[list[float], list[float]]:
+    """Milliseconds of the engine's and of the baseline's decode step: BATCH rows after CONTEXT tokens, in turn.
+
+    One sample a repeat, each the median of STEPS.
+    """
+    step = ChunkTimer(bench.engine, bench.requests[0])
+    ours, theirs = [], []
+    step()
+    for _ in range(REPEATS.value):
+        theirs.append(median_ms(bench.baseline('step_seconds', bench.threads, bench.contexts, STEPS)))
+        ours.append(median_ms([step() for _ in range(STEPS // bench.engine.config.chunk)]))
+    return ours, theirs
+
+
+def compare_useful(bench: Bench) -> tuple[dict[int, float], np.ndarray]:
+    """Useful tokens per second: refilled slots, and in turn with them the baseline at the best of its batch sizes.
+
+    Returns the baseline's by batch size, tried once each before on the same prompts, and [repeats, (ours, theirs)].
+    """
+    prompts = [request.tokens for request in bench.requests]
+
+    def theirs(batch: int) -> float:
+        return rate(lambda: bench.baseline('useful_tokens', bench.threads, prompts, MAX_NEW.value, batch))
+
+    def ours(repeat: int) -> float:
+        ids = [request.id._replace(sample=repeat) for request in bench.requests]
+        drawn = [dataclasses.replace(r, id=id_) for r, id_ in zip(bench.requests, ids, strict=True)]
+        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(drawn)))
+
+    tried = {batch: theirs(batch) for batch in map(int, HF_BATCHES.value)}
+    best = max(tried, key=lambda batch: tried[batch])
+    return tried, np.array([(ours(repeat), theirs(best)) for repeat in range(REPEATS.value)])
+
+
+def append(table: str, figure: str, samples: Sequence[float], unit: str, goal: str = '') -> None:
+    """Records a figure of tools/bench/<table>.py and prints it."""
+    command = ' '.join([f'python -m tools.bench.{table}', *sys.argv[1:]])
+    row = figures.append(table, figure, samples, unit=unit, goal=goal, command=command)
+    print(f'{figure}: {row["value"]:.4g} {unit} ({row["low"]:.4g} to {row["high"]:.4g}, n = {row["n"]})', flush=True)
+
+
+def run(measurements: dict[str, Callable[[Bench], None]], bench: Bench) -> None:
+    """Runs those that --figures names, or all."""
+    chosen = FIGURES.value or list(measurements)
+    for name in chosen:
+        if name not in measurements:
+            raise ConfigError(f'--figures={name} is unknown; it must be of {list(measurements)}')
+    for name in chosen:
+        measurements[name](bench)
