@@ -23,7 +23,7 @@ from adx.models.rope import Rope, rotate
 from adx.numerics import MASKED
 
 Array = jax.Array
-Linear = Callable[[str, Array, Array], Array]  # (equation, x, weight) -> y
+Linear = Callable[..., Array]  # (equation, x, weight or cache, dtype of the result = x's) -> y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,25 @@ class TransformerConfig:
         return self.window is not None and self.local_pattern[layer % len(self.local_pattern)]
 
 
-def linear(equation: str, x: Array, w: Array) -> Array:
-    """The plain product of activations and a weight, in the activations' dtype."""
-    return jnp.einsum(equation, x, w.astype(x.dtype), precision=_precision(x.dtype))
+def linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
+    """The plain product of activations and a weight or a cache, in the activations' dtype; the result in `dtype`."""
+    return jnp.einsum(equation, x, w.astype(x.dtype), precision=_precision(x.dtype), preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
+def fused_linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
+    """`linear` whose primal and tangent read w once, for jvp of a decode step. Under grad of two layers it fails.
+
+    x and dx are rows of one matrix: they stand along axis -2, positions or queries, which no mesh splits.
+    """
+    return linear(equation, x, w, dtype)
+
+
+@fused_linear.defjvp
+def _fused_linear_jvp(equation: str, dtype: Any, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    (x, w), (dx, dw) = primals, tangents
+    y, dy = jnp.split(linear(equation, jnp.concatenate([x, dx], axis=-2), w, dtype), 2, axis=-2)
+    return y, dy + linear(equation, x, dw, dtype)
 
 
 def _precision(dtype: jnp.dtype) -> jax.lax.Precision:
@@ -112,21 +128,20 @@ def softcap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attend(q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None) -> Array:
+def attend(
+    q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None, linear: Linear = linear
+) -> Array:
     """Grouped-query attention over a cache, softmax in float32; queries come scaled. Returns [B, L, H, K].
 
     The R query heads of a key/value head and the L positions are the rows of one matrix per (B, G).
     """
-    precision = _precision(q_BLHK.dtype)
     groups, length = layer.v_BGSK.shape[1], q_BLHK.shape[1]
     q_BGMK = rearrange(q_BLHK, 'B L (G R) K -> B G (R L) K', G=groups)
-    scores_BGMS = jnp.einsum(
-        'BGMK,BGKS->BGMS', q_BGMK, layer.k_BGKS, precision=precision, preferred_element_type=jnp.float32
-    )
+    scores_BGMS = linear('BGMK,BGKS->BGMS', q_BGMK, layer.k_BGKS, jnp.float32)
     scores_BGRLS = rearrange(softcap(scores_BGMS, cap), 'B G (R L) S -> B G R L S', L=length)
     weights_BGRLS = jax.nn.softmax(jnp.where(mask_BLS[:, None, None], scores_BGRLS, MASKED), axis=-1)
     weights_BGMS = rearrange(weights_BGRLS.astype(q_BLHK.dtype), 'B G R L S -> B G (R L) S')
-    out_BGMK = jnp.einsum('BGMS,BGSK->BGMK', weights_BGMS, layer.v_BGSK, precision=precision)
+    out_BGMK = linear('BGMS,BGSK->BGMK', weights_BGMS, layer.v_BGSK)
     return rearrange(out_BGMK, 'B G (R L) K -> B L (G R) K', L=length)
 
 
@@ -171,7 +186,7 @@ class Attention(nnx.Module):
         mask_BLS = key_positions_S <= positions_BL[..., None]
         if self.window is not None:
             mask_BLS &= key_positions_S > positions_BL[..., None] - self.window
-        out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap)
+        out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap, linear)
         out_BLM, o_DM = rearrange(out_BLHK, 'B L H K -> B L (H K)'), rearrange(self.o[...], 'D H K -> D (H K)')
         return linear('BLM,DM->BLD', out_BLM, o_DM), layer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from adx.checkpoints import load
+from adx.models.transformer import fused_linear, linear
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 # Every family; the windows of 7 tokens and Llama 3's scaled positions lie within the 20.
@@ -93,3 +95,42 @@ def test_only_the_past_matters_and_within_the_window():
     gradient = np.asarray(jax.jit(jax.grad(energy))(jnp.linspace(0.05, 0.1, LENGTH)))
     seen = set(np.flatnonzero(gradient))
     assert seen == set(range(position - window + 1, position + 1))
+
+
+@pytest.mark.parametrize(
+    ('equation', 'x', 'w'),
+    [('BLD,FD->BLF', (3, 1, 8), (5, 8)), ('BGMK,BGKS->BGMS', (3, 2, 4, 8), (3, 2, 8, 5))],
+)
+def test_the_fused_product_reads_the_weight_once_and_its_tangent_is_the_plain_one(equation, x, w):
+    keys = jax.random.split(jax.random.key(0), 4)
+    primals, tangents = ([jax.random.normal(keys[2 * i + j], (x, w)[j]) for j in range(2)] for i in range(2))
+
+    def push(product):
+        return jax.jit(lambda *both: jax.jvp(functools.partial(product, equation), *both))
+
+    dots = [push(product).lower(primals, tangents).as_text().count('dot_general') for product in (fused_linear, linear)]
+    assert dots == [2, 3]
+    for mine, plain in zip(push(fused_linear)(primals, tangents), push(linear)(primals, tangents), strict=True):
+        np.testing.assert_allclose(mine, plain, rtol=0, atol=2e-6)  # sums of 8 terms of size 1
+
+
+@pytest.mark.parametrize('product', [linear, fused_linear], ids=['plain', 'fused'])
+def test_training_takes_the_plain_product(product):
+    """A gradient through two layers and its derivative. The fused product has no such gradient, and JAX says so."""
+    loaded = load(str(GOLDENS / 'smollm2'), num_layers=2)
+    tokens = np.load(GOLDENS / 'smollm2' / 'logits.npz')['tokens'][:1, :4]
+
+    def loss(params):
+        logits, _ = loaded.model.apply(params, tokens, np.arange(4)[None], None, product)
+        return -jnp.mean(jax.nn.log_softmax(logits)[..., 0])
+
+    if product is fused_linear:
+        with pytest.raises(Exception, match='Linearization failed'):
+            jax.eval_shape(jax.grad(loss), loaded.params)
+        return
+    slope, curvature = jax.jit(lambda p: jax.jvp(jax.grad(loss), (p,), (p,)))(loaded.params)
+    eps = 1e-2
+    plus, minus = (loss({path: w * (1 + step) for path, w in loaded.params.items()}) for step in (eps, -eps))
+    expected = sum(float(jnp.vdot(g, loaded.params[path])) for path, g in slope.items())
+    assert (plus - minus) / (2 * eps) == pytest.approx(expected, rel=1e-2)  # the third order is eps squared of it
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(curvature))

@@ -93,9 +93,10 @@ def _inputs(model: Model, params: Params) -> dict[str, jax.Array]:
     """One activation of each shape that a product reads, by its shape."""
     shapes: set[tuple[int, ...]] = set()
 
-    def record(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-        shapes.add(x.shape)
-        return linear(equation, x, w)
+    def record(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+        if reads_a_weight(equation):
+            shapes.add(x.shape)
+        return linear(equation, x, w, dtype)
 
     jax.eval_shape(functools.partial(_step, model, record), params)
     return {str(shape): jax.random.normal(jax.random.key(0), shape) for shape in shapes}
@@ -105,12 +106,19 @@ def _products(model: Model, params: Params, inputs: dict[str, jax.Array]) -> lis
     """Every product of a step. Each reads an input instead of what came before it, the rest is dead code."""
     products: list[jax.Array] = []
 
-    def record(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    def record(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+        if not reads_a_weight(equation):
+            return linear(equation, x, w, dtype)
         products.append(linear(equation, inputs[str(x.shape)], w))
         return products[-1]
 
     _step(model, record, params)
     return products
+
+
+def reads_a_weight(equation: str) -> bool:
+    """Else it is one of attention's, over the cache."""
+    return equation.startswith('BL')
 
 
 def _step(model: Model, linear_fn: Callable[..., jax.Array], params: Params) -> Any:
