@@ -16,7 +16,7 @@ from adx.decoding.engine import DecodeConfig, Engine
 from adx.decoding.ensemble import Ensemble, Weights
 from adx.errors import InputError
 from adx.experiment import Arm, Experiment, experiment_hash, to_json
-from adx.types import Completion, Prompt, Request, RequestId, Trace
+from adx.types import Completion, Defence, Prompt, Request, RequestId, Trace
 
 MARGIN = 4  # tokens: a character of UTF-8 that the tail cuts at its start spans no more
 BYTE = re.compile('<0x[0-9A-F]{2}>')
@@ -105,18 +105,28 @@ def _misfit(tokens: Sequence[int], experiment: Experiment) -> str:
 def make_engines(
     models: Models, arms: Iterable[Arm], config: DecodeConfig, seed: int
 ) -> list[tuple[Engine, frozenset[str]]]:
-    """One engine per defence structure, with the names of its arms. Without proxies the teacher runs alone."""
+    """One engine per defence structure, with the names of its arms. Each runs what its rule needs."""
     by_structure: dict[Any, list[Arm]] = {}
     for arm in arms:
         by_structure.setdefault(jax.tree.structure(arm.defence), []).append(arm)
     tokenizer, engines = models.tokenizer, []
     for group in by_structure.values():
-        ensemble, weights = models.ensemble, models.weights
-        if not group[0].defence.wants_proxies:
-            ensemble, weights = dataclasses.replace(ensemble, groups=()), Weights(weights.teacher, ())
+        ensemble, weights = _needed(models, group[0].defence)
         engine = Engine(ensemble, weights, config, seed, sorted(tokenizer.eos_ids), sorted(tokenizer.control_ids))
         engines.append((engine, frozenset(arm.name for arm in group)))
     return engines
+
+
+def _needed(models: Models, defence: Defence) -> tuple[Ensemble, Weights]:
+    """What runs for a rule: the teacher alone, with the proxies, or with their derivatives as well."""
+    ensemble, weights = models.ensemble, models.weights
+    if not (defence.wants_proxies or defence.wants_tangents):
+        return dataclasses.replace(ensemble, groups=()), Weights(weights.teacher, ())
+    # A difference holds no weights of the proxy itself: its two copies stand for it, to second order in eps.
+    if defence.wants_tangents or any(group.difference for group in ensemble.groups):
+        return ensemble, weights
+    groups = tuple(dataclasses.replace(group, directions=0) for group in ensemble.groups)
+    return dataclasses.replace(ensemble, groups=groups), Weights(weights.teacher, weights.groups)
 
 
 def decode(

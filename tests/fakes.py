@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.defences import ProductOfExperts, Undefended
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import TransformerConfig, make_model
-from adx.types import Request, RequestId, Sampling, Views
+from adx.types import Request, RequestId, Sampling, Stateless, Views
 
 VOCAB, VOCAB_ROWS = 61, 64
 TEACHER = TransformerConfig(
@@ -25,16 +26,43 @@ PROXY = TransformerConfig(
 DECODE = DecodeConfig(slots=8, chunk=3, buckets=(4, 8), prefill_rows=8, cache_length=24, record='scalars')
 
 
-def make_ensemble(mesh=None, teacher=TEACHER, proxy=PROXY, count=2, shard_weights=False):
-    """(Ensemble, Weights) of one random teacher and `count` random proxies of one architecture, placed on `mesh`."""
+def make_ensemble(mesh=None, teacher=TEACHER, proxy=PROXY, count=2, shard_weights=False, directions=0):
+    """(Ensemble, Weights) of one random teacher and `count` random proxies of one architecture, placed on `mesh`.
+
+    Each proxy has `directions` random directions.
+    """
     mesh = mesh or make_mesh()
     model, layout = make_model(teacher), teacher_layout(mesh, teacher.sizes, shard_weights)
     params = {path: jax.device_put(w, layout.sharding(model.axes[path])) for path, w in model.init(0).items()}
     if not count:
         return Ensemble(model, layout), Weights(params, ())
-    group = Group(make_model(proxy), proxy_layout(mesh, proxy.sizes, count), count)
+    group = Group(make_model(proxy), proxy_layout(mesh, proxy.sizes, count), count, directions)
     stacked = stack_params(group.model, group.layout, [group.model.init(1 + i) for i in range(count)])
-    return Ensemble(model, layout, (group,)), Weights(params, (stacked,))
+    along = (make_directions(group),) if directions else ()
+    return Ensemble(model, layout, (group,)), Weights(params, (stacked,), along)
+
+
+def make_directions(group, seed=9):
+    """Random directions of a group's weights: derivatives of logits are about as large as the logits."""
+    model, lead, along = group.model, (group.count, group.directions), {}
+    keys = jax.random.split(jax.random.key(seed), len(model.shapes))
+    for key, (path, shape) in zip(keys, model.shapes.items(), strict=True):
+        g = 0.2 * jax.random.normal(key, lead + shape)
+        along[path] = jax.device_put(g, group.layout.sharding('NM' + model.axes[path]))
+    return along
+
+
+@flax.struct.dataclass
+class Sloped(Stateless):
+    """Adds the mean of the proxies' derivatives, times `strength`: a rule that wants them."""
+
+    strength: float = 1.0
+
+    wants_proxies = True
+    wants_tangents = True
+
+    def adjust(self, views, state):
+        return views.teacher_V + self.strength * jnp.mean(views.tangents_MV, axis=0), state
 
 
 def make_requests(count=8, defence=None, sampling=None, new=7, samples=1):

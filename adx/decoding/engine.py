@@ -104,6 +104,7 @@ class Engine:
         protected: Sequence[int] = (),
     ):
         config.check(ensemble.teacher_layout.ways('B'))
+        ensemble.check()
         self.config, self.ensemble, self.weights, self.seed = config, ensemble, weights, seed
         self.eos = frozenset(eos)
         vocab = ensemble.teacher.config.sizes['V']
@@ -127,7 +128,15 @@ class Engine:
         self._resize = jax.jit(_resized, static_argnums=(1, 2, 3))
 
     def start(self, defence: Defence) -> tuple[loop.Rows, Caches]:
-        """Idle slots for rows of this structure, with the shortest caches."""
+        """Idle slots for rows of this structure, with the shortest caches.
+
+        Raises ConfigError for a rule that wants derivatives where the proxies have no directions.
+        """
+        if defence.wants_tangents and not self.ensemble.directions:
+            raise ConfigError(
+                f'{type(defence).__name__} wants derivatives and the proxies have no directions; give each group of '
+                'the ensemble some, and Weights.directions'
+            )
         return self._start(jax.tree.map(np.float32, defence))  # 1 and 1.0 are one program
 
     def resize(self, caches: Caches, length: int) -> Caches:

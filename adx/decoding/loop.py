@@ -13,7 +13,6 @@ from jax import lax
 from adx import numerics
 from adx.decoding import sampling
 from adx.decoding.ensemble import Caches, Ensemble, Weights
-from adx.models.cache import place_prefix
 from adx.types import Array, Defence, Sampling, State
 
 RECORDS = ('none', 'scalars', 'top')
@@ -69,10 +68,7 @@ def insert(
     """Puts prefilled prompts into slots: row sources[i] of `prefix` goes to slot targets[i]; targets past the last
     slot are dropped. `new` has the rows' numbers in the order of `targets`."""
     rows = jax.tree.map(lambda old, x: old.at[targets].set(x, mode='drop'), rows, new)
-    teacher = place_prefix(caches.teacher, prefix.teacher, sources, targets)
-    stacked = jax.vmap(place_prefix, in_axes=(0, 0, None, None))
-    groups = tuple(stacked(old, new, sources, targets) for old, new in zip(caches.groups, prefix.groups, strict=True))
-    return place_rows(ensemble, rows), ensemble.place(Caches(teacher, groups))
+    return place_rows(ensemble, rows), ensemble.place(caches.insert(prefix, sources, targets))
 
 
 def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
@@ -101,9 +97,9 @@ def chunk(
 
     def step(carry: tuple[Rows, Caches], _: None):
         rows, caches = carry
-        logits_BV, logits_NBV, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
+        logits_BV, logits_NBV, tangents_MBV, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
         key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_B), rows.position_B)
-        served = sampling.serve(logits_BV, logits_NBV, rows, key_B, constants.protected_V)
+        served = sampling.serve(logits_BV, logits_NBV, rows, key_B, constants.protected_V, tangents_MBV)
         live_B = ~rows.done_B
         position_B = rows.position_B + live_B
         ended_B = jnp.isin(served.token, constants.eos) | (position_B >= rows.end_B)

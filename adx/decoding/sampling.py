@@ -44,6 +44,17 @@ def tempered(logits: Array, temperature: Array) -> Array:
     return numerics.log_softmax(logits.astype(jnp.float32) / scale[..., None])
 
 
+def centred(tangents_MBV: Array, logits_NBV: Array) -> Array:
+    """Derivatives of the proxies' log-probs at temperature 1 from those of their logits; 0 in padded vocabulary rows.
+
+    The derivative of a log-softmax: less the mean under the proxy. Proxy n's M / N directions stand together.
+    """
+    proxies_N1BV = jax.nn.softmax(logits_NBV, axis=-1)[:, None]
+    tangents_NMBV = tangents_MBV.reshape(logits_NBV.shape[0], -1, *logits_NBV.shape[1:])
+    mean_NMB1 = jnp.sum(proxies_N1BV * tangents_NMBV, axis=-1, keepdims=True)
+    return jnp.where(logits_NBV[:, None] == MASKED, 0.0, tangents_NMBV - mean_NMB1).reshape(tangents_MBV.shape)
+
+
 def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     """allowed_BV: the tokens that pass top-k, top-p and min-p, each taken from the whole distribution.
 
@@ -101,19 +112,24 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
     return Served(token, undefended, served_V, teacher_V, state)
 
 
-def serve(logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array) -> Served:
-    """The next token of every row. `rows` are the slots (loop.Rows)."""
+def serve(
+    logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array,
+    tangents_MBV: Array | None = None,
+) -> Served:  # fmt: skip
+    """The next token of every row. `rows` are the slots (loop.Rows); tangents_MBV: derivatives of proxies' logits."""
     temperature_B = rows.sampling.temperature
     teacher_BV = tempered(logits_BV, temperature_B)
     proxies_NBV = tempered(proxy_logits_NBV, jnp.broadcast_to(temperature_B, proxy_logits_NBV.shape[:-1]))
     allowed_BV = truncation(teacher_BV, rows.sampling)
+    tangents_MBV = None if tangents_MBV is None else centred(tangents_MBV, proxy_logits_NBV)
 
-    def one(defence, state, teacher_V, proxies_NV, allowed_V, temperature, token, position, key):
+    def one(defence, state, teacher_V, proxies_NV, tangents_MV, allowed_V, temperature, token, position, key):
         own_key = jax.random.fold_in(key, DEFENCE_STREAM)
-        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key, jnp.float32(1))
+        mass = jnp.float32(1)
+        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key, mass, tangents_MV)
         return serve_row(defence, state, views, key, protected_V)
 
-    return jax.vmap(one, in_axes=(0, 0, 0, 1, 0, 0, 0, 0, 0))(
-        rows.defence, rows.state, teacher_BV, proxies_NBV, allowed_BV,
+    return jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0, 0, 0))(
+        rows.defence, rows.state, teacher_BV, proxies_NBV, tangents_MBV, allowed_BV,
         temperature_B, rows.token_B, rows.position_B, key_B,
     )  # fmt: skip

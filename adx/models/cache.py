@@ -43,12 +43,16 @@ def empty_cache(num_layers: int, rows: int, heads: int, length: int, head_dim: i
 
 
 def write(past: LayerCache | None, k_BLGK: Array, v_BLGK: Array, positions_BL: Array) -> LayerCache:
-    """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1)."""
+    """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1).
+
+    A row's positions differ from each other. Said to XLA, because a scatter that may overlap is differentiated by
+    way of several more arrays of the cache's size.
+    """
     if past is None:
         return LayerCache(rearrange(k_BLGK, 'B L G K -> B G K L'), rearrange(v_BLGK, 'B L G K -> B G L K'))
     rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
-    k_BGKS = past.k_BGKS.at[rows_B1, :, :, positions_BL].set(k_BLGK.astype(past.k_BGKS.dtype))
-    v_BGSK = past.v_BGSK.at[rows_B1, :, positions_BL].set(v_BLGK.astype(past.v_BGSK.dtype))
+    k_BGKS = past.k_BGKS.at[rows_B1, :, :, positions_BL].set(k_BLGK.astype(past.k_BGKS.dtype), unique_indices=True)
+    v_BGSK = past.v_BGSK.at[rows_B1, :, positions_BL].set(v_BLGK.astype(past.v_BGSK.dtype), unique_indices=True)
     return LayerCache(k_BGKS, v_BGSK)
 
 
@@ -65,9 +69,8 @@ def place_prefix(cache: Cache, prefix: Cache, sources: Array, targets: Array) ->
     return Cache(tuple(place(old, new) for old, new in zip(cache.layers, prefix.layers, strict=True)))
 
 
-def map_layout(place: Callable[[Array, str], Array], cache: Cache, stacked: bool = False) -> Cache:
-    """Applies place(array, axes) to every array of a cache; `stacked` caches have a leading axis N."""
-    lead = 'N' if stacked else ''
+def map_layout(place: Callable[[Array, str], Array], cache: Cache, lead: str = '') -> Cache:
+    """Applies place(array, axes) to every array of a cache; `lead` are the axes of a stack of caches."""
     return Cache(
         tuple(
             LayerCache(place(layer.k_BGKS, lead + 'BGKS'), place(layer.v_BGSK, lead + 'BGSK'))

@@ -45,7 +45,7 @@ def adx_log_probs(translator: str, tokens: list[int]) -> np.ndarray:
     )
     for position, token in enumerate(tokens):
         both = jnp.full(2, token), jnp.full(2, position)
-        logits_BV, logits_NBV, caches = ensemble.step(weights, caches, *both)
+        logits_BV, logits_NBV, _, caches = ensemble.step(weights, caches, *both)
     protected_V = jnp.zeros(sizes['V'], bool).at[jnp.array(PROTECTED)].set(True)
     keys = jax.random.split(jax.random.key(0), 2)
     return np.asarray(sampling.serve(logits_BV, logits_NBV, rows, keys, protected_V).served_V[0])

@@ -108,7 +108,7 @@ def forced(side: Side, rows: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarr
     step = jax.jit(side.ensemble.step, donate_argnums=1)
     for position in range(length):
         positions_B = np.full(len(rows), position, np.int32)
-        logits_BV, logits_NBV, caches = step(side.weights, caches, tokens_BL[:, position], positions_B)
+        logits_BV, logits_NBV, _, caches = step(side.weights, caches, tokens_BL[:, position], positions_B)
         yield np.asarray(logits_BV), np.asarray(logits_NBV)
 
 
