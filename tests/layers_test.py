@@ -10,12 +10,12 @@ import sys
 import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
-NOUNS = {'types', 'errors', 'numerics', 'aggregation', 'grading', 'hashing', 'mesh', 'spans'}
+NOUNS = {'types', 'errors', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans'}
 MENUS = {'models', 'datasets', 'defences'}
-STAGES = {'decoding', 'planning', 'view'}
+STAGES = {'decoding', 'gradients', 'planning', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'experiment', 'generation', 'loading', 'pipeline', 'processes', 'session',
+    'directions', 'experiment', 'generation', 'loading', 'pipeline', 'processes', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}

@@ -243,16 +243,25 @@ class Transformer(nnx.Module):
             self.head = weight(rngs, 'VD', config, config.embed_dim**-0.5)
 
     def hidden(
-        self, tokens_BL: Array, positions_BL: Array, cache: Cache | None = None, linear: Linear = linear
+        self,
+        tokens_BL: Array,
+        positions_BL: Array,
+        cache: Cache | None = None,
+        linear: Linear = linear,
+        remat: bool = False,
     ) -> tuple[Array, Cache]:
-        """Hidden states [B, L, D] after the last block, and the cache with these tokens written."""
+        """Hidden states [B, L, D] after the last block, and the cache with these tokens written.
+
+        remat: a backward pass computes each block again and keeps what passes between blocks only.
+        """
         dtype = jnp.dtype(self.config.dtype)
         x_BLD = self.embed[...][tokens_BL].astype(dtype)
         if self.config.scale_embeddings:
             x_BLD *= jnp.asarray(self.config.embed_dim**0.5, dtype)
         layers = []
         for i, block in enumerate(self.blocks):
-            x_BLD, layer = block(x_BLD, positions_BL, None if cache is None else cache.layers[i], linear)
+            run = functools.partial(block, past=None if cache is None else cache.layers[i], linear=linear)
+            x_BLD, layer = (jax.checkpoint(run) if remat else run)(x_BLD, positions_BL)
             layers.append(layer)
         return x_BLD, Cache(tuple(layers))
 
