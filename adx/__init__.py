@@ -12,8 +12,8 @@ from adx.defences import (
     ProductOfExperts,
     Undefended,
 )
-from adx.experiment import Arm, Experiment, MeshShape, ModelSource
-from adx.session import Run, decode, load
+from adx.experiment import Arm, Derivative, Experiment, MeshShape, ModelSource
+from adx.session import Run, decode, load, prepare
 from adx.types import Sampling
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     'CrossModelSoft',
     'CrossModelWeighted',
     'DecodeConfig',
+    'Derivative',
     'Experiment',
     'Gsm8k',
     'Jsonl',
@@ -38,4 +39,5 @@ __all__ = [
     'Undefended',
     'decode',
     'load',
+    'prepare',
 ]

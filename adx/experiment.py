@@ -14,10 +14,12 @@ from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.errors import ConfigError
 from adx.hashing import content_hash
-from adx.types import Dataset, Defence, Sampling
+from adx.types import Dataset, Defence, Sampling, check_choice, check_range
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
 DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkpoints.DTYPES)
+SCALES, METHODS = ('deviation', 'raw'), ('exact', 'difference')
+COPY_DTYPES = ('float32', 'bfloat16', 'float16')  # of the two copies of method 'difference'
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 OPERATIONAL = ('mesh', 'decode')
 
@@ -224,6 +226,27 @@ def _hint(word: str, choices: Any) -> str:
     return f'. Did you mean {near[0]!r}?' if near else ''
 
 
+def wants_tangents(experiment: Experiment) -> bool:
+    """Whether a rule of the run reads derivatives, so that it needs directions."""
+    return any(arm.defence.wants_tangents for arm in experiment.arms)
+
+
+def holdout(experiment: Experiment) -> Experiment:
+    """The run that decodes the traces which the directions are taken on: the undefended teacher, split 'holdout'."""
+    derivative = experiment.derivative
+    return dataclasses.replace(
+        experiment,
+        split='holdout',
+        limit=derivative.prompts,
+        proxies=(),
+        derivative=Derivative(),
+        arms=(Arm('plain', sampling=derivative.sampling),),
+        samples=derivative.samples,
+        max_new_tokens=derivative.max_new_tokens,
+        decode=dataclasses.replace(experiment.decode, record='none'),
+    )
+
+
 def check(experiment: Experiment) -> None:
     """Raises ConfigError for what no run could serve. Needs no model, data or device."""
     e = experiment
@@ -242,7 +265,7 @@ def check(experiment: Experiment) -> None:
             arm.sampling.check()
         except ValueError as error:
             raise ConfigError(f'arm {arm.name!r}: {error}') from error
-        if arm.defence.wants_proxies and not e.proxies:
+        if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
     if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
@@ -254,6 +277,47 @@ def check(experiment: Experiment) -> None:
             f'max_new_tokens = {e.max_new_tokens} does not fit decode.cache_length = {e.decode.cache_length}, '
             'which holds the prompt as well; raise cache_length'
         )
+    _check_derivative(e.derivative)
+    if wants_tangents(e):
+        _check_holdout(e)
+
+
+def _check_derivative(derivative: Derivative) -> None:
+    for name, least in (('prompts', 0), ('samples', 1), ('max_new_tokens', 1), ('directions', 1)):
+        value = getattr(derivative, name)
+        if type(value) is not int or value < least:
+            raise ConfigError(
+                f'derivative.{name} = {value!r} is not allowed; it must be an integer of at least {least}'
+            )
+    try:
+        derivative.sampling.check()
+        for name, choices in (('scale', SCALES), ('method', METHODS), ('dtype', COPY_DTYPES)):
+            check_choice(f'derivative.{name}', getattr(derivative, name), choices)
+        check_range('derivative.eps', derivative.eps, 0.0, open_low=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if derivative.method == 'difference' and derivative.directions != 1:
+        raise ConfigError(
+            f"derivative.directions = {derivative.directions} is not allowed with method 'difference', whose two "
+            "copies of a proxy have one direction; take 1 or method 'exact'"
+        )
+
+
+def _check_holdout(e: Experiment) -> None:
+    """What a run needs to take directions on traces of its own."""
+    if e.split == 'holdout':
+        raise ConfigError(
+            "split = 'holdout' is what directions are taken on and an arm wants derivatives; serve another split"
+        )
+    if not hasattr(e.dataset, 'splits'):
+        raise ConfigError(
+            f"an arm wants derivatives along directions of the split 'holdout' and dataset {e.dataset.name!r} has no "
+            'splits; give it a `splits` method (datasets/splits.py) or drop the arm'
+        )
+    try:
+        check(holdout(e))
+    except ConfigError as error:
+        raise ConfigError(f'the holdout traces of `derivative`: {error}') from error
 
 
 def _check_disclosure(disclosure: str) -> None:

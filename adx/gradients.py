@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from adx import losses
-from adx.mesh import Layout
+from adx.mesh import proxy_layout
 from adx.models.transformer import Model, Params, make_model
 from adx.types import Array
 
+ROWS = 4  # of a batch, per piece of the mesh that rows are split into
 SHORTEST = 64  # tokens of the shortest batch; the others double it
 _Sums = tuple[Params, Array, Array]  # gradient, NLL, number of targets
 Tell = Callable[[int, int], None]  # how many batches are done, of how many
@@ -90,17 +92,22 @@ def _batch(examples: Sequence[Example], rows: int, length: int) -> Batch:
 class Differentiator:
     """Takes gradients of proxies of one architecture; holds the compiled programs.
 
-    In float32 with highest precision, whatever the proxies run in. layout: splits the rows of a batch over (data,
-    proxy); its weights may be split over model. All processes of one program call it with the same batches.
+    In float32 with highest precision, whatever the proxies run in. Rows are split over the mesh's (data, proxy) and
+    weights over model. All processes of one program call it with the same batches.
     """
 
-    def __init__(self, model: Model, layout: Layout):
+    def __init__(self, model: Model, mesh: Mesh):
         self.model = make_model(dataclasses.replace(model.config, dtype='float32'))
-        self.layout = layout
+        self.layout = proxy_layout(mesh, model.config.sizes, 1)
         self._start = jax.jit(self._zeros)
         self._add = jax.jit(self._sum, donate_argnums=0)
         self._mean = jax.jit(lambda g, count: jax.tree.map(lambda x: x / count, g), donate_argnums=0)
         self._variance = jax.jit(self._variances)
+
+    @property
+    def rows(self) -> int:
+        """Of a batch."""
+        return ROWS * self.layout.ways('B')
 
     def take(self, params: Params, batches: Sequence[Batch], tell: Tell = lambda done, total: None) -> Gradient:
         """g of the proxy's mean loss over the batches, which hold at least one target, and what is said about it."""

@@ -102,6 +102,11 @@ def load_models(experiment: Experiment, plan: Blueprint) -> Models:
     return Models(ensemble, Weights(teacher.params, tuple(groups)), plan.tokenizer, hashes)
 
 
+def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:
+    """One proxy by itself, placed by `layout`."""
+    return _load(experiment.proxies[index], layout, experiment.dtype, plan.vocab_rows)
+
+
 def _shared_tokenizer(paths: Sequence[str]) -> Tokenizer:
     teacher = load_tokenizer(paths[0])
     for path in dict.fromkeys(paths[1:]):

@@ -24,15 +24,20 @@ FORMAT_VERSION = 1
 
 def write(directory: epath.Path, config: TransformerConfig, params: Params) -> None:
     """Saves the arrays from all processes, then the manifest. `directory` is new or empty."""
-    import orbax.checkpoint as ocp
-
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f'{directory} exists and is not empty; name a new directory')
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / ARRAYS, params)
+    write_arrays(directory, params)
     if jax.process_index() == 0:
         manifest = {'format_version': FORMAT_VERSION, 'config': dataclasses.asdict(config)}
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+
+
+def write_arrays(directory: epath.Path, params: Params) -> None:
+    """Saves the arrays from all processes, in place of those that are there."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / ARRAYS, params, force=True)
 
 
 def read_config(directory: epath.Path) -> TransformerConfig:

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from adx import directions, generation, loading, processes
 from adx import experiment as experiments
-from adx import generation, loading, processes
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
 from adx.hashing import content_hash
@@ -84,7 +84,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
     Interruptions may be raised anywhere outside `guard`: finished traces are flushed and the next call goes on.
     Raises AdxError before any work for a config, input or workdir that cannot be run.
     """
-    job = processes.together(lambda: _prepare(experiment, place))
+    job = processes.together(lambda: _prepare(experiment, path, place))
     made = job.made
     processes.check_same('requests', lambda: _digest(experiment, made))
     with contextlib.ExitStack() as stack:
@@ -95,7 +95,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         total, rejected = len(made.prompts), len(made.rejected)
         report = Report(total, total - rejected - len(pending), rejected, job.left_out)
         stack.enter_context(processes.ending_together())
-        traces = _traces(experiment, job, pending, report)
+        traces = _traces(experiment, path, job, pending, report)
         if workdir is None:
             collections.deque(traces, maxlen=0)
             return report
@@ -109,9 +109,11 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
     return report
 
 
-def _prepare(experiment: Experiment, place: Place) -> _Job:
+def _prepare(experiment: Experiment, path: str, place: Place) -> _Job:
     """Everything that can be refused before weights are read or anything is written."""
     experiments.check(experiment)
+    if experiments.wants_tangents(experiment):
+        directions.check_prepared(experiment, path)
     plan = loading.blueprint(experiment)
     prompts = generation.read_prompts(experiment)
     totals = {arm.name: len(prompts) * experiment.samples for arm in experiment.arms}
@@ -145,11 +147,15 @@ def _digest(experiment: Experiment, made: generation.Requests) -> str:
     return content_hash([experiments.to_json(experiment), tokens])
 
 
-def _traces(experiment: Experiment, job: _Job, pending: Sequence[Request], report: Report) -> Iterator[Trace]:
+def _traces(
+    experiment: Experiment, path: str, job: _Job, pending: Sequence[Request], report: Report
+) -> Iterator[Trace]:
     """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
     models = loading.load_models(experiment, job.plan)
+    if experiments.wants_tangents(experiment):
+        models = directions.load(experiment, path, job.plan, models)
     processes.check_same('weights', lambda: json.dumps(models.hashes))
     began = time.monotonic()
     for engine, trace in generation.decode(experiment, models, job.made, pending):

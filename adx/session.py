@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from adx import directions, generation, loading, spans, view
 from adx import experiment as experiments
-from adx import generation, loading, spans, view
 from adx.errors import InputError
 from adx.experiment import Arm, Experiment
 from adx.generation import Models
@@ -63,16 +63,45 @@ def load(experiment: Experiment) -> Models:
     return loading.load_models(experiment, loading.blueprint(experiment))
 
 
+def prepare(experiment: Experiment, models: Models) -> Models:
+    """The models with directions for rules that want derivatives, taken on holdout traces that are decoded here.
+
+    Raises AdxError where that cannot be done.
+    """
+    from tqdm.auto import tqdm
+
+    held = experiments.holdout(experiment)
+    prompts = generation.read_prompts(held)
+    directions.check_apart(prompts, experiment.dataset.prompts(experiment.split))
+    made = generation.make_requests(held, prompts, models.tokenizer)
+    decoded = generation.decode(held, models, made, list(made.requests.values()))
+    traces = [trace for _, trace in tqdm(decoded, total=len(made.requests), unit='holdout trace')]
+    examples, plan, found = directions.examples(traces, made), loading.blueprint(experiment), {}
+    for i, differentiator in directions.differentiators(plan):
+        params, name = directions.member(models, plan.members, i), f'proxy_{i}'
+        identity = directions.identity(experiment, plan.tokenizer.size, models.hashes[name], examples)
+        count = experiment.derivative.directions
+        taken = directions.take(differentiator, params, examples, count, name, lambda done, total: None)
+        found[i] = directions.stack(differentiator, taken, identity)
+    return directions.attach(models, plan.members, found, experiment.derivative)
+
+
 def decode(
     experiment: Experiment,
     models: Models | None = None,
     prompts: Sequence[Prompt] | None = None,
     arms: Sequence[Arm] = (),
 ) -> Run:
-    """Decodes an experiment in memory. models, prompts and arms replace what the experiment says."""
+    """Decodes an experiment in memory. models, prompts and arms replace what the experiment says.
+
+    Rules that want derivatives need models with directions: `prepare` makes them, and is called where there are none.
+    """
     if arms:
         experiment = dataclasses.replace(experiment, arms=tuple(arms))
     experiments.check(experiment)
     if prompts is None:
         prompts = generation.read_prompts(experiment)
-    return Run(experiment, models or load(experiment), prompts)()
+    models = models or load(experiment)
+    if experiments.wants_tangents(experiment) and not models.weights.directions:
+        models = prepare(experiment, models)
+    return Run(experiment, models, prompts)()

@@ -26,7 +26,7 @@ from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
-STAGES = ('generate', 'export')
+STAGES = ('prepare', 'generate', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -96,9 +96,23 @@ def dry_run(experiment: Any) -> None:
     if made.rejected:
         id_, reason = next(iter(made.rejected.items()))
         print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')
+    if experiments.wants_tangents(experiment):
+        print(directions_line(experiment))
     mesh = experiment.mesh
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
     print(planning.plan_memory(blueprint.ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
+
+
+def directions_line(experiment: Any) -> str:
+    """Whether the directions that the rules want are in --workdir."""
+    from adx import directions
+    from adx.errors import InputError
+
+    try:
+        directions.check_prepared(experiment, WORKDIR.value or '(none given)')
+    except InputError as error:
+        return f'directions: {error}'
+    return f'directions: there, of {len(experiment.proxies)} proxies'
 
 
 def device_memory(device: Any) -> int | None:
@@ -124,19 +138,39 @@ def join() -> None:
         ) from error
 
 
-def generate(experiment: Any, interrupts: Interrupts) -> int:
+def prepare(experiment: Any, interrupts: Interrupts) -> int:
+    from adx import preparation
+    from launch.progress import Progress
+
+    progress = Progress(log_text=LOG_TEXT.value)
+    try:
+        place, guard = place_in_run(), interrupts.guard
+        report = preparation.prepare(experiment, str(WORKDIR.value), place, progress, guard, progress.steps)
+    finally:
+        progress.close()
+    if place.writes:
+        print(f'holdout: {summary(report)}\ndirections of {len(experiment.proxies)} proxies are saved')
+    return report.exit_code
+
+
+def place_in_run() -> Any:
     import jax
 
     from adx import pipeline
+
+    return pipeline.Place(*place_of_process(), not DISTRIBUTED.value or jax.process_index() == 0)
+
+
+def generate(experiment: Any, interrupts: Interrupts) -> int:
+    from adx import pipeline
     from launch.progress import Progress
 
-    writes = not DISTRIBUTED.value or jax.process_index() == 0
-    place, progress = pipeline.Place(*place_of_process(), writes), Progress(log_text=LOG_TEXT.value)
+    place, progress = place_in_run(), Progress(log_text=LOG_TEXT.value)
     try:
         report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
     finally:
         progress.close()
-    if writes:
+    if place.writes:
         print(summary(report))
     return report.exit_code
 
@@ -196,7 +230,11 @@ def run(interrupts: Interrupts) -> int:
     if DRY_RUN.value:
         processes.together(lambda: dry_run(experiment))
         return COMPLETE
-    stages = {'generate': lambda: generate(experiment, interrupts), 'export': lambda: export(experiment)}
+    stages = {
+        'prepare': lambda: prepare(experiment, interrupts),
+        'generate': lambda: generate(experiment, interrupts),
+        'export': lambda: export(experiment),
+    }
     return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
 
 

@@ -14,7 +14,7 @@ import pytest
 from adx import gradients
 from adx.decoding.engine import Engine
 from adx.gradients import Batch, Differentiator, Example
-from adx.mesh import make_mesh, proxy_layout
+from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 
 MODEL = make_model(fakes.PROXY)
@@ -26,11 +26,7 @@ MESHES = [
 ]
 
 
-def layout_of(*shape: int):
-    return proxy_layout(make_mesh(*shape), fakes.PROXY.sizes, 1)
-
-
-ONE = Differentiator(MODEL, layout_of(1, 1, 1))
+ONE = Differentiator(MODEL, make_mesh())
 LENGTH = 24  # holds every prompt and completion
 
 
@@ -109,16 +105,16 @@ def test_holdout_loss_rises_along_g_and_falls_along_its_opposite():
 @pytest.mark.parametrize(('shape', 'rows'), MESHES, ids=str)
 def test_devices_and_batch_size_change_it_by_rounding_only(shape, rows):
     """By less than 1e-5 of its norm: sums of some 200 float32 numbers in another order."""
-    g, loss, count = Differentiator(MODEL, layout_of(*shape)).mean_gradient(PARAMS, gradients.batches(decoded(), rows))
+    g, loss, count = Differentiator(MODEL, make_mesh(*shape)).mean_gradient(PARAMS, gradients.batches(decoded(), rows))
     expected = flat(reference()[0])
     assert np.linalg.norm(flat(g) - expected) < 1e-5 * np.linalg.norm(expected)
     assert (loss, count) == (pytest.approx(reference()[1], rel=1e-6), reference()[2])
 
 
 def test_rows_are_split_over_data_and_proxy():
-    layout = layout_of(2, 2, 2)
-    assert layout.ways('B') == 4
-    batch = Differentiator(MODEL, layout)._place(gradients.batches(decoded(), 8)[0])
+    differentiator = Differentiator(MODEL, make_mesh(2, 2, 2))
+    assert differentiator.rows == 16
+    batch = differentiator._place(gradients.batches(decoded(), 8)[0])
     assert {shard.data.shape for shard in batch.tokens_BL.addressable_shards} == {(2, 64)}
 
 
@@ -127,7 +123,7 @@ def test_a_bfloat16_proxy_is_differentiated_in_float32():
     params = {path: x.astype(jnp.bfloat16) for path, x in PARAMS.items()}
     exact = {path: x.astype(jnp.float32) for path, x in params.items()}
     made = gradients.batches(decoded(), 24)
-    g, _, _ = Differentiator(half, ONE.layout).mean_gradient(params, made)
+    g, _, _ = Differentiator(half, make_mesh()).mean_gradient(params, made)
     expected, _, _ = ONE.mean_gradient(exact, made)
     assert all(g[path].dtype == jnp.float32 and (g[path] == expected[path]).all() for path in g)
 

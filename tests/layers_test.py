@@ -15,7 +15,7 @@ MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'generation', 'loading', 'pipeline', 'processes', 'session',
+    'directions', 'experiment', 'generation', 'loading', 'pipeline', 'preparation', 'processes', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}

@@ -1,0 +1,307 @@
+"""The directions g of a run's proxies: taken on holdout traces, kept in the workdir, and handed to decoding.
+
+    private/holdout/                a workdir of its own: the holdout traces of the undefended teacher
+    private/directions/proxy_<i>/
+      identity.json                 written last: what the directions belong to, and what is known of them
+      params/                       Orbax, float32: each weight with a leading axis of directions
+
+What is kept is the plain gradient; `attach` scales it and makes the two copies of method 'difference'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from adx import experiment as experiments
+from adx import files, generation, orbax_io
+from adx.datasets.splits import normalise
+from adx.datasets.tokenizing import Tokenizer
+from adx.decoding.ensemble import Group, Weights
+from adx.errors import InputError, StorageError
+from adx.experiment import Derivative, Experiment, to_json
+from adx.generation import Models, Requests
+from adx.gradients import Differentiator, Example, Gradient, Tell, batches, deal, layer_norms
+from adx.hashing import content_hash
+from adx.loading import Blueprint
+from adx.models.transformer import Params, make_model
+from adx.storage import Workdir, diff
+from adx.types import Array, Prompt, Trace
+
+HOLDOUT, DIRECTIONS, IDENTITY = 'holdout', 'directions', 'identity.json'
+FORMAT_VERSION = 1
+NORM_TOLERANCE = 1e-3  # relative, between a norm as saved and as read: other meshes sum in another order
+FIX = 'run --stages=prepare,generate'
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Of one proxy. params: float32, each [directions, ...]; deviations: one per direction; hash: what they are of."""
+
+    params: Params
+    deviations: tuple[float, ...]
+    hash: str
+
+
+def examples(traces: Iterable[Trace], made: Requests) -> list[Example]:
+    """The traces of these requests as token ids. Raises InputError if there is none."""
+    requests = made.requests
+    found = [
+        Example(trace.request_id, requests[trace.request_id].tokens, trace.tokens)
+        for trace in traces
+        if trace.request_id in requests and trace.tokens
+    ]
+    if not found:
+        reason = next(iter(made.rejected.values()), 'none was decoded')
+        raise InputError(
+            f'no holdout trace has a completion ({reason}); directions need at least one: mend that, raise '
+            'derivative.prompts or give the dataset more rows'
+        )
+    return found
+
+
+def check_apart(holdout: Sequence[Prompt], served: Sequence[Prompt]) -> None:
+    """Raises InputError if a prompt of the run is a holdout prompt as well, but for case and punctuation."""
+    texts = {_text(prompt): prompt for prompt in holdout}
+    both = [(prompt, texts[_text(prompt)]) for prompt in served if _text(prompt) in texts]
+    if both:
+        ours, theirs = (f'{prompt.split}/{prompt.row}' for prompt in both[0])
+        raise InputError(
+            f'{len(both)} prompts of the run are in the holdout split too, first {ours} as {theirs}; directions are '
+            'taken on traces that are never served: take another split or mend the data'
+        )
+
+
+def _text(prompt: Prompt) -> str:
+    text = '\n'.join(message['content'] for message in prompt.messages)
+    return normalise(text) or text
+
+
+def holdout_path(workdir: epath.PathLike) -> str:
+    return str(Workdir(workdir).private / HOLDOUT)
+
+
+def holdout_examples(experiment: Experiment, workdir: epath.PathLike, tokenizer: Tokenizer) -> list[Example]:
+    """The finished holdout traces of a workdir. Raises InputError if there is none."""
+    held = experiments.holdout(experiment)
+    made = generation.make_requests(held, generation.read_prompts(held), tokenizer)
+    return examples(Workdir(holdout_path(workdir)).traces(), made)
+
+
+def differentiators(plan: Blueprint) -> Iterator[tuple[int, Differentiator]]:
+    """The index of every proxy with what takes its gradient; proxies of one group share the programs."""
+    mesh = plan.ensemble.teacher_layout.mesh
+    for group, members in zip(plan.ensemble.groups, plan.members, strict=True):
+        differentiator = Differentiator(group.model, mesh)
+        yield from ((i, differentiator) for i in members)
+
+
+def identity(experiment: Experiment, vocabulary: int, proxy: str, examples: Iterable[Example]) -> dict[str, Any]:
+    """What the directions of a proxy belong to, JSON-able. vocabulary: tokens; proxy: its content hash."""
+    return {
+        'format_version': FORMAT_VERSION,
+        'proxy': proxy,
+        'traces': content_hash(sorted(examples)),
+        'vocabulary': vocabulary,
+        'dtype': experiment.dtype,
+        'settings': to_json(experiment.derivative),
+    }
+
+
+def take(
+    differentiator: Differentiator, params: Params, examples: Sequence[Example], count: int, name: str, tell: Tell
+) -> list[Gradient]:
+    """`count` gradients of the proxy `name`, each on its part of the examples. Raises InputError naming it."""
+    if len(examples) < count:
+        raise InputError(
+            f'{len(examples)} holdout traces are too few for derivative.directions = {count}, each of which needs one; '
+            'raise derivative.prompts or give the dataset more rows'
+        )
+    taken = []
+    for part in deal(examples, count):
+        taken.append(differentiator.take(params, batches(part, differentiator.rows), tell))
+        check_norms(taken[-1].norms, name)
+    return taken
+
+
+def check_norms(norms: Mapping[str, float], name: str) -> None:
+    """Raises InputError where a layer of the gradient of `name` is not finite or zero."""
+    for layer, norm in norms.items():
+        if not math.isfinite(norm) or norm == 0.0:
+            raise InputError(
+                f'{name}: the gradient of layer {layer} is {"zero" if norm == 0.0 else "not finite"} and no direction; '
+                "check the proxy's weights and that its loss on the holdout traces is finite"
+            )
+
+
+def stack(differentiator: Differentiator, taken: Sequence[Gradient], identity: dict[str, Any]) -> Directions:
+    """The gradients of one proxy on a leading axis."""
+    axes, layout = differentiator.model.axes, differentiator.layout
+    shardings = {path: layout.sharding('.' + axes[path]) for path in axes}
+    join = jax.jit(lambda *gs: jax.tree.map(lambda *xs: jnp.stack(xs), *gs), out_shardings=shardings)
+    deviations = tuple(one.deviation for one in taken)
+    return Directions(join(*(one.params for one in taken)), deviations, content_hash(identity))
+
+
+def place(workdir: epath.PathLike, index: int) -> epath.Path:
+    """Where the directions of proxy `index` are."""
+    path = epath.Path(workdir)
+    path = path if files.is_object_store(path) else path.expanduser().resolve()  # Orbax takes absolute paths only
+    return path / 'private' / DIRECTIONS / f'proxy_{index}'
+
+
+def is_there(directory: epath.Path, identity: dict[str, Any]) -> bool:
+    """Whether directions were saved there. Raises InputError if they belong to anything but `identity`."""
+    try:
+        record = json.loads((directory / IDENTITY).read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f'{directory / IDENTITY} cannot be read ({error}); delete {directory} and {FIX}') from error
+    differences = diff({name: record.get(name) for name in identity}, identity)
+    if differences:
+        raise InputError(
+            f'{directory} holds directions of something else (theirs != ours): {"; ".join(differences)}; undo the '
+            f'change, or delete it and {FIX}'
+        )
+    return True
+
+
+def save(
+    directory: epath.Path, directions: Directions, taken: Sequence[Gradient], identity: dict[str, Any], writes: bool
+) -> None:
+    """Saves from all processes; the one that `writes` puts the identity beside the arrays, last."""
+    known = [{name: getattr(one, name) for name in ('tokens', 'loss', 'deviation', 'norms')} for one in taken]
+    with files.os_errors(StorageError, f'{directory} was not written'):
+        if writes:
+            for path in (directory.parent, directory):
+                files.make_private_dir(path)
+        orbax_io.write_arrays(directory, directions.params)
+        if writes:
+            text = json.dumps(identity | {'directions': known}, indent=1)
+            files.write_private(directory / IDENTITY, text.encode())
+
+
+def restore(directory: epath.Path, differentiator: Differentiator, identity: dict[str, Any]) -> Directions:
+    """The directions of `identity`, on the mesh. Raises InputError if they are missing, another's or damaged."""
+    if not is_there(directory, identity):
+        raise InputError(f'{directory} has no directions and an arm wants derivatives; {FIX}')
+    known = json.loads((directory / IDENTITY).read_text())['directions']
+    model, layout = differentiator.model, differentiator.layout
+    abstract = {
+        path: jax.ShapeDtypeStruct((len(known), *shape), jnp.float32, sharding=layout.sharding('.' + model.axes[path]))
+        for path, shape in model.shapes.items()
+    }
+    try:
+        params = orbax_io.restore(directory, abstract)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [''])[0]
+        raise InputError(f'{directory} is damaged ({reason}); delete it and {FIX}') from error
+    for i, record in enumerate(known):
+        norms = layer_norms({path: x[i] for path, x in params.items()})
+        check_norms(norms, str(directory))
+        for layer, norm in record['norms'].items():
+            if not math.isclose(norm, norms[layer], rel_tol=NORM_TOLERANCE):
+                raise InputError(
+                    f'{directory} is damaged (layer {layer} has norm {norms[layer]:.6g}, not {norm:.6g}); delete it '
+                    f'and {FIX}'
+                )
+    return Directions(params, tuple(record['deviation'] for record in known), content_hash(identity))
+
+
+def check_prepared(experiment: Experiment, workdir: epath.PathLike) -> None:
+    """Raises InputError unless directions of every proxy are there, whatever they belong to."""
+    missing = [f'proxy_{i}' for i in range(len(experiment.proxies)) if not (place(workdir, i) / IDENTITY).exists()]
+    if missing:
+        raise InputError(f'workdir {workdir} has no directions of {missing} and an arm wants derivatives; {FIX}')
+
+
+def load(experiment: Experiment, workdir: epath.PathLike, plan: Blueprint, models: Models) -> Models:
+    """The models with the directions that the workdir has for them. Raises InputError if it does not."""
+    held = holdout_examples(experiment, workdir, plan.tokenizer)
+    found = {}
+    for i, differentiator in differentiators(plan):
+        belongs = identity(experiment, plan.tokenizer.size, models.hashes[f'proxy_{i}'], held)
+        found[i] = restore(place(workdir, i), differentiator, belongs)
+    return attach(models, plan.members, found, experiment.derivative)
+
+
+def member(models: Models, members: Sequence[Sequence[int]], index: int) -> Params:
+    """The weights of proxy `index`, from the stack of its group."""
+    ((params, n),) = [
+        (params, indices.index(index))
+        for params, indices in zip(models.weights.groups, members, strict=True)
+        if index in indices
+    ]
+    return {path: x[n] for path, x in params.items()}
+
+
+def attach(
+    models: Models, members: Sequence[Sequence[int]], found: Mapping[int, Directions], derivative: Derivative
+) -> Models:
+    """The models with a direction for each proxy's derivatives; traces name their hashes as 'directions_<i>'.
+
+    members: per group, the indices of its proxies; found: by index.
+    """
+    groups, weights, along = [], [], []
+    for group, params, indices in zip(models.ensemble.groups, models.weights.groups, members, strict=True):
+        mine = [found[i] for i in indices]
+        group = dataclasses.replace(group, directions=len(mine[0].deviations))
+        if derivative.method == 'difference':
+            config = dataclasses.replace(group.model.config, dtype=derivative.dtype)
+            group = dataclasses.replace(group, model=make_model(config), difference=derivative.eps)
+            params = {path: _cast(x, path, derivative.dtype) for path, x in params.items()}
+        g = _join(group, params, mine, derivative)
+        if derivative.method == 'difference':
+            params, g = difference_weights(params, g, derivative.eps)
+        groups.append(group)
+        weights.append(params)
+        along.append(g)
+    return dataclasses.replace(
+        models,
+        ensemble=dataclasses.replace(models.ensemble, groups=tuple(groups)),
+        weights=Weights(models.weights.teacher, tuple(weights), tuple(along)),
+        hashes=models.hashes | {f'directions_{i}': directions.hash for i, directions in sorted(found.items())},
+    )
+
+
+def _cast(x: Array, path: str, dtype: str) -> Array:
+    """As checkpoints are loaded: norm scales stay float32."""
+    return x if path.endswith('.scale') else x.astype(dtype)
+
+
+def _join(group: Group, params: Params, mine: Sequence[Directions], derivative: Derivative) -> Params:
+    """[N, M / N, ...] each: a group's directions, scaled; of the params' dtypes, or float32 to be added to them."""
+    scales = [one.deviations if derivative.scale == 'deviation' else (1.0,) * len(one.deviations) for one in mine]
+
+    def join(path: str, gs: Sequence[Params]) -> Array:
+        divisors = [np.reshape(np.float32(scale), (-1, *[1] * (gs[0][path].ndim - 1))) for scale in scales]
+        scaled = [g[path] / divisor for g, divisor in zip(gs, divisors, strict=True)]
+        return jnp.stack(scaled).astype(jnp.float32 if derivative.method == 'difference' else params[path].dtype)
+
+    shardings = {path: group.layout.sharding('N.' + group.model.axes[path]) for path in params}
+    return jax.jit(lambda gs: {path: join(path, gs) for path in params}, out_shardings=shardings)(
+        [one.params for one in mine]
+    )
+
+
+def difference_weights(params: Params, directions: Params, eps: float) -> tuple[Params, Params]:
+    """(theta + eps g, theta - eps g) for method 'difference': sums in float32, rounded to the params' dtypes.
+
+    params: [N, ...] each; directions and the second result: [N, 1, ...] each.
+    """
+
+    def moved(path: str, step: float) -> Array:
+        theta = params[path]
+        return (theta[:, None].astype(jnp.float32) + step * directions[path]).astype(theta.dtype)
+
+    plus = {path: moved(path, eps)[:, 0] for path in params}
+    return plus, {path: moved(path, -eps) for path in params}
