@@ -283,7 +283,7 @@ def _join(group: Group, params: Params, mine: Sequence[Directions], derivative: 
     scales = [one.deviations if derivative.scale == 'deviation' else (1.0,) * len(one.deviations) for one in mine]
 
     def join(path: str, gs: Sequence[Params]) -> Array:
-        divisors = [np.reshape(np.float32(scale), (-1, *[1] * (gs[0][path].ndim - 1))) for scale in scales]
+        divisors = [np.reshape(np.array(scale, np.float32), (-1, *[1] * (gs[0][path].ndim - 1))) for scale in scales]
         scaled = [g[path] / divisor for g, divisor in zip(gs, divisors, strict=True)]
         return jnp.stack(scaled).astype(jnp.float32 if derivative.method == 'difference' else params[path].dtype)
 

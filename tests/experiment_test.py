@@ -10,8 +10,8 @@ import pytest
 
 from adx.defences import ProductOfExperts
 from adx.errors import ConfigError
-from adx.experiment import check, experiment_hash, from_json, override, to_json
-from adx.types import Sampling
+from adx.experiment import Derivative, check, experiment_hash, from_json, holdout, override, to_json
+from adx.types import Sampling, Stateless
 from launch.config import load_config
 
 CONFIGS = sorted(path for path in pathlib.Path('configs').glob('*.py') if not path.name.startswith('_'))
@@ -102,8 +102,59 @@ def test_a_defended_run_states_its_disclosure(disclosure):
         dataclasses.replace(BASE, stop_strings=('',)),
         dataclasses.replace(BASE, stop_strings=(3,)),
         dataclasses.replace(BASE, max_new_tokens=BASE.decode.cache_length + 1),
+        *(
+            dataclasses.replace(BASE, derivative=derivative)
+            for derivative in (
+                Derivative(prompts=-1),
+                Derivative(samples=0),
+                Derivative(samples=True),
+                Derivative(max_new_tokens=0),
+                Derivative(directions=0),
+                Derivative(scale='none'),
+                Derivative(method='exakt'),
+                Derivative(method='difference', eps=0.0),
+                Derivative(method='difference', directions=2),
+                Derivative(method='difference', dtype='float64'),
+                Derivative(sampling=Sampling(temperature=-1.0)),
+            )
+        ),
     ],
 )
 def test_check_refuses(experiment):
     with pytest.raises(ConfigError):
         check(experiment)
+
+
+class Slope(Stateless):
+    wants_tangents = True
+
+
+def with_slope(**fields):
+    return dataclasses.replace(BASE, arms=(dataclasses.replace(BASE.arms[0], defence=Slope()),), **fields)
+
+
+class NoSplits:
+    name = 'questions'
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'proxies': ()}, 'needs a proxy'),
+        ({'split': 'holdout'}, "split = 'holdout'"),
+        ({'dataset': NoSplits()}, "'questions' has no splits"),
+        ({'derivative': Derivative(max_new_tokens=10**6)}, 'holdout traces of `derivative`: max_new_tokens'),
+    ],
+)
+def test_a_rule_with_derivatives_needs_proxies_and_holdout_traces(fields, message):
+    check(with_slope(derivative=Derivative(method='difference', dtype='float16')))
+    with pytest.raises(ConfigError, match=message):
+        check(with_slope(**fields))
+
+
+def test_holdout_traces_are_the_undefended_teachers():
+    held = holdout(with_slope(derivative=Derivative(prompts=5, samples=3, max_new_tokens=7)))
+    assert (held.split, held.limit, held.samples, held.max_new_tokens) == ('holdout', 5, 3, 7)
+    assert (held.proxies, [arm.name for arm in held.arms], held.decode.record) == ((), ['plain'], 'none')
+    other = dataclasses.replace(BASE, derivative=Derivative(5, 3, 7, scale='raw', method='difference'))
+    assert experiment_hash(holdout(other)) == experiment_hash(held)  # how g is used changes no trace
