@@ -35,6 +35,7 @@ def prepare(
         report = pipeline.generate(
             experiments.holdout(experiment), directions.holdout_path(path), place, progress, guard
         )
+        processes.wait()
         examples = processes.together(lambda: directions.holdout_examples(experiment, path, plan.tokenizer))
         stack.enter_context(processes.ending_together())
         for i, differentiator in directions.differentiators(plan):
@@ -50,6 +51,7 @@ def prepare(
             )  # fmt: skip
             with guard():
                 directions.save(where, directions.stack(differentiator, taken, identity), taken, identity, place.writes)
+            processes.wait()
     return report
 
 

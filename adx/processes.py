@@ -59,6 +59,11 @@ def together(work: Callable[[], T]) -> T:
     return result[0]
 
 
+def wait() -> None:
+    """Until all processes are here: what one of them wrote before, all can read after."""
+    gather('')
+
+
 def check_same(what: str, digest: Callable[[], str]) -> None:
     """Raises ConfigError on every process unless all have the same digest of `what`."""
     if not jax.distributed.is_initialized():

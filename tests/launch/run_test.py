@@ -185,6 +185,53 @@ def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_traces_of_one
     assert digest(hashes(both)) == digest(hashes(alone))
 
 
+SLOPE = """
+import flax.struct
+from adx import experiment as experiments
+from adx.types import Stateless
+
+@flax.struct.dataclass
+class Slope(Stateless):
+    wants_proxies = True
+    wants_tangents = True
+
+    def adjust(self, views, state):
+        return views.teacher_V, state
+
+experiments.REGISTRY['slope'] = Slope
+experiments._NAMES[Slope] = 'slope'
+"""
+
+
+@pytest.mark.slow
+def test_directions_are_prepared_by_one_process_and_by_two(place):
+    """On other devices the gradients are the same to rounding; what they belong to is the same."""
+    config = place.root / 'slope.py'
+    config.write_text(SLOPE + pathlib.Path(place.config).read_text().replace("Arm('plain')", "Arm('plain', Slope())"))
+    given = (f'--config={config}', '--set=derivative.prompts=2', '--set=derivative.max_new_tokens=8')
+    alone, both = (place.root / name for name in ('prepared', 'prepared_by_two'))
+    code, out, err = end(start(place, *given, f'--workdir={alone}', '--dry_run'))
+    assert code == 0, err
+    assert "no directions of ['proxy_0']" in out
+    code, _, err = end(start(place, *given, f'--workdir={alone}', '--stages=prepare', '--shard=0', '--num_shards=2'))
+    assert (code, err.count('\n')) == (2, 1), err
+    code, out, err = end(start(place, *given, f'--workdir={alone}', '--stages=prepare,generate'))
+    assert code == 0, err
+    assert 'directions of 1 proxies are saved' in out
+    assert f'{TRACES} traces decoded' in out
+    assert any(json.loads(line)['event'] == 'directions' for line in err.splitlines())
+    more = (*given, f'--workdir={both}', '--set=mesh.data=2', '--stages=prepare,generate')
+    ends = list(map(end, start_both(place, *more)))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert digest(hashes(both)) == digest(hashes(alone))
+    where = pathlib.Path('private', 'directions', 'proxy_0', 'identity.json')
+    one, two = (json.loads((path / where).read_text()) for path in (alone, both))
+    (ours,), (theirs,) = one.pop('directions'), two.pop('directions')
+    assert one == two
+    assert theirs['tokens'] == ours['tokens']
+    assert theirs['norms'] == pytest.approx(ours['norms'], rel=1e-4)
+
+
 def test_what_one_process_refuses_ends_both_in_one_line(place):
     given = arguments(place, 'refused', '--set=mesh.data=2')
     for theirs, message in (('--set=seed=1', '[1] have other requests'), ('--set=sead=1', "Did you mean 'seed'")):
