@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import itertools
 from typing import Any, get_type_hints
 
 from adx import datasets, defences
@@ -180,12 +181,54 @@ def override(experiment: Experiment, assignments: list[str]) -> Experiment:
         path, equals, text = assignment.partition('=')
         if not equals:
             raise ConfigError(f'--set {assignment!r} has no "="; write --set path.to.field=value')
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        experiment = _replace(experiment, path.split('.'), value, path)
+        experiment = _replace(experiment, path.split('.'), _literal(text), f'--set {path}')
     return experiment
+
+
+def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
+    """Applies 'arms.<arm>.path.to.field=value,value,...' strings: one arm per value takes the place of the arm.
+
+    Several assignments to one arm make a grid. An arm is named after its settings: 'poe.gamma=0.3,temperature=1'.
+    Values and errors are those of `override`.
+    """
+    grids: dict[int, list[tuple[str, list[str], list[Any]]]] = {}
+    names = [arm.name for arm in experiment.arms]
+    for assignment in assignments:
+        path, _, text = assignment.partition('=')
+        root, name, *keys = [*path.split('.'), '']
+        if root != 'arms' or keys[:1] not in (['defence'], ['sampling']) or not text:
+            raise ConfigError(
+                f'--sweep {assignment!r} is not allowed; write --sweep arms.<arm>.<defence or sampling>.<field>'
+                f'=value,value with an arm of {names}'
+            )
+        index = _index(experiment.arms, name, f'--sweep {path}')
+        grids.setdefault(index, []).append((f'--sweep {path}', keys[:-1], _literals(text)))
+    arms: list[Arm] = []
+    for i, arm in enumerate(experiment.arms):
+        axes = [[(path, keys, value) for value in values] for path, keys, values in grids.get(i, [])]
+        arms += [_swept(arm, point) for point in itertools.product(*axes)]
+    return dataclasses.replace(experiment, arms=tuple(arms))
+
+
+def _swept(arm: Arm, point: tuple[tuple[str, list[str], Any], ...]) -> Arm:
+    """The arm at one point of its grid, named after it; itself where the grid has no axis."""
+    for path, keys, value in point:
+        arm = _replace(arm, keys, value, path)
+    settings = ','.join(f'{keys[-1]}={value}' for _, keys, value in point)
+    return dataclasses.replace(arm, name=f'{arm.name}.{settings}') if settings else arm
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _literals(text: str) -> list[Any]:
+    """The values between commas; a comma in brackets separates none."""
+    values = _literal(f'[{text}]')
+    return values if isinstance(values, list) else [_literal(part) for part in text.split(',')]
 
 
 def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
@@ -193,15 +236,20 @@ def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
         return _coerce(node, value, path)
     key, *rest = keys
     if isinstance(node, tuple):
-        names = [getattr(item, 'name', str(i)) for i, item in enumerate(node)]
-        index = int(key) if key.isdecimal() else names.index(key) if key in names else -1
-        if not 0 <= index < len(node):
-            raise ConfigError(f'--set {path}: no entry {key!r}; there are {names}{_hint(key, names)}')
+        index = _index(node, key, path)
         return (*node[:index], _replace(node[index], rest, value, path), *node[index + 1 :])
     if not dataclasses.is_dataclass(node):
-        raise ConfigError(f'--set {path}: {key!r} is below a plain value {node!r}')
+        raise ConfigError(f'{path}: {key!r} is below a plain value {node!r}')
     _check_field(type(node), key)
     return dataclasses.replace(node, **{key: _replace(getattr(node, key), rest, value, path)})  # type: ignore[type-var]
+
+
+def _index(items: tuple[Any, ...], key: str, path: str) -> int:
+    names = [getattr(item, 'name', str(i)) for i, item in enumerate(items)]
+    index = int(key) if key.isdecimal() else names.index(key) if key in names else -1
+    if not 0 <= index < len(items):
+        raise ConfigError(f'{path}: no entry {key!r}; there are {names}{_hint(key, names)}')
+    return index
 
 
 def _coerce(old: Any, value: Any, path: str) -> Any:
@@ -211,7 +259,7 @@ def _coerce(old: Any, value: Any, path: str) -> Any:
     if isinstance(old, tuple) and isinstance(value, list | tuple):
         return tuple(_coerce(old[0], item, path) for item in value) if old else tuple(value)
     if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
-        raise ConfigError(f'--set {path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
+        raise ConfigError(f'{path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
     return value
 
 

@@ -37,6 +37,9 @@ SCHEDULERS = (
 CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment() -> Experiment.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept: a directory or gs://bucket/path.')
 SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
+SWEEP = flags.DEFINE_multi_string(
+    'sweep', [], 'One arm per value: arms.<arm>.path.to.field=value,value. May be repeated: a grid.'
+)
 STAGE_NAMES = flags.DEFINE_list('stages', ['generate'], f'Which stages to run, of {", ".join(STAGES)}.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and its memory plan, run nothing.')
 STATUS = flags.DEFINE_bool('status', False, 'Print how the run in --workdir is doing, from any machine.')
@@ -199,11 +202,11 @@ def export(experiment: Any) -> int:
 
 def resolve() -> Any:
     """The experiment that the flags name. Raises ConfigError for flags that name none or do not go together."""
-    from adx.experiment import override
+    from adx.experiment import override, sweep
 
     if not CONFIG.value:
         raise ConfigError('--config is needed; see configs/')
-    experiment = override(load_config(CONFIG.value), SET.value)
+    experiment = sweep(override(load_config(CONFIG.value), SET.value), SWEEP.value)
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')

@@ -8,9 +8,9 @@ import pathlib
 
 import pytest
 
-from adx.defences import ProductOfExperts
+from adx.defences import Permutation, ProductOfExperts
 from adx.errors import ConfigError
-from adx.experiment import Derivative, check, experiment_hash, from_json, holdout, override, to_json
+from adx.experiment import Arm, Derivative, check, experiment_hash, from_json, holdout, override, sweep, to_json
 from adx.types import Sampling, Stateless
 from launch.config import load_config
 
@@ -72,6 +72,58 @@ def test_override_reaches_nested_fields_and_tuples():
 def test_override_names_what_is_wrong(assignment, message):
     with pytest.raises(ConfigError, match=message):
         override(BASE, [assignment])
+
+
+def test_a_sweep_puts_one_arm_per_value_in_the_place_of_the_arm():
+    permuted = Arm('permuted', Permutation(ProductOfExperts(gamma=0.5)))
+    base = dataclasses.replace(BASE, arms=(Arm('plain'), Arm('poe', ProductOfExperts(gamma=0.3)), permuted))
+    swept = sweep(
+        base,
+        ['arms.poe.defence.gamma=0.1,1', 'arms.poe.sampling.temperature=0.5,1', 'arms.2.defence.rule.gamma=0.02,0.05'],
+    )
+    grid = [(arm.name, arm.defence.gamma, arm.sampling.temperature) for arm in swept.arms[1:5]]
+    assert grid == [
+        ('poe.gamma=0.1,temperature=0.5', 0.1, 0.5),
+        ('poe.gamma=0.1,temperature=1', 0.1, 1.0),
+        ('poe.gamma=1,temperature=0.5', 1.0, 0.5),
+        ('poe.gamma=1,temperature=1', 1.0, 1.0),
+    ]
+    assert all(isinstance(number, float) for _, *numbers in grid for number in numbers)
+    assert [swept.arms[0], *swept.arms[5:]] == [
+        Arm('plain'),
+        Arm('permuted.gamma=0.02', Permutation(ProductOfExperts(gamma=0.02))),
+        Arm('permuted.gamma=0.05', Permutation(ProductOfExperts(gamma=0.05))),
+    ]
+    check(swept)
+    assert from_json(json.loads(json.dumps(to_json(swept)))) == swept
+    assert experiment_hash(swept) != experiment_hash(base)
+    assert sweep(base, []) == base
+    joins = sweep(base, ['arms.poe.defence.join.how=min,max']).arms[1:3]
+    assert [arm.defence.join.how for arm in joins] == ['min', 'max']
+
+
+@pytest.mark.parametrize(
+    ('assignment', 'message'),
+    [
+        ('arms.plain.sampling.top_p', 'is not allowed; write --sweep arms'),
+        ('arms.plain.sampling.top_p=', 'is not allowed; write --sweep arms'),
+        ('seed=1,2', 'is not allowed; write --sweep arms'),
+        ('arms.plain.name=a,b', "with an arm of .'plain'"),
+        ('arms.plan.sampling.top_p=0.5', "--sweep arms.plan.sampling.top_p: no entry 'plan'.*Did you mean 'plain'"),
+        ('arms.plain.sampling.topp=0.5', "Did you mean 'top_p'"),
+        ('arms.plain.sampling.top_p=0.5,half', r"--sweep arms.plain.sampling.top_p='half': the field holds a float"),
+        ('arms.plain.sampling=1,2', 'holds a Sampling'),
+    ],
+)
+def test_sweep_names_what_is_wrong(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep(BASE, [assignment])
+
+
+@pytest.mark.parametrize('values', ['0.5,0.5', '0.5,2', 'nan'])
+def test_check_refuses_settings_of_a_sweep(values):
+    with pytest.raises(ConfigError, match='arm'):
+        check(sweep(BASE, [f'arms.plain.sampling.top_p={values}']))
 
 
 def test_hash_leaves_out_how_a_run_is_carried_out():

@@ -18,7 +18,7 @@ from adx.export import FIELDS, FORMATS, export
 from adx.types import RequestId, Trace
 
 QUESTION = 'Was kostet 1 € — „genau“?'
-SETTING = 'canarysetting_lam_0.731'
+SETTING = 'canarysetting.lam=0.731'  # as a sweep names it
 CANARY_NUMBERS = (918273645, 827364591)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import types
 
+import fakes
 import pytest
 import tokenizers
 from tokenizers import decoders, models
@@ -13,10 +15,11 @@ from tokenizers import decoders, models
 from adx.datasets import Gsm8k, Jsonl
 from adx.datasets.chat import Prompting
 from adx.datasets.tokenizing import Tokenizer
+from adx.defences import ProductOfExperts
 from adx.errors import ConfigError, InputError
-from adx.experiment import Arm, Experiment, ModelSource
-from adx.generation import left_out, make_requests, make_stop_fn
-from adx.types import Prompt
+from adx.experiment import Arm, Experiment, ModelSource, sweep
+from adx.generation import Models, left_out, make_engines, make_requests, make_stop_fn
+from adx.types import Prompt, Sampling
 from tests import tiny
 
 CHUNK = 4
@@ -82,8 +85,8 @@ def test_a_stop_string_may_be_longer_than_chunks_and_hold_special_tokens():
 
 
 def experiment(dataset=None, **fields) -> Experiment:
-    arms = (Arm('plain'), Arm('again'))
-    return Experiment(dataset=dataset, teacher=ModelSource('none'), arms=arms, **fields)
+    fields = {'arms': (Arm('plain'), Arm('again'))} | fields
+    return Experiment(dataset=dataset, teacher=ModelSource('none'), **fields)
 
 
 def prompts(*questions: str) -> list[Prompt]:
@@ -106,6 +109,32 @@ def test_what_no_prompt_can_do_without_is_not_the_fault_of_the_rows():
     with pytest.raises(ConfigError, match='template_opens_think'):
         make_requests(opens, prompts('How many?'), tiny.make_tokenizer())
     assert not make_requests(experiment(), [], base).prompts
+
+
+def test_the_arms_of_a_sweep_share_one_engine_and_its_programs():
+    tokenizer = types.SimpleNamespace(eos_ids=(5,), control_ids=(5,))
+    models = Models(*fakes.make_ensemble(), tokenizer, {})
+    base = experiment(arms=(Arm('poe', ProductOfExperts(0.5), Sampling(0.8)),))
+    arms = sweep(base, ['arms.poe.defence.gamma=0,0.5,1', 'arms.poe.sampling.temperature=0,0.8']).arms
+    [(engine, names)] = make_engines(models, arms, fakes.DECODE, seed=0)
+    assert names == {arm.name for arm in arms}
+
+    def requests(arm):
+        rows = fakes.make_requests(4, arm.defence, arm.sampling, new=3)
+        return [dataclasses.replace(row, id=row.id._replace(setting=arm.name)) for row in rows]
+
+    def decode(arms):
+        return {done.id: done.tokens for done in engine.generate([row for arm in arms for row in requests(arm)])}
+
+    alone = decode(arms[:1])
+    programs = engine.compiled_programs()
+    together = decode(arms)
+    for arm in arms[1:]:
+        alone |= decode([arm])
+    assert together == alone
+    assert engine.compiled_programs() == programs
+    settings = [tuple(tokens for id_, tokens in alone.items() if id_.setting == arm.name) for arm in arms]
+    assert len(set(settings)) > 3
 
 
 def test_says_what_the_data_did_without(tmp_path):

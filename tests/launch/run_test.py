@@ -14,7 +14,7 @@ import types
 
 import pytest
 
-from adx.experiment import from_json
+from adx.experiment import from_json, sweep
 from adx.storage import Workdir, digest, hashes
 from launch.config import load_config
 from tests import tiny
@@ -263,6 +263,7 @@ def test_wrong_input_is_one_line_and_an_exit_code(place):
     cases = [
         (['--workdirr=x'], 2, 'workdirr'),
         (arguments(place, 'x', '--set=decode.slotz=8'), 2, "Did you mean 'slots'"),
+        (arguments(place, 'x', '--sweep=seed=1,2'), 2, 'write --sweep arms'),
         (['--config=none.py'], 2, 'none.py does not exist'),
         (arguments(place, 'x', '--stages='), 2, 'no stage'),
         (arguments(place, 'x', '--set=teacher.source=no_such_model'), 3, 'no_such_model'),
@@ -303,13 +304,14 @@ def test_a_scheduler_that_gives_no_numbers_is_a_wrong_flag(place):
 
 
 def test_dry_run_and_status_print_json(place):
-    dry = start(place, f'--config={place.config}', '--dry_run')
+    gammas = 'arms.product_of_experts.defence.gamma=0.1,0.2'
+    dry = start(place, f'--config={place.config}', f'--sweep={gammas}', '--dry_run')
     status = start(place, f'--workdir={place.root / "complete"}', '--status')
     code, out, err = end(dry)
     assert code == 0, err
     shown, rest = json.JSONDecoder().raw_decode(out)
-    assert from_json(shown) == load_config(place.config)
-    assert f'{TRACES} traces' in out[rest:]
+    assert from_json(shown) == sweep(load_config(place.config), [gammas])
+    assert f'{TRACES + 3} traces' in out[rest:]
     code, out, err = end(status)
     assert code == 0, err
     shown = json.loads(out)

@@ -57,7 +57,7 @@ def write(path, traces: list[Trace], teacher: str) -> str:
 @pytest.fixture
 def workdir(tmp_path, tokenizer) -> str:
     traces = [
-        make_trace(tokenizer, 'gsm8k/test/0/0/poe', 'é #### 8', 1),
+        make_trace(tokenizer, 'gsm8k/test/0/0/poe.gamma=0.5', 'é #### 8', 1),
         make_trace(tokenizer, 'gsm8k/test/0/0/plain', '#### 7', None),
         make_trace(tokenizer, 'gsm8k/test/1/0/plain', 'second', None),
     ]
@@ -68,7 +68,7 @@ def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, cap
     with flagsaver.flagsaver(workdir=workdir, limit=1, width=80):
         show_traces.main()
     shown = capsys.readouterr().out
-    assert [cell.strip() for cell in shown.split('\n')[4].split('│')] == ['plain', 'poe']
+    assert [cell.strip() for cell in shown.split('\n')[4].split('│')] == ['plain', 'poe.gamma=0.5']
     assert '#### 7<end>' in shown
     assert '⟦é⟧ #### 8<end>' in shown
     assert 'answer: 8, wrong' in shown
