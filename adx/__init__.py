@@ -13,6 +13,7 @@ from adx.defences import (
     Undefended,
 )
 from adx.experiment import Arm, Derivative, Experiment, MeshShape, ModelSource
+from adx.policy import Customer, Policy, Terms
 from adx.session import Run, decode, load, prepare
 from adx.types import Sampling
 
@@ -24,6 +25,7 @@ __all__ = [
     'CrossModelReweight',
     'CrossModelSoft',
     'CrossModelWeighted',
+    'Customer',
     'DecodeConfig',
     'Derivative',
     'Experiment',
@@ -33,9 +35,11 @@ __all__ = [
     'Mmlu',
     'ModelSource',
     'Permutation',
+    'Policy',
     'ProductOfExperts',
     'Run',
     'Sampling',
+    'Terms',
     'Undefended',
     'decode',
     'load',

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import itertools
 from typing import Any, get_type_hints
 
@@ -14,7 +12,9 @@ from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.errors import ConfigError
+from adx.fields import check_field, find, hint, literal, literals, set_field
 from adx.hashing import content_hash
+from adx.policy import Customer, Policy, Terms, structure
 from adx.types import Dataset, Defence, Sampling, check_choice, check_range
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
@@ -22,7 +22,8 @@ DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkp
 SCALES, METHODS = ('deviation', 'raw'), ('exact', 'difference')
 COPY_DTYPES = ('float32', 'bfloat16', 'float16')  # of the two copies of method 'difference'
 # How a run is carried out, not what it is: may change between the runs of one workdir.
-OPERATIONAL = ('mesh', 'decode')
+# A policy may change as well: who is served how from then on, each trace says by which.
+OPERATIONAL = ('mesh', 'decode', 'policy')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Experiment:
     limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
     derivative: read only where an arm's rule wants it.
+    policy: serves each customer by its licence; arms then give sampling and the structure of the rule, the terms its
+      numbers. None serves all prompts alike.
     disclosure: how readers learn that traces are defended; required when an arm is.
     licence: of the traces, as release/ states it.
     """
@@ -102,6 +105,7 @@ class Experiment:
     proxies: tuple[ModelSource, ...] = ()
     derivative: Derivative = Derivative()
     arms: tuple[Arm, ...] = (Arm('plain'),)
+    policy: Policy | None = None
     samples: int = 1
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()
@@ -118,13 +122,16 @@ REGISTRY: dict[str, type] = {
     **datasets.MENU,
     'aggregation': Aggregation,
     'arm': Arm,
+    'customer': Customer,
     'decode': DecodeConfig,
     'derivative': Derivative,
     'experiment': Experiment,
     'mesh': MeshShape,
     'model': ModelSource,
+    'policy': Policy,
     'prompting': Prompting,
     'sampling': Sampling,
+    'terms': Terms,
 }
 _NAMES = {cls: name for name, cls in REGISTRY.items()}
 
@@ -147,10 +154,10 @@ def from_json(value: Any) -> Any:
         return value
     cls = REGISTRY.get(value['type'])
     if cls is None:
-        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(REGISTRY)}{_hint(value['type'], REGISTRY)}")
+        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(REGISTRY)}{hint(value['type'], REGISTRY)}")
     given = {name: from_json(item) for name, item in value.items() if name != 'type'}
     for name in given:
-        _check_field(cls, name)
+        check_field(cls, name)
     missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in given]
     if missing:
         raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add them')
@@ -171,6 +178,11 @@ def experiment_hash(experiment: Experiment) -> str:
     return content_hash(identity(experiment))
 
 
+def policy_hash(experiment: Experiment) -> str:
+    """'' without a policy."""
+    return '' if experiment.policy is None else content_hash(to_json(experiment.policy))
+
+
 def override(experiment: Experiment, assignments: list[str]) -> Experiment:
     """Applies 'path.to.field=value' strings. Tuples are indexed by number, or by the name of an arm.
 
@@ -181,7 +193,7 @@ def override(experiment: Experiment, assignments: list[str]) -> Experiment:
         path, equals, text = assignment.partition('=')
         if not equals:
             raise ConfigError(f'--set {assignment!r} has no "="; write --set path.to.field=value')
-        experiment = _replace(experiment, path.split('.'), _literal(text), f'--set {path}')
+        experiment = set_field(experiment, path.split('.'), literal(text), f'--set {path}')
     return experiment
 
 
@@ -201,8 +213,10 @@ def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
                 f'--sweep {assignment!r} is not allowed; write --sweep arms.<arm>.<defence or sampling>.<field>'
                 f'=value,value with an arm of {names}'
             )
-        index = _index(experiment.arms, name, f'--sweep {path}')
-        grids.setdefault(index, []).append((f'--sweep {path}', keys[:-1], _literals(text)))
+        if keys[0] == 'defence' and experiment.policy is not None:
+            raise ConfigError(f'--sweep {path}: the policy gives the numbers of rules; sweep sampling or set its terms')
+        index = find(experiment.arms, name, f'--sweep {path}')
+        grids.setdefault(index, []).append((f'--sweep {path}', keys[:-1], literals(text)))
     arms: list[Arm] = []
     for i, arm in enumerate(experiment.arms):
         axes = [[(path, keys, value) for value in values] for path, keys, values in grids.get(i, [])]
@@ -213,65 +227,9 @@ def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
 def _swept(arm: Arm, point: tuple[tuple[str, list[str], Any], ...]) -> Arm:
     """The arm at one point of its grid, named after it; itself where the grid has no axis."""
     for path, keys, value in point:
-        arm = _replace(arm, keys, value, path)
+        arm = set_field(arm, keys, value, path)
     settings = ','.join(f'{keys[-1]}={value}' for _, keys, value in point)
     return dataclasses.replace(arm, name=f'{arm.name}.{settings}') if settings else arm
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _literals(text: str) -> list[Any]:
-    """The values between commas; a comma in brackets separates none."""
-    values = _literal(f'[{text}]')
-    return values if isinstance(values, list) else [_literal(part) for part in text.split(',')]
-
-
-def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
-    if not keys:
-        return _coerce(node, value, path)
-    key, *rest = keys
-    if isinstance(node, tuple):
-        index = _index(node, key, path)
-        return (*node[:index], _replace(node[index], rest, value, path), *node[index + 1 :])
-    if not dataclasses.is_dataclass(node):
-        raise ConfigError(f'{path}: {key!r} is below a plain value {node!r}')
-    _check_field(type(node), key)
-    return dataclasses.replace(node, **{key: _replace(getattr(node, key), rest, value, path)})  # type: ignore[type-var]
-
-
-def _index(items: tuple[Any, ...], key: str, path: str) -> int:
-    names = [getattr(item, 'name', str(i)) for i, item in enumerate(items)]
-    index = int(key) if key.isdecimal() else names.index(key) if key in names else -1
-    if not 0 <= index < len(items):
-        raise ConfigError(f'{path}: no entry {key!r}; there are {names}{_hint(key, names)}')
-    return index
-
-
-def _coerce(old: Any, value: Any, path: str) -> Any:
-    """`value` as the type of what stands there; an int may stand for a float, a list for a tuple."""
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return tuple(_coerce(old[0], item, path) for item in value) if old else tuple(value)
-    if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
-        raise ConfigError(f'{path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
-    return value
-
-
-def _check_field(cls: type, name: str) -> None:
-    names = [f.name for f in dataclasses.fields(cls)]
-    if name not in names:
-        raise ConfigError(f'{cls.__name__} has no {name!r}; it has {names}{_hint(name, names)}')
-
-
-def _hint(word: str, choices: Any) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f'. Did you mean {near[0]!r}?' if near else ''
 
 
 def wants_tangents(experiment: Experiment) -> bool:
@@ -289,6 +247,7 @@ def holdout(experiment: Experiment) -> Experiment:
         proxies=(),
         derivative=Derivative(),
         arms=(Arm('plain', sampling=derivative.sampling),),
+        policy=None,
         samples=derivative.samples,
         max_new_tokens=derivative.max_new_tokens,
         decode=dataclasses.replace(experiment.decode, record='none'),
@@ -303,7 +262,7 @@ def check(experiment: Experiment) -> None:
         if kind is int and (type(value) is not int or value < least):
             raise ConfigError(f'{name} = {value!r} is not allowed; it must be an integer of at least {least}')
     if e.dtype not in DTYPES:
-        raise ConfigError(f'dtype = {e.dtype!r} is unknown; it must be one of {DTYPES}{_hint(e.dtype, DTYPES)}')
+        raise ConfigError(f'dtype = {e.dtype!r} is unknown; it must be one of {DTYPES}{hint(e.dtype, DTYPES)}')
     names = [arm.name for arm in e.arms]
     if not names or len(set(names)) < len(names) or any(not name or '/' in name for name in names):
         raise ConfigError(f'arms are named {names}; each needs its own name, without "/"')
@@ -315,6 +274,8 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f'arm {arm.name!r}: {error}') from error
         if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
+    if e.policy is not None:
+        _check_policy(e.policy, e.arms)
     if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
     if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
@@ -366,6 +327,22 @@ def _check_holdout(e: Experiment) -> None:
         check(holdout(e))
     except ConfigError as error:
         raise ConfigError(f'the holdout traces of `derivative`: {error}') from error
+
+
+def _check_policy(policy: Policy, arms: tuple[Arm, ...]) -> None:
+    if not isinstance(policy, Policy):
+        raise ConfigError(f'policy = {policy!r} is not allowed; give a Policy or None')
+    try:
+        policy.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rules = [terms for terms in policy.terms if terms.defence is not None]
+    for arm in arms:
+        if rules and structure(arm.defence) != structure(rules[0].defence):
+            raise ConfigError(
+                f'arm {arm.name!r} has the rule {arm.defence} and policy.terms of {rules[0].licence!r} '
+                f'{rules[0].defence}; with a policy they may differ in numbers only'
+            )
 
 
 def _check_disclosure(disclosure: str) -> None:

@@ -14,8 +14,10 @@ from adx.datasets.chat import encode_prompt, split_reasoning
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import DecodeConfig, Engine
 from adx.decoding.ensemble import Ensemble, Weights
-from adx.errors import InputError
-from adx.experiment import Arm, Experiment, experiment_hash, to_json
+from adx.defences import Undefended
+from adx.errors import ConfigError, InputError
+from adx.experiment import Arm, Experiment, experiment_hash, policy_hash, to_json
+from adx.policy import DeriveKey, Terms, is_keyed, with_key
 from adx.types import Completion, Defence, Prompt, Request, RequestId, Trace
 
 MARGIN = 4  # tokens: a character of UTF-8 that the tail cuts at its start spans no more
@@ -41,9 +43,12 @@ class Requests:
     rejected: dict[str, str]
 
 
-def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: Tokenizer) -> Requests:
+def make_requests(
+    experiment: Experiment, prompts: Sequence[Prompt], tokenizer: Tokenizer, derive_key: DeriveKey | None = None
+) -> Requests:
     """One request per prompt, sample and arm; duplicate prompts stay distinct by their row.
 
+    Under a policy the terms of a customer's licence give the rule's numbers, and `derive_key` its key.
     Raises InputError when no prompt can be rendered and all for the same reason: then it is not the rows' fault.
     """
     encoded = [_encode(prompt, tokenizer, experiment) for prompt in prompts]
@@ -51,16 +56,34 @@ def make_requests(experiment: Experiment, prompts: Sequence[Prompt], tokenizer: 
         raise InputError(encoded[0][1])
     made = Requests({}, {}, {})
     for prompt, (tokens, problem) in zip(prompts, encoded, strict=True):
+        terms, refusal = _terms(experiment, prompt, derive_key)
         for sample in range(experiment.samples):
             for arm in experiment.arms:
                 id_ = RequestId(prompt.dataset, prompt.split, prompt.row, sample, arm.name)
                 made.prompts[str(id_)] = prompt
-                if problem:
-                    made.rejected[str(id_)] = problem
-                else:
-                    request = Request(id_, tokens, experiment.max_new_tokens, arm.sampling, arm.defence)
-                    made.requests[str(id_)] = request
+                if problem or refusal:
+                    made.rejected[str(id_)] = problem or refusal
+                    continue
+                defence, defended = (arm.defence, True) if terms is None else (terms.defence, terms.defence is not None)
+                made.requests[str(id_)] = Request(
+                    id_, tokens, experiment.max_new_tokens, arm.sampling, defence or arm.defence, defended
+                )
     return made
+
+
+def _terms(experiment: Experiment, prompt: Prompt, derive_key: DeriveKey | None) -> tuple[Terms | None, str]:
+    """The terms of a prompt's customer with its key, None without a policy; and why it is refused, '' if it is not."""
+    if experiment.policy is None:
+        return None, ''
+    try:
+        customer, terms = experiment.policy.serve(prompt.customer)
+    except InputError as error:
+        return None, str(error)
+    if not (customer.key_id and is_keyed(terms.defence)):
+        return terms, ''
+    if derive_key is None:
+        raise ConfigError(f'customer {customer.name!r} has key_id = {customer.key_id!r} and there is no key; remove it')
+    return dataclasses.replace(terms, defence=with_key(terms.defence, derive_key(customer.key_id))), ''
 
 
 def read_prompts(experiment: Experiment) -> list[Prompt]:
@@ -195,12 +218,18 @@ class TraceMaker:
         self.experiment, self.models, self.requests = experiment, models, requests
         self.hash = experiment_hash(experiment)
         self.arms = {arm.name: (to_json(arm.defence), to_json(arm.sampling)) for arm in experiment.arms}
+        self.policy = policy_hash(experiment)
         self.versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax')}
 
     def __call__(self, completion: Completion) -> Trace:
         id_ = str(completion.id)
         prompt, request = self.requests.prompts[id_], self.requests.requests[id_]
         defence, sampling = self.arms[completion.id.setting]
+        policy, licence = self.experiment.policy, ''
+        if policy is not None:
+            # As the policy states it: a key stays out of the record, which names the policy and the customer.
+            terms = policy.serve(prompt.customer)[1]
+            defence, licence = to_json(terms.defence or Undefended()), terms.licence
         text = self.models.tokenizer.decode(completion.tokens)
         if completion.stop == 'stop_string':
             text = text[: min(text.find(stop) for stop in self.experiment.stop_strings if stop in text)]
@@ -221,5 +250,8 @@ class TraceMaker:
             statistics=completion.statistics,
             models=self.models.hashes,
             experiment=self.hash,
+            policy=self.policy,
+            terms=licence,
+            customer=prompt.customer if policy is not None else '',
             versions=self.versions,
         )

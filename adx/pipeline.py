@@ -36,7 +36,7 @@ class Place:
 class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
-    left_out: what the data did without, see `generation.left_out`.
+    left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
     """
 
     total: int
@@ -48,6 +48,7 @@ class Report:
     seconds: float = 0.0
     occupancy: float = 0.0
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
+    terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def tokens_per_second(self) -> float:
@@ -127,12 +128,14 @@ def _open(
 ) -> tuple[WorkdirWriter | None, list[str]]:
     """The workdir, closed with `stack`, and the requests not finished in it; (None, []) on one that does not write.
 
-    Records the rejected rows.
+    Records the policy and the rejected rows.
     """
     if not place.writes:
         return None, []
     identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
+    if experiment.policy is not None:
+        workdir.keep_policy(experiments.policy_hash(experiment), experiments.to_json(experiment.policy))
     known = workdir.rejected()
     for id_, reason in made.rejected.items():
         if known.get(id_) != reason:
@@ -162,6 +165,8 @@ def _traces(
         report.done += 1
         report.tokens += len(trace.tokens)
         report.stops[trace.stop] += 1
+        if trace.terms:
+            report.terms[trace.terms] += 1
         report.occupancy = engine.occupancy.share
         report.seconds = time.monotonic() - began
         yield trace

@@ -4,6 +4,7 @@
       experiment.json   the experiment this workdir belongs to
       journal/          finished traces: <shard>-of-<shards>.<opening>.jsonl
       rejected/         rows that could not be decoded, and why
+      policies/         <hash>.json, every policy that rows were served under
       heartbeat/        <shard>-of-<shards>.json, the last one of each process
       locks/
     release/   what may leave: see export.py
@@ -42,7 +43,7 @@ from adx.types import Trace
 LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
 SHOWN_DIFFERENCES = 5
 ABSENT = '(absent)'
-PRIVATE_DIRS = ('journal', 'rejected', 'heartbeat', 'locks')
+PRIVATE_DIRS = ('journal', 'rejected', 'policies', 'heartbeat', 'locks')
 
 
 class Workdir:
@@ -141,6 +142,13 @@ class WorkdirWriter(Workdir):
         """Records that a row cannot be decoded."""
         record = {'format_version': FORMAT_VERSION, 'request_id': request_id, 'reason': reason}
         self._rejected.append([to_json(record)])
+
+    def keep_policy(self, policy_hash: str, policy: dict[str, Any]) -> None:
+        """Saves the policy that traces with this hash are served under."""
+        path = self.private / 'policies' / f'{policy_hash}.json'
+        if not path.exists():
+            with files.os_errors(StorageError, f'{path} was not written'):
+                files.write_private(path, to_json({'format_version': FORMAT_VERSION, 'policy': policy}).encode())
 
     def heartbeat(self, beat: dict[str, Any]) -> None:
         """Says that this process lives and how it does.

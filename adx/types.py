@@ -48,13 +48,17 @@ class RequestId(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One question: chat `messages` ({'role', 'content'}), its place in the data, the gold `answer` if known."""
+    """One question: chat `messages` ({'role', 'content'}), its place in the data, the gold `answer` if known.
+
+    customer: who asks, as a policy names them; '' where the data does not say.
+    """
 
     dataset: str
     split: str
     row: str
     messages: tuple[dict[str, str], ...]
     answer: str | None = None
+    customer: str = ''
 
 
 @flax.struct.dataclass
@@ -151,13 +155,17 @@ class Stateless:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One trace to decode: prompt token ids, how to sample, and the numbers of the defence for this row."""
+    """One trace to decode: prompt token ids, how to sample, and the numbers of the defence for this row.
+
+    defended: False serves the plain teacher in the same program; the numbers of `defence` are not used then.
+    """
 
     id: RequestId
     tokens: tuple[int, ...]
     max_new_tokens: int
     sampling: Sampling
     defence: Defence
+    defended: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +185,10 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A finished trace as the journal keeps it, one JSON object a line. `text` = reasoning + answer as served."""
+    """A finished trace as the journal keeps it, one JSON object a line. `text` = reasoning + answer as served.
+
+    policy: the hash of the policy that it was served under, '' without one; terms: the licence whose terms it had.
+    """
 
     request_id: str
     messages: tuple[dict[str, str], ...]
@@ -194,6 +205,9 @@ class Trace:
     statistics: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     models: dict[str, str] = dataclasses.field(default_factory=dict)  # role -> content hash
     experiment: str = ''  # the experiment's hash
+    policy: str = ''
+    terms: str = ''
+    customer: str = ''
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format_version: int = 1
 

@@ -180,10 +180,12 @@ def generate(experiment: Any, interrupts: Interrupts) -> int:
 
 def summary(report: Any) -> str:
     stops = ', '.join(f'{count} by {stop}' for stop, count in sorted(report.stops.items()))
+    terms = ', '.join(f'{count} {licence}' for licence, count in sorted(report.terms.items()))
     return (
         f'{report.done} traces decoded ({stops or "none"}), {report.done_before} were there, '
         f'{report.rejected} rejected; {report.tokens} tokens in {report.seconds:.1f} s '
         f'({report.tokens_per_second:.0f} tokens/s), occupancy {report.occupancy:.0%}'
+        f'{f"; by licence: {terms}" if terms else ""}'
     )
 
 

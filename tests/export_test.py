@@ -40,6 +40,9 @@ def defended(row: int) -> Trace:
         statistics={'canary_statistic': [CANARY_NUMBERS[1]]},
         models={'teacher': 'canary_model'},
         experiment='canary_experiment',
+        policy='canary_policy',
+        terms='canary_terms',
+        customer='canary_customer',
         versions={'canary_version': '1'},
     )
 

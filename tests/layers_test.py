@@ -10,12 +10,14 @@ import sys
 import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
-NOUNS = {'types', 'errors', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans'}
+NOUNS = {
+    'types', 'errors', 'fields', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans',
+}  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'generation', 'loading', 'pipeline', 'preparation', 'processes', 'session',
+    'directions', 'experiment', 'policy', 'generation', 'loading', 'pipeline', 'preparation', 'processes', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}

@@ -17,8 +17,8 @@ from adx.datasets.prompting import Questions
 from adx.datasets.rows import Row, Rows, Source
 from adx.errors import InputError
 
-FEATURES = ('id', 'question', 'answer', 'messages')
-VERSION = '1.0.0'
+FEATURES = ('id', 'question', 'answer', 'messages', 'customer')
+VERSION = '1.1.0'
 
 
 def build(dataset: Questions, directory: str) -> str:
@@ -60,13 +60,14 @@ def read_source(directory: str) -> Source:
 
 def _example(row: Row) -> dict[str, str]:
     messages = json.dumps(row.messages) if row.messages else ''
-    return {'id': row.id, 'question': row.question, 'answer': row.answer or '', 'messages': messages}
+    fields = {'id': row.id, 'question': row.question, 'answer': row.answer or '', 'customer': row.customer}
+    return fields | {'messages': messages}
 
 
 def _row(example: dict[str, Any]) -> Row:
-    text = {feature: example[feature].decode() for feature in FEATURES}
+    text = {feature: example.get(feature, b'').decode() for feature in FEATURES}  # 1.0.0 had no customer
     messages = tuple(json.loads(text['messages'])) if text['messages'] else ()
-    return Row(text['question'], text['answer'] or None, messages, text['id'])
+    return Row(text['question'], text['answer'] or None, messages, text['id'], text['customer'])
 
 
 def _builder_class() -> Any:

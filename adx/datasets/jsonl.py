@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from adx.datasets.prompting import Questions
-from adx.datasets.rows import Messages, Row, Source, read_source, row_id, shown, string
+from adx.datasets.rows import Messages, Row, Source, customer, read_source, row_id, shown, string
 from adx.datasets.splits import Splits, split_source
 from adx.errors import ConfigError, InputError
 from adx.grading import extract_choice, text_grade
@@ -14,7 +14,9 @@ from adx.grading import extract_choice, text_grade
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl(Questions):
-    """Rows are {'question', optional 'answer' and 'id'} or {'messages': [{'role', 'content'}, ...], ...}.
+    """Rows are {'question', optional 'answer', 'id', 'customer'} or {'messages': [{'role', 'content'}, ...], ...}.
+
+    'customer' stands beside 'messages' as it does beside 'question': a policy serves each customer by its licence.
 
     path: a JSONL file, a directory with train.jsonl and test.jsonl, or what `builder.build` made.
     name: what request ids call the dataset; it holds no '/'.
@@ -59,7 +61,7 @@ def parse(record: Any) -> Row:
     answer = record.get('answer')
     if answer is not None and not isinstance(answer, str | int | float):
         raise ValueError(f"'answer' is {shown(answer)}; it must be a string or a number")
-    return Row(question, None if answer in (None, '') else str(answer), messages, row_id(record))
+    return Row(question, None if answer in (None, '') else str(answer), messages, row_id(record), customer(record))
 
 
 def _messages(value: Any) -> Messages:

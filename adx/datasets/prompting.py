@@ -40,4 +40,6 @@ class Questions:
     def prompts(self, split: str) -> list[Prompt]:
         """One prompt a row, in the order of the rows."""
         golds = ((row, None if row.answer is None else gold_answer(row.answer)) for row in self.rows(split))
-        return [Prompt(self.name, split, row.id, chat(row, self.instruction), gold) for row, gold in golds]
+        return [
+            Prompt(self.name, split, row.id, chat(row, self.instruction), gold, row.customer) for row, gold in golds
+        ]

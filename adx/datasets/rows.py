@@ -26,12 +26,14 @@ class Row:
     question: the text that is asked, '' where `messages` carry a whole chat instead.
     answer: the reference answer, worked or bare, None if the file has none.
     id: names the row within its file and holds no '/', so it can be part of a request id.
+    customer: who asks, '' if the file does not say.
     """
 
     question: str = ''
     answer: str | None = None
     messages: Messages = ()
     id: str = ''
+    customer: str = ''
 
     @property
     def text(self) -> str:
@@ -91,6 +93,14 @@ def row_id(record: dict[str, Any]) -> str:
     return str(value).replace('%', '%25').replace('/', '%2F')
 
 
+def customer(record: dict[str, Any]) -> str:
+    """The customer that a record names, or ''."""
+    value = record.get('customer', '')
+    if not isinstance(value, str):
+        raise ValueError(f"'customer' is {shown(value)}; it must be a string")
+    return value
+
+
 def read_source(name: str, path: str, parse: Parse, skip_bad: bool = False) -> Source:
     """Reads a file or directory; a file named test.jsonl is an official test set, any other file is pool."""
     fix = 'set it to a JSONL file or a directory with train.jsonl and test.jsonl'
@@ -144,7 +154,7 @@ def collect(name: str, records: Iterable[Record], parse: Parse, skip_bad: bool) 
     for place, record in records:
         try:
             row = parse(record)
-            f'{row.id}{row.text}{row.answer}'.encode()  # JSON can spell half a character: refused here
+            f'{row.id}{row.text}{row.answer}{row.customer}'.encode()  # JSON can spell half a character: refused here
             if row.id in places:
                 raise ValueError(f'id {row.id!r} was used in {places[row.id]}; ids must be unique')
         except ValueError as error:
@@ -168,7 +178,8 @@ def _named(rows: list[Row], used: set[str]) -> Iterator[Row]:
     for row in rows:
         name = row.id
         if not name:
-            content = json.dumps([row.question, row.answer, row.messages], sort_keys=True)
+            parts = [row.question, row.answer, row.messages, *([row.customer] if row.customer else [])]
+            content = json.dumps(parts, sort_keys=True)
             stem = name = hashlib.sha256(content.encode()).hexdigest()[:12]
             copies = 0
             while name in used:

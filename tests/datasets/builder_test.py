@@ -39,7 +39,7 @@ def test_the_files_are_array_record_and_text_is_bytes(built):
 
 
 def test_chats_missing_answers_and_names_survive(tmp_path):
-    chat = {'messages': [{'role': 'user', 'content': 'Grüße\n\u2028?'}], 'id': 'a/b'}
+    chat = {'messages': [{'role': 'user', 'content': 'Grüße\n\u2028?'}], 'id': 'a/b', 'customer': 'Ümit'}
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, [chat, {'question': 'q', 'answer': '5'}])))
     dataset = Jsonl(str(tmp_path / 'rows.jsonl'), name='My-Data')
     path = builder.build(dataset, str(tmp_path / 'built'))
@@ -51,7 +51,7 @@ def test_chats_missing_answers_and_names_survive(tmp_path):
 
 def test_a_finished_build_is_not_replaced(built):
     root = built.rsplit('/', 2)[0]
-    with pytest.raises(InputError, match=r'gsm8k/1\.0\.0 exists already; remove it or build in'):
+    with pytest.raises(InputError, match=r'gsm8k/1\.1\.0 exists already; remove it or build in'):
         builder.build(Gsm8k(), root)
 
 

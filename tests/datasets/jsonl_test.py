@@ -32,6 +32,16 @@ def test_chats_pass_through_and_questions_become_one_turn(tmp_path):
     assert Jsonl(path).prompts('all')[1].messages[0]['content'] == 'Why?'
 
 
+def test_questions_and_chats_name_their_customer(tmp_path):
+    rows = [{'question': 'Why?'}, {'question': 'Why?', 'customer': 'acme'}, {'messages': CHAT, 'customer': 'labs'}]
+    prompts = Jsonl(save(tmp_path, *rows)).prompts('all')
+    assert [prompt.customer for prompt in prompts] == ['', 'acme', 'labs']
+    back = Jsonl(save(tmp_path, *rows[::-1])).prompts('all')
+    assert {prompt.row: prompt.customer for prompt in back} == {prompt.row: prompt.customer for prompt in prompts}
+    with pytest.raises(InputError, match=r"line 1: 'customer' is 3; it must be a string"):
+        Jsonl(save(tmp_path, {'question': 'Why?', 'customer': 3})).source()
+
+
 @pytest.mark.parametrize(
     ('messages', 'reason'),
     [

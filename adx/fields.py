@@ -1,0 +1,72 @@
+"""Fields of nested frozen dataclasses by their path, and values as the command line writes them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from typing import Any
+
+from adx.errors import ConfigError
+
+
+def set_field(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    """`node` with the field at `keys` changed. Tuples are indexed by number, or by the `name` of an entry.
+
+    Raises ConfigError that starts with `path` and names what is there and the nearest match.
+    """
+    if not keys:
+        return coerce(node, value, path)
+    key, *rest = keys
+    if isinstance(node, tuple):
+        index = find(node, key, path)
+        return (*node[:index], set_field(node[index], rest, value, path), *node[index + 1 :])
+    if not dataclasses.is_dataclass(node):
+        raise ConfigError(f'{path}: {key!r} is below a plain value {node!r}')
+    check_field(type(node), key)
+    return dataclasses.replace(node, **{key: set_field(getattr(node, key), rest, value, path)})  # type: ignore[type-var]
+
+
+def find(items: tuple[Any, ...], key: str, path: str) -> int:
+    """Where the entry stands that `key` numbers or names."""
+    names = [getattr(item, 'name', str(i)) for i, item in enumerate(items)]
+    index = int(key) if key.isdecimal() else names.index(key) if key in names else -1
+    if not 0 <= index < len(items):
+        raise ConfigError(f'{path}: no entry {key!r}; there are {names}{hint(key, names)}')
+    return index
+
+
+def coerce(old: Any, value: Any, path: str) -> Any:
+    """`value` as the type of what stands there; an int may stand for a float, a list for a tuple."""
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple) and isinstance(value, list | tuple):
+        return tuple(coerce(old[0], item, path) for item in value) if old else tuple(value)
+    if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
+        raise ConfigError(f'{path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
+    return value
+
+
+def check_field(cls: type, name: str) -> None:
+    names = [f.name for f in dataclasses.fields(cls)]
+    if name not in names:
+        raise ConfigError(f'{cls.__name__} has no {name!r}; it has {names}{hint(name, names)}')
+
+
+def hint(word: str, choices: Any) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f'. Did you mean {near[0]!r}?' if near else ''
+
+
+def literal(text: str) -> Any:
+    """A Python literal; anything else is a string."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def literals(text: str) -> list[Any]:
+    """The values between commas; a comma in brackets separates none."""
+    values = literal(f'[{text}]')
+    return values if isinstance(values, list) else [literal(part) for part in text.split(',')]
