@@ -14,7 +14,7 @@ NOUNS = {
     'types', 'errors', 'fields', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans',
 }  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
-STAGES = {'decoding', 'gradients', 'planning', 'view'}
+STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
     'directions', 'experiment', 'policy', 'generation', 'loading', 'pipeline', 'preparation', 'processes', 'session',

@@ -1,0 +1,183 @@
+"""Response-level selection: of k candidates per prompt the one that a rule keeps, scored by the proxies in batches.
+
+Harm is minus <g, grad NLL> = <g, grad log p(completion)>, a mean over its tokens, where g is the direction that raises
+the proxy's holdout loss: a gradient step of size eta on the trace changes that loss by eta * harm to first order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adx import grading
+from adx.aggregation import Aggregation
+from adx.decoding.ensemble import Ensemble
+from adx.models.transformer import Model, Params
+from adx.numerics import log_softmax
+from adx.types import Array, check_choice
+
+HOWS = ('first', 'random', 'max_length', 'max_nll', 'max_harm')
+ROWS = 8  # traces of one scoring batch
+SHORTEST = 64  # tokens of the shortest batch; the others double it
+Grade = Callable[[str, str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Keeps one of an arm's samples of each prompt; `name` is its setting where traces are shown or released.
+
+    how: 'first' and 'random' are the controls; 'max_length' in tokens; 'max_nll' is the mean completion NLL under the
+    proxies, 'max_harm' the module's harm. correctness_matched: only among the candidates that state candidate 0's
+    answer, so that the arm's accuracy stays what it is. join: of the proxies' scores.
+    """
+
+    name: str
+    arm: str
+    how: str
+    correctness_matched: bool = False
+    join: Aggregation = Aggregation()
+
+    @property
+    def score(self) -> str:
+        """What the proxies are asked for: 'nll', 'harm' or ''."""
+        return {'max_nll': 'nll', 'max_harm': 'harm'}.get(self.how, '')
+
+    @property
+    def is_defence(self) -> bool:
+        return self.how not in ('first', 'random')
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        check_choice('Selection.how', self.how, HOWS)
+        self.join.check()
+
+    def choose(self, kept: Sequence[bool], scores: Sequence[float], key: int) -> int:
+        """The index of one of the `kept` candidates, the lowest among ties. key: 64 random bits of the prompt."""
+        indices = [i for i, keep in enumerate(kept) if keep]
+        if self.how == 'random':
+            return indices[key % len(indices)]
+        return indices[0] if self.how == 'first' else max(indices, key=lambda i: (scores[i], -i))
+
+
+def stated_answer(text: str, gold: str | None) -> str | None:
+    """The final answer of a text, a letter where `gold` is one; None where it states none."""
+    letter = gold is not None and len(gold) == 1 and 'A' <= gold <= 'J'
+    return grading.extract_choice(text) if letter else grading.extract(text)
+
+
+def matched(texts: Sequence[str], gold: str | None, grade: Grade) -> list[bool]:
+    """Which candidates state the answer of the first, as the dataset grades it; the first itself always does.
+
+    Two that state nothing do not match. Where gold is known the verdicts must agree too: not every grader is
+    transitive, and the accuracy must not move.
+    """
+    answer = stated_answer(texts[0], gold)
+    right = gold is not None and grade(texts[0], gold)
+
+    def same(text: str) -> bool:
+        return answer is not None and grade(text, answer) and (gold is None or grade(text, gold) == right)
+
+    return [True, *map(same, texts[1:])]
+
+
+class Example(NamedTuple):
+    """A trace as a proxy reads it: the ids of its prompt and of its completion."""
+
+    id: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+class Batch(NamedTuple):
+    """Right-padded rows; targets are the completions' tokens."""
+
+    tokens_BL: np.ndarray
+    targets_BL: np.ndarray
+
+
+def batches(examples: Iterable[Example], rows: int = ROWS) -> Iterator[tuple[list[Example], Batch]]:
+    """Batches of `rows` rows and the examples in them, by padded length and id; the rest of a last batch is padding."""
+    by_length: dict[int, list[Example]] = {}
+    for example in sorted(examples):
+        size = max(SHORTEST, len(example.prompt) + len(example.completion))
+        by_length.setdefault(1 << (size - 1).bit_length(), []).append(example)
+    for length, group in sorted(by_length.items()):
+        for i in range(0, len(group), rows):
+            batch = Batch(np.zeros((rows, length), np.int32), np.zeros((rows, length), bool))
+            for row, (_, prompt, completion) in enumerate(group[i : i + rows]):
+                end = len(prompt) + len(completion)
+                batch.tokens_BL[row, :end] = (*prompt, *completion)
+                batch.targets_BL[row, len(prompt) : end] = True
+            yield group[i : i + rows], batch
+
+
+def mean_log_probs(model: Model, params: Params, batch: Batch) -> Array:
+    """Per row the mean log-prob of its targets in nats; 0 for a row without any. Logits exist a row at a time."""
+    tokens_BL, targets_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
+    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    x_BLD, _ = model.apply(params, tokens_BL, positions_BL, method='hidden')
+
+    def mean(row: tuple[Array, Array, Array]) -> Array:
+        x_LD, tokens_L, targets_L = row
+        log_probs_LV = log_softmax(model.apply(params, x_LD[None, :-1], method='unembed')[0])
+        chosen_L = jnp.take_along_axis(log_probs_LV, tokens_L[1:, None], axis=-1)[:, 0]
+        return jnp.sum(jnp.where(targets_L[1:], chosen_L, 0.0)) / jnp.maximum(jnp.sum(targets_L[1:]), 1)
+
+    return lax.map(mean, (x_BLD, tokens_BL, targets_BL))
+
+
+def nll(model: Model, params: Params, batch: Batch) -> Array:
+    """Per row the mean completion NLL in nats per token."""
+    return -mean_log_probs(model, params, batch)
+
+
+def harm(model: Model, params: Params, direction: Params, batch: Batch) -> Array:
+    """Per row the mean over its completion's tokens of <direction, grad log p(token)>: one jvp, no gradient is made."""
+    direction = {path: x.astype(params[path].dtype) for path, x in direction.items()}
+    return jax.jvp(lambda params: mean_log_probs(model, params, batch), (params,), (direction,))[1]
+
+
+class Scorer:
+    """The compiled scores of an ensemble's proxies.
+
+    groups: their params as `Weights.groups` has them. directions: as `Weights.directions`, leading axes [N, M/N]; None
+    scores the NLL instead of harm. members: per group the indices of its proxies in the experiment.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        groups: Sequence[Params],
+        directions: Sequence[Params] | None,
+        members: Sequence[Sequence[int]],
+    ):
+        self.members = members
+        self.parts: list[tuple[Callable[..., Array], tuple[Params, ...]]] = []
+        for i, (group, params) in enumerate(zip(ensemble.groups, groups, strict=True)):
+            if directions is None:
+                self.parts.append((jax.jit(jax.vmap(_nll(group.model), (0, None))), (params,)))
+            else:
+                each = jax.vmap(_harm(group.model), (None, 0, None))
+                self.parts.append((jax.jit(jax.vmap(each, (0, 0, None))), (params, directions[i])))
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """scores_MB float32: proxy by proxy in the experiment's order, one row a direction (or one a proxy)."""
+        by_proxy: dict[int, np.ndarray] = {}
+        for members, (score, given) in zip(self.members, self.parts, strict=True):
+            scores = np.asarray(score(*given, batch))
+            by_proxy |= zip(members, scores.reshape(len(members), -1, scores.shape[-1]), strict=True)
+        return np.concatenate([by_proxy[proxy] for proxy in sorted(by_proxy)])
+
+
+def _nll(model: Model) -> Callable[[Params, Batch], Array]:
+    return lambda params, batch: nll(model, params, batch)
+
+
+def _harm(model: Model) -> Callable[[Params, Params, Batch], Array]:
+    return lambda params, direction, batch: harm(model, params, direction, batch)
