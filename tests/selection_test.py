@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import fakes
@@ -13,7 +12,7 @@ import pytest
 
 from adx.aggregation import Aggregation
 from adx.datasets import Gsm8k, Jsonl, Mmlu
-from adx.decoding.ensemble import Ensemble, Group, stack_params
+from adx.decoding.ensemble import Ensemble, Group
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
 from adx.selection import Example, Scorer, Selection, batches, harm, matched, mean_log_probs, nll, stated_answer
@@ -85,6 +84,11 @@ MODEL = make_model(fakes.PROXY)
 PARAMS = MODEL.init(0)
 
 
+def init(seed):
+    draw = np.random.default_rng(seed)
+    return {path: jnp.asarray(0.3 * draw.normal(size=shape), jnp.float32) for path, shape in MODEL.shapes.items()}
+
+
 def examples(count, seed, low=0, high=fakes.VOCAB):
     """Random prompts of 3 tokens with completions of 4 to 12."""
     draw = np.random.default_rng(seed)
@@ -123,7 +127,7 @@ def test_batches_hold_every_example_once_and_pad_to_few_lengths():
 
 def test_scores_are_those_of_each_trace_alone():
     rows = examples(6, 1)
-    batch, direction = one_batch(rows), MODEL.init(7)
+    batch, direction = one_batch(rows), init(7)
     alone, gradients = zip(*(jax.jit(jax.value_and_grad(partial(loss, row)))(PARAMS) for row in rows[:2]), strict=True)
     # Sums of a padded batch round differently: some units of float32's last place.
     np.testing.assert_allclose(jax.jit(partial(nll, MODEL))(PARAMS, batch)[:2], alone, rtol=1e-5)
@@ -171,26 +175,20 @@ def test_steps_on_the_most_harmful_raise_the_holdout_loss_more_than_on_random_on
     assert all(changes[top] >= changes[order].mean(axis=1))
 
 
-def init(model, seed):
-    draw = np.random.default_rng(seed)
-    return {path: jnp.asarray(0.3 * draw.normal(size=shape), jnp.float32) for path, shape in model.shapes.items()}
-
-
 def test_a_scorer_gives_every_proxy_and_direction_in_the_experiments_order():
-    """Three proxies of two architectures, the group's members interleaved; two directions each."""
-    mesh, other = make_mesh(), make_model(dataclasses.replace(fakes.PROXY, mlp_dim=24))
-    members = ((0, 2), (1,))
-    models, groups, params, directions = (MODEL, other, MODEL), [], [], []
-    for model, inside in ((MODEL, members[0]), (other, members[1])):
-        layout = proxy_layout(mesh, model.config.sizes, len(inside))
-        groups.append(Group(model, layout, len(inside)))
-        params.append(stack_params(model, layout, [init(model, i) for i in inside]))
-        each = [jax.tree.map(lambda *x: jnp.stack(x), init(model, 10 + i), init(model, 20 + i)) for i in inside]
-        directions.append(jax.tree.map(lambda *x: jnp.stack(x), *each))
-    ensemble = Ensemble(make_model(fakes.TEACHER), teacher_layout(mesh, fakes.TEACHER.sizes), tuple(groups))
+    """Three proxies in two groups, the members interleaved; two directions each."""
+
+    def stack(trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+    mesh, members = make_mesh(), ((0, 2), (1,))
+    groups = tuple(Group(MODEL, proxy_layout(mesh, MODEL.config.sizes, len(inside)), len(inside)) for inside in members)
+    ensemble = Ensemble(make_model(fakes.TEACHER), teacher_layout(mesh, fakes.TEACHER.sizes), groups)
+    params = [stack([init(i) for i in inside]) for inside in members]
+    directions = [stack([stack([init(10 + i), init(20 + i)]) for i in inside]) for inside in members]
     batch = one_batch(examples(3, 5))
-    expected = [jax.jit(partial(nll, model))(init(model, i), batch) for i, model in enumerate(models)]
+    one_nll, one_harm = jax.jit(partial(nll, MODEL)), jax.jit(partial(harm, MODEL))
+    expected = [one_nll(init(i), batch) for i in range(3)]
     np.testing.assert_allclose(Scorer(ensemble, params, None, members)(batch), expected, rtol=1e-5)
-    harms = [jax.jit(partial(harm, model)) for model in models]
-    expected = [harms[i](init(model, i), init(model, d + i), batch) for i, model in enumerate(models) for d in (10, 20)]
+    expected = [one_harm(init(i), init(d + i), batch) for i in range(3) for d in (10, 20)]
     np.testing.assert_allclose(Scorer(ensemble, params, directions, members)(batch), expected, rtol=1e-4, atol=1e-5)
