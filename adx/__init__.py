@@ -14,6 +14,7 @@ from adx.defences import (
 )
 from adx.experiment import Arm, Derivative, Experiment, MeshShape, ModelSource
 from adx.policy import Customer, Policy, Terms
+from adx.selection import Selection
 from adx.session import Run, decode, load, prepare
 from adx.types import Sampling
 
@@ -39,6 +40,7 @@ __all__ = [
     'ProductOfExperts',
     'Run',
     'Sampling',
+    'Selection',
     'Terms',
     'Undefended',
     'decode',

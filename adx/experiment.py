@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any, get_type_hints
 
 from adx import datasets, defences
@@ -12,9 +11,11 @@ from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.errors import ConfigError
-from adx.fields import check_field, find, hint, literal, literals, set_field
+from adx.fields import check_field, hint, literal, set_field
 from adx.hashing import content_hash
-from adx.policy import Customer, Policy, Terms, structure
+from adx.policy import Customer, Policy, Terms, check_policy
+from adx.selection import Selection, check_selections
+from adx.sweeping import swept
 from adx.types import Dataset, Defence, Sampling, check_choice, check_range
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
@@ -23,7 +24,8 @@ SCALES, METHODS = ('deviation', 'raw'), ('exact', 'difference')
 COPY_DTYPES = ('float32', 'bfloat16', 'float16')  # of the two copies of method 'difference'
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 # A policy may change as well: who is served how from then on, each trace says by which.
-OPERATIONAL = ('mesh', 'decode', 'policy')
+# Selections choose among finished traces.
+OPERATIONAL = ('mesh', 'decode', 'policy', 'selections')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Experiment:
     """One run of `generate`.
 
     limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
+    selections: each keeps one of an arm's samples of every prompt, by `--stages=select`.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
     derivative: read only where an arm's rule wants it.
     policy: serves each customer by its licence; arms then give sampling and the structure of the rule, the terms its
@@ -107,6 +110,7 @@ class Experiment:
     arms: tuple[Arm, ...] = (Arm('plain'),)
     policy: Policy | None = None
     samples: int = 1
+    selections: tuple[Selection, ...] = ()
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
@@ -131,6 +135,7 @@ REGISTRY: dict[str, type] = {
     'policy': Policy,
     'prompting': Prompting,
     'sampling': Sampling,
+    'selection': Selection,
     'terms': Terms,
 }
 _NAMES = {cls: name for name, cls in REGISTRY.items()}
@@ -203,33 +208,7 @@ def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
     Several assignments to one arm make a grid. An arm is named after its settings: 'poe.gamma=0.3,temperature=1'.
     Values and errors are those of `override`.
     """
-    grids: dict[int, list[tuple[str, list[str], list[Any]]]] = {}
-    names = [arm.name for arm in experiment.arms]
-    for assignment in assignments:
-        path, _, text = assignment.partition('=')
-        root, name, *keys = [*path.split('.'), '']
-        if root != 'arms' or keys[:1] not in (['defence'], ['sampling']) or not text:
-            raise ConfigError(
-                f'--sweep {assignment!r} is not allowed; write --sweep arms.<arm>.<defence or sampling>.<field>'
-                f'=value,value with an arm of {names}'
-            )
-        if keys[0] == 'defence' and experiment.policy is not None:
-            raise ConfigError(f'--sweep {path}: the policy gives the numbers of rules; sweep sampling or set its terms')
-        index = find(experiment.arms, name, f'--sweep {path}')
-        grids.setdefault(index, []).append((f'--sweep {path}', keys[:-1], literals(text)))
-    arms: list[Arm] = []
-    for i, arm in enumerate(experiment.arms):
-        axes = [[(path, keys, value) for value in values] for path, keys, values in grids.get(i, [])]
-        arms += [_swept(arm, point) for point in itertools.product(*axes)]
-    return dataclasses.replace(experiment, arms=tuple(arms))
-
-
-def _swept(arm: Arm, point: tuple[tuple[str, list[str], Any], ...]) -> Arm:
-    """The arm at one point of its grid, named after it; itself where the grid has no axis."""
-    for path, keys, value in point:
-        arm = set_field(arm, keys, value, path)
-    settings = ','.join(f'{keys[-1]}={value}' for _, keys, value in point)
-    return dataclasses.replace(arm, name=f'{arm.name}.{settings}') if settings else arm
+    return dataclasses.replace(experiment, arms=swept(experiment.arms, assignments, experiment.policy is not None))
 
 
 def wants_tangents(experiment: Experiment) -> bool:
@@ -248,6 +227,7 @@ def holdout(experiment: Experiment) -> Experiment:
         derivative=Derivative(),
         arms=(Arm('plain', sampling=derivative.sampling),),
         policy=None,
+        selections=(),
         samples=derivative.samples,
         max_new_tokens=derivative.max_new_tokens,
         decode=dataclasses.replace(experiment.decode, record='none'),
@@ -274,9 +254,14 @@ def check(experiment: Experiment) -> None:
             raise ConfigError(f'arm {arm.name!r}: {error}') from error
         if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
-    if e.policy is not None:
-        _check_policy(e.policy, e.arms)
-    if any(not isinstance(arm.defence, Undefended) for arm in e.arms):
+    rules = {arm.name: arm.defence for arm in e.arms}
+    try:
+        check_policy(e.policy, rules)
+        check_selections(e.selections, list(rules), bool(e.proxies), e.derivative.method)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    defences = [selection for selection in e.selections if selection.is_defence]
+    if defences or any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
     if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
         raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')
@@ -327,22 +312,6 @@ def _check_holdout(e: Experiment) -> None:
         check(holdout(e))
     except ConfigError as error:
         raise ConfigError(f'the holdout traces of `derivative`: {error}') from error
-
-
-def _check_policy(policy: Policy, arms: tuple[Arm, ...]) -> None:
-    if not isinstance(policy, Policy):
-        raise ConfigError(f'policy = {policy!r} is not allowed; give a Policy or None')
-    try:
-        policy.check()
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    rules = [terms for terms in policy.terms if terms.defence is not None]
-    for arm in arms:
-        if rules and structure(arm.defence) != structure(rules[0].defence):
-            raise ConfigError(
-                f'arm {arm.name!r} has the rule {arm.defence} and policy.terms of {rules[0].licence!r} '
-                f'{rules[0].defence}; with a policy they may differ in numbers only'
-            )
 
 
 def _check_disclosure(disclosure: str) -> None:

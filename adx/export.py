@@ -3,7 +3,7 @@
 A row of a release has the fields of FIELDS and no other. Token ids, per-token marks, strengths, seeds and
 the name of the setting stay private: they are the defence's own map. For the same reason a release holds
 one setting, and a workdir one release: the plain and the defended trace of one question side by side show
-every defended token.
+every defended token. A setting is an arm, or a selection among the samples of one (see selecting.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from etils import epath
 from adx import files, locks
 from adx.errors import ConfigError, InputError, StorageError
 from adx.journal import FORMAT_VERSION, from_json, to_json
+from adx.selection import CONTROLS
 from adx.storage import Workdir, digest, trace_hash
 from adx.types import RequestId, Trace
 
@@ -53,7 +54,7 @@ def export(
     _check(out_format, licence, disclosure)
     _ = source.experiment  # refuses what is no workdir
     rows, trace_hashes, defended = _collect(source, setting)
-    if defended and not disclosure:
+    if defended != 'no' and not disclosure:
         raise ConfigError(f'disclosure is empty though {setting!r} is defended; it must be {DISCLOSURES}')
     rows = [row | {'licence': licence, 'policy': policy(licence, defended)} for row in rows]
     card = make_card(out_format, licence, _facts(source, setting, trace_hashes, defended, disclosure))
@@ -72,12 +73,13 @@ def export(
     return source.release
 
 
-def policy(licence: str, defended: bool) -> str:
-    """The notice that goes with every trace."""
+def policy(licence: str, defended: str) -> str:
+    """The notice that goes with every trace; it does not say which traces of a release are defended."""
     notice = f'Licence: {licence}. It governs whether other models may be trained on this trace.'
-    if defended:
+    if defended != 'no':
+        was = 'was' if defended == 'yes' else 'may have been'
         notice += (
-            ' It was sampled under an anti-distillation defence,'
+            f' It {was} sampled under an anti-distillation defence,'
             ' so it is no evidence of how the model reasons without one.'
         )
     return notice
@@ -96,20 +98,29 @@ def _check(out_format: str, licence: str, disclosure: str) -> None:
         raise ConfigError(f'disclosure {disclosure!r} is not allowed; it must be {DISCLOSURES}')
 
 
-def _collect(source: Workdir, setting: str) -> tuple[list[Row], dict[str, str], bool]:
-    """The rows of a setting by id, the hash of each trace, and whether any is defended."""
-    rows, trace_hashes, types, settings = [], {}, set(), set()
+def _collect(source: Workdir, setting: str) -> tuple[list[Row], dict[str, str], str]:
+    """The rows of a setting by id, the hash of each trace, and whether they are defended: 'yes', 'no' or 'in part'."""
+    rows, trace_hashes, types = [], {}, set()
+    settings = set(source.selections())
+    choices = source.selection(setting) if setting in settings else []
+    chosen = {choice['request_id'] for choice in choices}
     for trace in source.traces():
         request_id = RequestId.parse(trace.request_id)
         settings.add(request_id.setting)
-        if request_id.setting == setting:
+        if trace.request_id in chosen or request_id.setting == setting:
             rows.append(_row(request_id, trace))
             trace_hashes[trace.request_id] = trace_hash(trace)
             types.add(trace.defence.get('type'))
     if not rows:
         found = ', '.join(sorted(settings)) or 'no finished trace at all'
         raise InputError(f'{source.path} has no finished trace of setting {setting!r}; it has: {found}')
-    return sorted(rows, key=lambda row: row['id']), trace_hashes, types != {'undefended'}
+    if chosen - set(trace_hashes):
+        raise InputError(f'{len(chosen - set(trace_hashes))} traces of selection {setting!r} are gone; select again')
+    if any(choice['how'] not in CONTROLS for choice in choices) or 'undefended' not in types:
+        defended = 'yes'
+    else:
+        defended = 'no' if types == {'undefended'} else 'in part'
+    return sorted(rows, key=lambda row: row['id']), trace_hashes, defended
 
 
 def _row(request_id: RequestId, trace: Trace) -> Row:
@@ -119,11 +130,15 @@ def _row(request_id: RequestId, trace: Trace) -> Row:
 
 
 def _facts(
-    source: Workdir, setting: str, trace_hashes: dict[str, str], defended: bool, disclosure: str
+    source: Workdir, setting: str, trace_hashes: dict[str, str], defended: str, disclosure: str
 ) -> dict[str, str]:
     """What the card says about the traces, in its order."""
-    rejected = sum(RequestId.parse(i).setting == setting for i in set(source.rejected()) - set(trace_hashes))
-    total = (source.totals() or {}).get(setting)
+    # A selection leaves one trace of the samples that its arm has of each prompt.
+    arm = RequestId.parse(next(iter(trace_hashes))).setting
+    share = 1 if arm == setting else source.experiment['experiment']['samples']
+    rejected = sum(RequestId.parse(i).setting == arm for i in set(source.rejected()) - set(trace_hashes)) // share
+    total = (source.totals() or {}).get(arm)
+    total = total if total is None else total // share
     if total is None:
         missing = 'not known: the run has not said how many it will make'
     else:
@@ -133,7 +148,7 @@ def _facts(
         'Traces': str(len(trace_hashes)),
         'Missing': missing,
         'Rejected': f'{rejected} of the missing could not be made',
-        'Defended': 'yes: sampled under an anti-distillation defence' if defended else 'no',
+        'Defended': 'no' if defended == 'no' else f'{defended}: sampled under an anti-distillation defence',
         'Disclosure': disclosure or 'none needed, the traces are not defended',
     }
 

@@ -17,7 +17,7 @@ from adx.errors import ConfigError, InputError
 from adx.experiment import Experiment, ModelSource
 from adx.generation import Models
 from adx.mesh import Layout, make_mesh, proxy_layout, teacher_layout
-from adx.models.transformer import TransformerConfig, make_model
+from adx.models.transformer import Params, TransformerConfig, make_model
 
 CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
@@ -94,12 +94,20 @@ def load_models(experiment: Experiment, plan: Blueprint) -> Models:
     """Reads the weights onto the mesh."""
     ensemble = plan.ensemble
     teacher = _load(experiment.teacher, ensemble.teacher_layout, experiment.dtype, plan.vocab_rows)
-    hashes, groups = {'teacher': teacher.identity}, []
-    for group, members in zip(ensemble.groups, plan.members, strict=True):
+    groups, hashes = load_proxies(experiment, plan)
+    hashes = {'teacher': teacher.identity} | hashes
+    return Models(ensemble, Weights(teacher.params, groups), plan.tokenizer, hashes)
+
+
+def load_proxies(experiment: Experiment, plan: Blueprint) -> tuple[tuple[Params, ...], dict[str, str]]:
+    """The stacked weights of every group, as Weights.groups has them, and 'proxy_<i>' -> content hash."""
+    groups: list[Params] = []
+    hashes: dict[str, str] = {}
+    for group, members in zip(plan.ensemble.groups, plan.members, strict=True):
         loaded = [_load(experiment.proxies[i], group.layout, experiment.dtype, plan.vocab_rows) for i in members]
         hashes |= {f'proxy_{i}': one.identity for i, one in zip(members, loaded, strict=True)}
         groups.append(stack_params(group.model, group.layout, [one.params for one in loaded]))
-    return Models(ensemble, Weights(teacher.params, tuple(groups)), plan.tokenizer, hashes)
+    return tuple(groups), hashes
 
 
 def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,22 @@ class Policy:
                 f'default{hint(customer, named)}'
             )
         return entry, next(terms for terms in self.terms if terms.licence == entry.licence)
+
+
+def check_policy(policy: Any, rules: Mapping[str, Defence]) -> None:
+    """Raises ValueError for a policy that cannot serve arms with these rules. None is fine."""
+    if policy is None:
+        return
+    if not isinstance(policy, Policy):
+        raise ValueError(f'policy = {policy!r} is not allowed; give a Policy or None')
+    policy.check()
+    defended = [terms for terms in policy.terms if terms.defence is not None]
+    for name, rule in rules.items():
+        if defended and structure(rule) != structure(defended[0].defence):
+            raise ValueError(
+                f'arm {name!r} has the rule {rule} and policy.terms of {defended[0].licence!r} '
+                f'{defended[0].defence}; with a policy they may differ in numbers only'
+            )
 
 
 def structure(defence: Any) -> Any:

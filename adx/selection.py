@@ -18,11 +18,13 @@ from jax import lax
 from adx import grading
 from adx.aggregation import Aggregation
 from adx.decoding.ensemble import Ensemble
+from adx.fields import hint
 from adx.models.transformer import Model, Params
 from adx.numerics import log_softmax
 from adx.types import Array, check_choice
 
 HOWS = ('first', 'random', 'max_length', 'max_nll', 'max_harm')
+CONTROLS = ('first', 'random')  # no defence: they look at nothing
 ROWS = 8  # traces of one scoring batch
 SHORTEST = 64  # tokens of the shortest batch; the others double it
 Grade = Callable[[str, str], bool]
@@ -32,7 +34,7 @@ Grade = Callable[[str, str], bool]
 class Selection:
     """Keeps one of an arm's samples of each prompt; `name` is its setting where traces are shown or released.
 
-    how: 'first' and 'random' are the controls; 'max_length' in tokens; 'max_nll' is the mean completion NLL under the
+    how: 'first' and 'random' are CONTROLS; 'max_length' in tokens; 'max_nll' is the mean completion NLL under the
     proxies, 'max_harm' the module's harm. correctness_matched: only among the candidates that state candidate 0's
     answer, so that the arm's accuracy stays what it is. join: of the proxies' scores.
     """
@@ -50,7 +52,7 @@ class Selection:
 
     @property
     def is_defence(self) -> bool:
-        return self.how not in ('first', 'random')
+        return self.how not in CONTROLS
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -63,6 +65,28 @@ class Selection:
         if self.how == 'random':
             return indices[key % len(indices)]
         return indices[0] if self.how == 'first' else max(indices, key=lambda i: (scores[i], -i))
+
+
+def check_selections(selections: Sequence[Selection], arms: Sequence[str], has_proxies: bool, method: str) -> None:
+    """Raises ValueError naming the selection. method: by which a derivative is taken."""
+    taken = list(arms)
+    for selection in selections:
+        name = selection.name
+        if not name or '/' in name or name in taken:
+            raise ValueError(f'selections has one named {name!r}; it needs a name without "/" that is not of {taken}')
+        taken.append(name)
+        if selection.arm not in arms:
+            raise ValueError(
+                f'selection {name!r} is of the arm {selection.arm!r} and there are {[*arms]}{hint(selection.arm, arms)}'
+            )
+        try:
+            selection.check()
+        except ValueError as error:
+            raise ValueError(f'selection {name!r}: {error}') from error
+        if selection.score and not has_proxies:
+            raise ValueError(f'selection {name!r} is scored by proxies and proxies is empty; add a ModelSource to it')
+        if selection.score == 'harm' and method != 'exact':
+            raise ValueError(f"selection {name!r} wants derivative.method = 'exact' and it is {method!r}; set it")
 
 
 def stated_answer(text: str, gold: str | None) -> str | None:

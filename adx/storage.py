@@ -5,6 +5,7 @@
       journal/          finished traces: <shard>-of-<shards>.<opening>.jsonl
       rejected/         rows that could not be decoded, and why
       policies/         <hash>.json, every policy that rows were served under
+      scores/ selections/   see selecting.py
       heartbeat/        <shard>-of-<shards>.json, the last one of each process
       locks/
     release/   what may leave: see export.py
@@ -104,6 +105,18 @@ class Workdir:
         """Request id -> the latest reason of its rejection. A later run may have finished the row."""
         records = read_records(self.private / 'rejected')
         return {record['request_id']: record['reason'] for _, record in records}
+
+    def selections(self) -> list[str]:
+        """The names of the selections that were made."""
+        return [path.stem for path in files.list_files(self.private / 'selections', '.jsonl')]
+
+    def selection(self, name: str) -> list[dict[str, Any]]:
+        """The records of one of them, one per prompt. Raises StorageError if it cannot be read."""
+        path = self.private / 'selections' / f'{name}.jsonl'
+        try:
+            return [from_json(line) for line in path.read_bytes().splitlines()]
+        except (OSError, ValueError) as error:
+            raise StorageError(f'{path} cannot be read: {error}; run --stages=select again') from error
 
     def heartbeats(self) -> list[dict[str, Any]]:
         """The last heartbeat of every process that ever sent one, with its `age_seconds`."""

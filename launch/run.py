@@ -26,7 +26,7 @@ from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
-STAGES = ('prepare', 'generate', 'export')
+STAGES = ('prepare', 'generate', 'select', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -51,7 +51,7 @@ DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts,
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where JAX cannot detect it.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this process.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
-SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm whose traces leave; the only one if not given.')
+SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
 
 
@@ -189,12 +189,20 @@ def summary(report: Any) -> str:
     )
 
 
+def select(experiment: Any) -> int:
+    from adx import selecting
+
+    for name, (prompts, others) in selecting.select(experiment, str(WORKDIR.value)).items():
+        print(f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample')
+    return COMPLETE
+
+
 def export(experiment: Any) -> int:
     from adx.export import export as write_release
 
-    names = [arm.name for arm in experiment.arms]
+    names = [item.name for item in (*experiment.arms, *experiment.selections)]
     if SETTING.value is None and len(names) > 1:
-        raise ConfigError(f'--setting is needed to export one of the arms {names}')
+        raise ConfigError(f'--setting is needed to export one of the arms and selections {names}')
     path = write_release(
         WORKDIR.value, FORMAT.value, SETTING.value or names[0], experiment.licence, experiment.disclosure
     )
@@ -212,8 +220,9 @@ def resolve() -> Any:
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
-    if DISTRIBUTED.value and 'export' in STAGE_NAMES.value:
-        raise ConfigError('--stages=export is the work of one process; run it afterwards, without --distributed')
+    alone = [name for name in ('select', 'export') if name in STAGE_NAMES.value]
+    if DISTRIBUTED.value and alone:
+        raise ConfigError(f'--stages={alone[0]} is the work of one process; run it afterwards, without --distributed')
     if not WORKDIR.value and not DRY_RUN.value:
         raise ConfigError('--workdir is needed; give a directory or gs://bucket/path')
     return experiment
@@ -238,6 +247,7 @@ def run(interrupts: Interrupts) -> int:
     stages = {
         'prepare': lambda: prepare(experiment, interrupts),
         'generate': lambda: generate(experiment, interrupts),
+        'select': lambda: select(experiment),
         'export': lambda: export(experiment),
     }
     return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)

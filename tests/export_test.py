@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -168,6 +169,18 @@ class TestRelease:
         card = (release(workdir, 'chat', 'plain', disclosure='') / 'README.md').read_text()
         assert '| Missing | 0 of 2 |' in card
         assert '| Defended | no |' in card
+
+    def test_does_not_say_which_traces_of_a_policy_are_defended(self, tmp_path):
+        with open_workdir(tmp_path) as writer:
+            writer.append([make_trace(0, 'lane', terms='distillation'), defended(1)])
+            writer.append([dataclasses.replace(defended(2), request_id=make_trace(2, 'lane').request_id)])
+        rows = read_chat(release(tmp_path, 'chat', 'lane'))
+        assert len({row['policy'] for row in rows}) == 1
+        assert 'may have been sampled under an anti-distillation defence' in rows[0]['policy']
+        card = (tmp_path / 'release' / 'README.md').read_text()
+        assert '| Defended | in part: sampled under an anti-distillation defence |' in card
+        with pytest.raises(ConfigError, match='disclosure is empty'):
+            release(tmp_path, 'chat', 'lane', disclosure='')
 
     def test_can_be_read_by_others(self, workdir):
         folder = release(workdir, 'chat')

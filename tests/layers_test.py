@@ -11,13 +11,14 @@ import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
-    'types', 'errors', 'fields', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans',
+    'types', 'errors', 'fields', 'numerics', 'aggregation', 'grading', 'hashing', 'losses', 'mesh', 'spans', 'sweeping',
 }  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'policy', 'generation', 'loading', 'pipeline', 'preparation', 'processes', 'session',
+    'directions', 'experiment', 'policy', 'generation', 'loading', 'pipeline', 'preparation', 'processes',
+    'selecting', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}

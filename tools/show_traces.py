@@ -7,11 +7,12 @@ Exit codes: 0 done, 2 flags, 3 input, 4 workdir, 74 storage.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from absl import flags
 from etils import epath
@@ -42,9 +43,22 @@ def first_prompts(traces: Iterable[Trace], limit: int) -> list[Trace]:
     return sorted(chosen, key=lambda trace: trace.defence.get('type') != 'undefended')
 
 
+def with_selections(workdir: Workdir) -> Iterator[Trace]:
+    """The traces; what a selection chose also as a setting of its name, beside candidate 0 of the prompt."""
+    names: dict[str, list[str]] = {}
+    for name in workdir.selections():
+        for choice in workdir.selection(name):
+            names.setdefault(choice['request_id'], []).append(name)
+    for trace in workdir.traces():
+        yield trace
+        for name in names.get(trace.request_id, ()):
+            id_ = RequestId.parse(trace.request_id)._replace(sample=0, setting=name)
+            yield dataclasses.replace(trace, request_id=str(id_))
+
+
 def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
     """Reads what is finished. Raises AdxError where the workdir or the teacher's tokenizer cannot be read."""
-    chosen = first_prompts(workdir.traces(), limit)
+    chosen = first_prompts(with_selections(workdir), limit)
     if not chosen:
         raise WorkdirError(f'{workdir.path} has no finished trace yet; run its experiment first')
     stored = workdir.experiment['experiment']

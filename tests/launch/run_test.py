@@ -242,6 +242,27 @@ def test_what_one_process_refuses_ends_both_in_one_line(place):
     assert not (place.root / 'refused').exists()
 
 
+@pytest.mark.slow
+def test_a_selection_is_made_and_released(place):
+    config = place.root / 'selected.py'
+    fields = "samples=2, selections=(Selection('hard', 'plain', 'max_nll'),), disclosure"
+    text = pathlib.Path(place.config).read_text().replace('disclosure', fields)
+    config.write_text(text.replace('\nfrom adx', '\nfrom adx.selection import Selection\nfrom adx', 1))
+    given = (f'--config={config}', f'--workdir={place.root / "selected"}')
+    code, _, err = end(start(place, *given, '--stages=select'))
+    assert code == 4, err
+    code, out, err = end(start(place, *given, '--stages=generate,select,export', '--setting=hard'))
+    assert code == 0, err
+    assert 'selection hard: 3 prompts, ' in out
+    chosen = {record['request_id'] for record in Workdir(place.root / 'selected').selection('hard')}
+    rows = (place.root / 'selected' / 'release' / 'traces.jsonl').read_text().splitlines()
+    assert {f'{json.loads(row)["id"]}/plain' for row in rows} == chosen
+    assert len(chosen) == 3
+    code, _, err = end(start(place, *given, '--stages=export'))
+    assert code == 2, err
+    assert "one of the arms and selections ['plain', " in err
+
+
 def write_jsonl(place, name: str, *lines: str) -> str:
     """A config whose prompts are these lines; its path."""
     data = place.root / f'{name}.jsonl'

@@ -1,0 +1,199 @@
+"""The stage `select`: scores an arm's finished traces and writes which sample of each prompt is kept.
+
+    private/scores/<nll or harm>/     journals of what the proxies say of each trace, saved batch by batch
+    private/selections/<name>.jsonl   one line per prompt: the chosen request id, and all candidates
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from adx import experiment as experiments
+from adx import files, loading, locks
+from adx.datasets.chat import encode_prompt
+from adx.decoding.ensemble import Weights
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
+from adx.experiment import Experiment
+from adx.generation import Models
+from adx.hashing import row_key
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records, to_json
+from adx.loading import Blueprint
+from adx.selection import Example, Scorer, Selection, batches, matched, stated_answer
+from adx.storage import Workdir
+from adx.types import RequestId, Trace
+
+OWNER = 'select'  # of the score journals
+Prompts = dict[str, list[Trace]]  # 'dataset/split/row' -> its candidates by sample
+# (experiment, workdir, blueprint, models) -> the models with `weights.directions`
+LoadDirections = Callable[[Experiment, str, Blueprint, Models], Models]
+Tell = Callable[[str, int, int], None]  # 'nll' or 'harm', how many traces are scored, of how many
+
+
+def select(
+    experiment: Experiment,
+    path: str,
+    load_directions: LoadDirections | None = None,
+    tell: Tell = lambda kind, done, total: None,
+) -> dict[str, tuple[int, int]]:
+    """Makes every selection of the experiment: name -> (prompts, those whose choice is not candidate 0).
+
+    Stopped at any moment it goes on where it was: scores are saved as they come, selections appear whole.
+    Raises ConfigError, WorkdirError, and InputError for an arm that is not complete or a score that is no number.
+    """
+    experiments.check(experiment)
+    if not experiment.selections:
+        raise ConfigError('--stages=select has nothing to do: selections is empty; add a Selection to it')
+    workdir = Workdir(path)
+    if workdir.experiment['experiment_hash'] != experiments.experiment_hash(experiment):
+        raise WorkdirError(f'workdir {path} belongs to another experiment; give the config that it was made with')
+    with _held(workdir):
+        arms = {selection.arm for selection in experiment.selections}
+        candidates = {arm: _candidates(workdir, arm, experiment.samples) for arm in sorted(arms)}
+        scores = {}
+        for kind in sorted({selection.score for selection in experiment.selections} - {''}):
+            wanted = {selection.arm for selection in experiment.selections if selection.score == kind}
+            traces = [trace for arm in sorted(wanted) for group in candidates[arm].values() for trace in group]
+            scores[kind] = _scores(experiment, workdir, kind, traces, load_directions, tell)
+        return {
+            selection.name: _write(experiment, workdir, selection, candidates[selection.arm], scores)
+            for selection in experiment.selections
+        }
+
+
+@contextlib.contextmanager
+def _held(workdir: Workdir) -> Iterator[None]:
+    """Nobody else selects in the workdir meanwhile."""
+    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+        for name in ('selections', 'scores', 'scores/nll', 'scores/harm'):
+            files.make_private_dir(workdir.private / name)
+        lock = locks.acquire(workdir.private / 'locks' / 'select.lock', f'workdir {workdir.path}, stage select,')
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _candidates(workdir: Workdir, arm: str, samples: int) -> Prompts:
+    """The traces of an arm by prompt and sample. Raises InputError unless every prompt that can be served has all."""
+    found: dict[str, dict[int, Trace]] = {}
+    for trace in workdir.traces():
+        id_ = RequestId.parse(trace.request_id)
+        if id_.setting == arm:
+            found.setdefault(_prompt(id_), {})[id_.sample] = trace
+    done = sum(map(len, found.values()))
+    ids = {trace.request_id for group in found.values() for trace in group.values()}
+    rejected = sum(RequestId.parse(id_).setting == arm for id_ in set(workdir.rejected()) - ids)
+    total = (workdir.totals() or {}).get(arm, done)
+    if not done or done + rejected < total or any(len(group) != samples for group in found.values()):
+        raise InputError(
+            f'arm {arm!r} has {done} of {total} traces ({rejected} rejected) and a selection is made among all '
+            f'{samples} samples of each prompt; finish --stages=generate first'
+        )
+    return {prompt: [group[sample] for sample in sorted(group)] for prompt, group in sorted(found.items())}
+
+
+def _prompt(id_: RequestId) -> str:
+    return f'{id_.dataset}/{id_.split}/{id_.row}'
+
+
+def _scores(
+    experiment: Experiment,
+    workdir: Workdir,
+    kind: str,
+    traces: Sequence[Trace],
+    load_directions: LoadDirections | None,
+    tell: Tell,
+) -> dict[str, list[float]]:
+    """Request id -> what each proxy, or direction, says. Models are loaded only if some trace has no scores yet."""
+    directory = workdir.private / 'scores' / kind
+    cut_torn_tails(directory, OWNER)
+    known: dict[str, list[float]] = {record['request_id']: record['scores'] for _, record in read_records(directory)}
+    left = [trace for trace in traces if trace.request_id not in known]
+    if not left:
+        return known
+    plan = loading.blueprint(experiment)
+    scorer = _scorer(experiment, workdir, plan, kind, load_directions)
+    prompts = (encode_prompt(trace.messages, plan.tokenizer, experiment.prompting) for trace in left)
+    examples = [Example(trace.request_id, ids, trace.tokens) for trace, ids in zip(left, prompts, strict=True)]
+    with contextlib.closing(Journal(directory, OWNER)) as journal:
+        for inside, batch in batches(examples):
+            scored = dict(zip((one.id for one in inside), scorer(batch).T.tolist(), strict=False))
+            _check_finite(kind, scored)
+            lines = ({'format_version': FORMAT_VERSION, 'request_id': i, 'scores': s} for i, s in scored.items())
+            journal.append([to_json(line) for line in lines])
+            known |= scored
+            tell(kind, len(traces) - len(left) + sum(example.id in known for example in examples), len(traces))
+    return known
+
+
+def _scorer(
+    experiment: Experiment, workdir: Workdir, plan: Blueprint, kind: str, load_directions: LoadDirections | None
+) -> Scorer:
+    groups, hashes = loading.load_proxies(experiment, plan)
+    if kind == 'nll':
+        return Scorer(plan.ensemble, groups, None, plan.members)
+    if load_directions is None:
+        raise ConfigError("a selection takes 'max_harm' and there are no directions of the proxies to measure it along")
+    models = Models(plan.ensemble, Weights({}, groups), plan.tokenizer, hashes)  # the teacher scores nothing
+    weights: Any = load_directions(experiment, str(workdir.path), plan, models).weights
+    return Scorer(plan.ensemble, weights.groups, weights.directions, plan.members)
+
+
+def _check_finite(kind: str, scored: dict[str, list[float]]) -> None:
+    for id_, scores in scored.items():
+        if not np.all(np.isfinite(scores)):
+            raise InputError(f"{id_}: the proxies' {kind} is {scores}, not finite; check their weights and directions")
+
+
+def _write(
+    experiment: Experiment,
+    workdir: Workdir,
+    selection: Selection,
+    prompts: Prompts,
+    scores: dict[str, dict[str, list[float]]],
+) -> tuple[int, int]:
+    records = [
+        _choice(experiment, selection, prompt, traces, scores.get(selection.score, {}))
+        for prompt, traces in prompts.items()
+    ]
+    path = workdir.private / 'selections' / f'{selection.name}.jsonl'
+    with files.os_errors(StorageError, f'{path} was not written, the scores are safe'):
+        files.write_private(path, ''.join(f'{to_json(record)}\n' for record in records).encode())
+    return len(records), sum(record['sample'] > 0 for record in records)
+
+
+def _choice(
+    experiment: Experiment, selection: Selection, prompt: str, traces: Sequence[Trace], scores: dict[str, list[float]]
+) -> dict[str, Any]:
+    """The line of one prompt."""
+    grade, gold = experiment.dataset.grade, traces[0].gold
+    texts = [trace.text for trace in traces]
+    kept = matched(texts, gold, grade) if selection.correctness_matched else [True] * len(traces)
+    joined: Iterable[float] = [0.0] * len(traces)
+    if selection.how == 'max_length':
+        joined = [float(len(trace.tokens)) for trace in traces]
+    elif selection.score:
+        columns_MB = np.array([scores[trace.request_id] for trace in traces], np.float32).T
+        joined = np.asarray(selection.join(jnp.asarray(columns_MB))).tolist()
+    joined = list(joined)
+    high, low = row_key(experiment.seed, prompt).tolist()
+    index = selection.choose(kept, joined, high << 32 | low)
+    candidates = [
+        {
+            'request_id': trace.request_id,
+            'tokens': len(trace.tokens),
+            'score': joined[i],
+            'proxies': scores.get(trace.request_id, []),
+            'answer': stated_answer(trace.text, gold),
+            'right': None if gold is None else grade(trace.text, gold),
+            'kept': kept[i],
+        }
+        for i, trace in enumerate(traces)
+    ]
+    chosen = {'prompt': prompt, 'request_id': traces[index].request_id, 'sample': index, 'how': selection.how}
+    return {'format_version': FORMAT_VERSION} | chosen | {'candidates': candidates}

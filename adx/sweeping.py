@@ -1,0 +1,45 @@
+"""Sweeps: one arm per value of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+from adx.errors import ConfigError
+from adx.fields import find, literals, set_field
+
+Axis = tuple[str, list[str], list[Any]]  # what errors start with, the path below the arm, the values
+
+
+def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = False) -> tuple[Any, ...]:
+    """The arms with one per value in the place of those that an assignment names; see `experiment.sweep`.
+
+    has_policy: the numbers of rules are not the arms' to say. Raises ConfigError for an assignment that names no field.
+    """
+    grids: dict[int, list[Axis]] = {}
+    for assignment in assignments:
+        path, _, text = assignment.partition('=')
+        root, name, *keys = [*path.split('.'), '']
+        if root != 'arms' or keys[:1] not in (['defence'], ['sampling']) or not text:
+            raise ConfigError(
+                f'--sweep {assignment!r} is not allowed; write --sweep arms.<arm>.<defence or sampling>.<field>'
+                f'=value,value with an arm of {[arm.name for arm in arms]}'
+            )
+        if keys[0] == 'defence' and has_policy:
+            raise ConfigError(f'--sweep {path}: the policy gives the numbers of rules; sweep sampling or set its terms')
+        axis = (f'--sweep {path}', keys[:-1], literals(text))
+        grids.setdefault(find(arms, name, f'--sweep {path}'), []).append(axis)
+    return tuple(new for i, arm in enumerate(arms) for new in _grid(arm, grids.get(i, [])))
+
+
+def _grid(arm: Any, axes: list[Axis]) -> list[Any]:
+    """The arm at every point of its grid, named after it; itself where the grid has no axis."""
+    made = []
+    for point in itertools.product(*(values for _, _, values in axes)):
+        new = arm
+        for (path, keys, _), value in zip(axes, point, strict=True):
+            new = set_field(new, keys, value, path)
+        settings = ','.join(f'{keys[-1]}={value}' for (_, keys, _), value in zip(axes, point, strict=True))
+        made.append(dataclasses.replace(new, name=f'{arm.name}.{settings}' if axes else arm.name))
+    return made
