@@ -3,6 +3,7 @@
 from adx.datasets import CompetitionMath, Gsm8k, Jsonl, Mmlu
 from adx.decoding.engine import DecodeConfig
 from adx.defences import (
+    Antidistillation,
     Chain,
     CrossModelHard,
     CrossModelReweight,
@@ -19,6 +20,7 @@ from adx.session import Run, decode, load, prepare
 from adx.types import Sampling
 
 __all__ = [
+    'Antidistillation',
     'Arm',
     'Chain',
     'CompetitionMath',

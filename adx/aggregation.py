@@ -13,7 +13,8 @@ AGGREGATIONS = ('mean', 'max', 'min', 'softmin')
 
 @flax.struct.dataclass
 class Aggregation:
-    """Joins contributions_NV (each proxy's change of the score, never its raw log-probs) over the proxies.
+    """Joins contributions_NV (each proxy's change of the score, never its raw log-probs) over the proxies, or over the
+    directions of all of them.
 
     how: 'mean', 'max', 'min' (the least harmed student decides) or 'softmin', -(1/beta) log mean exp(-beta x),
     which tends to the mean as beta -> 0 and to the minimum as beta -> inf. beta: > 0, in 1/nats.

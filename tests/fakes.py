@@ -83,9 +83,11 @@ def undefended(**kwargs):
 
 
 def make_views(seed=0, vocab=32, proxies=2, allowed=None, temperature=1.0) -> Views:
-    """Random log-probs of one row; `allowed` None allows every token."""
+    """Random log-probs of one row, and derivatives along one direction a proxy; `allowed` None allows every token."""
     teacher, *rest = jax.random.split(jax.random.key(seed), proxies + 1)
     draw = [jax.nn.log_softmax(2 * jax.random.normal(key, (vocab,))) for key in (teacher, *rest)]
+    tangents = [jax.random.normal(jax.random.fold_in(key, 1), (vocab,)) for key in rest]
+    centred = [x - jnp.sum(jnp.exp(lp) * x) for x, lp in zip(tangents, draw[1:], strict=True)]
     return Views(
         teacher_V=draw[0],
         proxies_NV=jnp.stack(draw[1:]) if proxies else jnp.zeros((0, vocab)),
@@ -95,4 +97,5 @@ def make_views(seed=0, vocab=32, proxies=2, allowed=None, temperature=1.0) -> Vi
         position=jnp.int32(5),
         key=jax.random.key(seed + 1000),
         open_mass=jnp.float32(1),
+        tangents_MV=jnp.stack(centred) if proxies else jnp.zeros((0, vocab)),
     )

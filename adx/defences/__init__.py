@@ -1,5 +1,6 @@
 """The menu of token-level defences (adversarial decoding)."""
 
+from adx.defences.antidistillation import Antidistillation
 from adx.defences.chain import Chain
 from adx.defences.cross_model import CrossModelHard, CrossModelReweight, CrossModelSoft, CrossModelWeighted
 from adx.defences.permutation import Permutation
@@ -13,6 +14,7 @@ MENU: dict[str, type] = {
     'cross_model_weighted': CrossModelWeighted,
     'cross_model_soft': CrossModelSoft,
     'cross_model_reweight': CrossModelReweight,
+    'antidistillation': Antidistillation,
     'permutation': Permutation,
     'chain': Chain,
 }

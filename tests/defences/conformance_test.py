@@ -13,6 +13,7 @@ import pytest
 from adx import defences
 from adx.aggregation import Aggregation
 from adx.defences import (
+    Antidistillation,
     Chain,
     CrossModelHard,
     CrossModelReweight,
@@ -31,6 +32,7 @@ EXAMPLES = {
     'cross_model_weighted': CrossModelWeighted(0.7),
     'cross_model_soft': CrossModelSoft(0.7, 1.5),
     'cross_model_reweight': CrossModelReweight(2.0),
+    'antidistillation': Antidistillation(0.6),
     'permutation': Permutation(ProductOfExperts(0.4)),
     'chain': Chain((ProductOfExperts(0.3), CrossModelSoft(0.5, 1.0))),
 }
@@ -39,6 +41,7 @@ NEUTRAL = [
     ProductOfExperts(0.0),
     CrossModelSoft(0.0, 1.0),
     CrossModelReweight(0.0),
+    Antidistillation(0.0, Aggregation(how='min')),
     Permutation(ProductOfExperts(0.0)),
     Chain((ProductOfExperts(0.0), CrossModelSoft(0.0, 1.0))),
 ]
@@ -123,6 +126,7 @@ def test_strength_zero_is_the_teacher_bit_for_bit(defence):
         CrossModelSoft(float('inf')),
         CrossModelSoft(1.0, 0.0),
         CrossModelReweight(-0.1),
+        Antidistillation(float('inf')),
         ProductOfExperts(0.5, Aggregation(1.0, 'median')),
         Chain(()),
         Chain((CrossModelHard(), ProductOfExperts(0.5))),
@@ -147,10 +151,11 @@ def formulas(views):
         'cross_model_weighted': np.where(difference == difference[ALLOWED].max(), 0.0, MASKED),
         'cross_model_soft': difference / 1.5,
         'cross_model_reweight': lp_T + 2.0 * np.log1p(-np.exp(lp_S)),
+        'antidistillation': lp_T + 0.6 * np.asarray(views.tangents_MV[0], np.float64),
     }
 
 
-@pytest.mark.parametrize('name', ['undefended', *list(EXAMPLES)[1:6]])
+@pytest.mark.parametrize('name', ['undefended', *list(EXAMPLES)[1:7]])
 @pytest.mark.parametrize('seed', range(5))
 def test_equals_its_formula(name, seed):
     views = fakes.make_views(seed, proxies=1, allowed=ALLOWED)
@@ -166,7 +171,7 @@ def test_product_of_experts_is_cross_model_soft_with_the_other_sign(gamma):
     np.testing.assert_allclose(served(ProductOfExperts(gamma), views), served(joined, views), atol=1e-5)
 
 
-@pytest.mark.parametrize('name', list(EXAMPLES)[:6])
+@pytest.mark.parametrize('name', list(EXAMPLES)[:7])
 def test_a_chain_of_one_is_the_one(name):
     views = fakes.make_views(allowed=ALLOWED)
     np.testing.assert_array_equal(served(Chain((EXAMPLES[name],)), views), served(EXAMPLES[name], views))
@@ -187,6 +192,35 @@ def test_permutation_keeps_sizes_and_forgets_tokens():
     )
     scale = np.sqrt(np.mean(change_V**2) / 2000)  # standard error of a mean of 2000 changes with random signs
     assert np.abs(moved_TV.mean(axis=0)).max() < 5 * scale
+
+
+@pytest.mark.parametrize(('how', 'join'), [
+    ('mean', lambda x_MV: x_MV.mean(axis=0)),
+    ('max', lambda x_MV: x_MV.max(axis=0)),
+    ('min', lambda x_MV: x_MV.min(axis=0)),
+    ('softmin', lambda x_MV: -np.log(np.mean(np.exp(-2 * x_MV), axis=0)) / 2),
+])  # fmt: skip
+@pytest.mark.parametrize('lam', [0.6, -0.6])
+def test_antidistillation_joins_what_each_direction_adds_to_the_score(how, join, lam):
+    """Under a negative strength the minimum is that of the scores' changes, not of the derivatives."""
+    views = fakes.make_views(proxies=3, allowed=ALLOWED)
+    scores_V = views.teacher_V + join(lam * np.asarray(views.tangents_MV, np.float64))
+    expected_V = np.where(ALLOWED, scores_V, -np.inf)
+    expected_V -= np.logaddexp.reduce(expected_V)
+    got_V = served(Antidistillation(lam, Aggregation(2.0, how)), views)
+    np.testing.assert_allclose(got_V[ALLOWED], expected_V[ALLOWED], atol=5e-6)
+
+
+def test_what_a_direction_adds_to_every_token_matters_to_the_minimum_only():
+    """Why derivatives come centred: the mean of raw ones serves the same distribution, their minimum another."""
+    views = fakes.make_views(allowed=ALLOWED)
+    raw = dataclasses.replace(views, tangents_MV=views.tangents_MV + jnp.asarray([[3.0], [-3.0]]))
+    same, other = (
+        np.abs(served(Antidistillation(0.6, Aggregation(how=how)), raw) - served(
+            Antidistillation(0.6, Aggregation(how=how)), views)).max() for how in ('mean', 'min')
+    )  # fmt: skip
+    assert same < 1e-5
+    assert other > 0.1
 
 
 def test_a_candidate_outside_the_proxys_nucleus_keeps_its_order():
