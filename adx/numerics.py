@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,7 @@ Array = jax.Array
 # The log-probability of what cannot happen. Finite, because -inf - -inf and 0 * -inf are nan.
 MASKED = -1e30
 THRESHOLDS_PER_PASS = 15
+PIECES = 16  # of the vocabulary, see totals; a mesh splits it into fewer and they divide these
 NORMAL = 0x00800000  # the bits of the smallest normal float32: below it only 0 compares as it should
 
 
@@ -33,6 +35,34 @@ def renormalise(scores: Array, allowed: Array) -> Array:
 def kl(log_q: Array, log_p: Array) -> Array:
     """KL(q || p) in nats over the last axis. Both are normalised log-probs on the same set."""
     return jnp.sum(jnp.where(log_q > MASKED, jnp.exp(log_q) * (log_q - log_p), 0.0), axis=-1)
+
+
+def keep_mass(adjusted_V: Array, teacher_V: Array, kept_V: Array, open_mass: Array) -> Array:
+    """The teacher's log-prob where `kept_V`, and `adjusted_V` scaled to the mass `open_mass` of the other tokens.
+
+    adjusted_V: log-probs normalised over the others. Leaving only the logits of kept tokens alone would not do: while
+    others move, their chance moves too.
+    """
+    return jnp.where(kept_V, teacher_V, jnp.maximum(adjusted_V + jnp.log(open_mass), MASKED))
+
+
+def totals(*parts: Array) -> tuple[Array, ...]:
+    """The sum of each part over the last axis, all in one pass.
+
+    PIECES of the axis are added up before it is summed: entries that stand side by side are then added side by side,
+    where a plain sum of several parts takes one entry after the other.
+    """
+    split = tuple(x.reshape(*x.shape[:-1], math.gcd(x.shape[-1], PIECES), -1) for x in parts)
+    zeros = (jnp.float32(0),) * len(parts)
+    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))  # noqa: E731
+    return tuple(jnp.sum(x, axis=-1) for x in lax.reduce(split, zeros, add, (split[0].ndim - 2,)))
+
+
+def log_sums(*scores: Array) -> tuple[Array, ...]:
+    """log sum exp of each over the last axis, all in two passes. Finite entries."""
+    best = [jnp.max(x, axis=-1) for x in scores]
+    sums = totals(*(jnp.exp(x - top[..., None]) for x, top in zip(scores, best, strict=True)))
+    return tuple(jnp.log(total) + top for total, top in zip(sums, best, strict=True))
 
 
 def argmax(x: Array) -> Array:

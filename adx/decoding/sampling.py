@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from adx import numerics
-from adx.numerics import MASKED
 from adx.types import Array, Defence, Sampling, State, Views
 
 DEFENCE_STREAM = 1  # folded into the row's key for the defence's own draws; sampling uses the key itself
@@ -74,17 +73,6 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
 
 
-def keep_protected_mass(adjusted_V: Array, teacher_V: Array, protected_V: Array) -> Array:
-    """The teacher's probability on protected tokens, and `adjusted_V` scaled to what is left on the others.
-
-    adjusted_V: log-probs normalised over the unprotected tokens. Leaving only the logits of protected tokens alone
-    would not do: while others move, the chance to stop moves too.
-    """
-    kept = jnp.sum(jnp.where(protected_V, jnp.exp(teacher_V), 0.0))
-    rest_V = jnp.maximum(adjusted_V + jnp.log1p(-jnp.minimum(kept, 1.0 - 2.0**-24)), MASKED)
-    return jnp.where(protected_V, teacher_V, rest_V)
-
-
 def serve_row(defence: Defence, state: State, views: Views, key: Array, protected_V: Array) -> Served:
     """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary.
 
@@ -101,7 +89,7 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
     adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
     # A rule that changed nothing serves the teacher's very bits: protection would only round them.
     unchanged = all_protected | jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
-    served_V = jnp.where(unchanged, teacher_V, keep_protected_mass(adjusted_V, teacher_V, protected_V))
+    served_V = jnp.where(unchanged, teacher_V, numerics.keep_mass(adjusted_V, teacher_V, protected_V, open_mass))
 
     noise_V = jnp.where(greedy, 0.0, numerics.gumbel(key, teacher_V.shape[-1]))
     undefended = numerics.argmax(teacher_V + noise_V)

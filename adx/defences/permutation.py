@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adx.defences.tilting import Wrapper
 from adx.numerics import renormalise
 from adx.types import Array, Defence, State, Views
 
 
 @flax.struct.dataclass
-class Permutation:
+class Permutation(Wrapper):
     """Adds `rule`'s score changes to the wrong tokens: a fresh permutation of the truncation set per row and
     position, each change with a random sign. Same sizes, no information about the proxies.
 
@@ -21,19 +22,6 @@ class Permutation:
     """
 
     rule: Defence
-
-    wants_tangents = property(lambda self: self.rule.wants_tangents)
-    wants_proxies = property(lambda self: self.rule.wants_proxies)
-    is_argmax = False
-
-    def check(self) -> None:
-        self.rule.check()
-        if self.rule.is_argmax:
-            name = type(self.rule).__name__
-            raise ValueError(f'Permutation.rule = {name} puts all mass on one token and has no score change to shuffle')
-
-    def init(self) -> State:
-        return self.rule.init()
 
     def adjust(self, views: Views, state: State) -> tuple[Array, State]:
         scores_V, state = self.rule.adjust(views, state)

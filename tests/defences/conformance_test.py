@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import fakes
 import jax
@@ -14,15 +15,23 @@ from adx import defences
 from adx.aggregation import Aggregation
 from adx.defences import (
     Antidistillation,
+    Bank,
+    Budget,
     Chain,
+    Controller,
     CrossModelHard,
     CrossModelReweight,
     CrossModelSoft,
     CrossModelWeighted,
+    EntropyGate,
+    EqualKl,
     Permutation,
+    ProbabilityFloor,
     ProductOfExperts,
+    Schedule,
     Undefended,
 )
+from adx.experiment import from_json, to_json
 from adx.numerics import MASKED, renormalise
 
 EXAMPLES = {
@@ -35,6 +44,13 @@ EXAMPLES = {
     'antidistillation': Antidistillation(0.6),
     'permutation': Permutation(ProductOfExperts(0.4)),
     'chain': Chain((ProductOfExperts(0.3), CrossModelSoft(0.5, 1.0))),
+    'budget': Budget(ProductOfExperts(0.4), 0.1),
+    'bank': Bank(Chain((ProductOfExperts(0.4), CrossModelSoft(0.5, 1.0))), 0.2, 0.01, 0.1),
+    'entropy_gate': EntropyGate(Antidistillation(0.6), 0.5),
+    'probability_floor': ProbabilityFloor(Budget(ProductOfExperts(0.4), 0.1), 0.05),
+    'schedule': Schedule(ProductOfExperts(0.4), 0, 4, 0.5, 1.0),
+    'controller': Controller(Antidistillation(0.6), 0.1, 0.2),
+    'equal_kl': EqualKl(Permutation(ProductOfExperts(0.4)), ProductOfExperts(0.4), 4.0),
 }
 NEUTRAL = [
     Undefended(),
@@ -44,25 +60,46 @@ NEUTRAL = [
     Antidistillation(0.0, Aggregation(how='min')),
     Permutation(ProductOfExperts(0.0)),
     Chain((ProductOfExperts(0.0), CrossModelSoft(0.0, 1.0))),
+    Budget(ProductOfExperts(0.0), 0.1),
+    Budget(ProductOfExperts(0.4), 0.0),
+    Bank(ProductOfExperts(0.4), 0.0, 0.0),
+    Bank(ProductOfExperts(0.4), 1.0, 0.0, 0.0),
+    EntropyGate(CrossModelHard(), 100.0),
+    EntropyGate(ProductOfExperts(0.0), 0.0),
+    ProbabilityFloor(ProductOfExperts(0.0), 0.1),
+    Schedule(ProductOfExperts(0.4), 1, 9, 0.0, 1.0),
+    Schedule(CrossModelHard(), 1, 1, 0.0, 1.0),
+    Controller(ProductOfExperts(0.0)),
+    EqualKl(ProductOfExperts(0.4), ProductOfExperts(0.0)),
+    EqualKl(ProductOfExperts(0.0), ProductOfExperts(0.4)),
+    Budget(Chain((ProductOfExperts(0.0), EntropyGate(Schedule(ProductOfExperts(0.4), 3, 3), 0.1))), 0.1),
 ]
 ALLOWED = np.arange(32) % 3 > 0
 
 
+ADJUST = jax.jit(lambda defence, views: defence.adjust(views, defence.init())[0])
+
+
 def served(defence, views):
-    scores_V, _ = jax.jit(lambda d, v: d.adjust(v, d.init()))(jax.tree.map(jnp.float32, defence), views)
+    scores_V = ADJUST(jax.tree.map(jnp.float32, defence), views)
     return np.asarray(renormalise(scores_V, views.allowed_V), np.float64)
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_round_trips_through_json(name):
+    assert from_json(json.loads(json.dumps(to_json(EXAMPLES[name])))) == EXAMPLES[name]
 
 
 def test_every_option_has_an_example():
     assert set(EXAMPLES) == set(defences.MENU)
 
 
-@pytest.mark.parametrize('name', EXAMPLES)
-@pytest.mark.parametrize('aggregation', ['mean', 'softmin'])
-def test_serves_a_distribution_on_the_set(name, aggregation):
-    defence = EXAMPLES[name]
-    if hasattr(defence, 'join'):
-        defence = dataclasses.replace(defence, join=Aggregation(2.0, aggregation))
+JOINED = {f'{name}_softmin': dataclasses.replace(rule, join=Aggregation(2.0, 'softmin'))
+          for name, rule in EXAMPLES.items() if hasattr(rule, 'join')}  # fmt: skip
+
+
+@pytest.mark.parametrize('defence', [*EXAMPLES.values(), *JOINED.values()], ids=[*EXAMPLES, *JOINED])
+def test_serves_a_distribution_on_the_set(defence):
     defence.check()
     log_q_V = served(defence, fakes.make_views(allowed=ALLOWED))
     assert log_q_V.shape == (32,)
@@ -110,10 +147,10 @@ def test_rows_are_independent_and_numbers_do_not_retrace(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize('defence', NEUTRAL, ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize('defence', NEUTRAL, ids=str)
 def test_strength_zero_is_the_teacher_bit_for_bit(defence):
     views = fakes.make_views(allowed=ALLOWED)
-    scores_V, _ = jax.jit(lambda d, v: d.adjust(v, d.init()))(jax.tree.map(jnp.float32, defence), views)
+    scores_V = ADJUST(jax.tree.map(jnp.float32, defence), views)
     np.testing.assert_array_equal(scores_V[ALLOWED], views.teacher_V[ALLOWED])
 
 
@@ -131,6 +168,22 @@ def test_strength_zero_is_the_teacher_bit_for_bit(defence):
         Chain(()),
         Chain((CrossModelHard(), ProductOfExperts(0.5))),
         Permutation(CrossModelHard()),
+        *(wrap(CrossModelHard()) for wrap in (Budget, Bank, ProbabilityFloor, Controller, Schedule)),
+        EqualKl(CrossModelHard(), ProductOfExperts(0.5)),
+        EqualKl(ProductOfExperts(0.5), CrossModelHard()),
+        EqualKl(ProductOfExperts(0.5), ProductOfExperts(0.5), 0.5),
+        Budget(ProductOfExperts(2.0), 0.1),
+        Budget(ProductOfExperts(0.5), -0.1),
+        Bank(ProductOfExperts(0.5), -1.0),
+        Bank(ProductOfExperts(0.5), 1.0, -1.0),
+        Bank(ProductOfExperts(0.5), 1.0, 1.0, float('inf')),
+        EntropyGate(ProductOfExperts(0.5), float('nan')),
+        ProbabilityFloor(ProductOfExperts(0.5), 1.5),
+        Schedule(ProductOfExperts(0.5), 5, 4),
+        Schedule(ProductOfExperts(0.5), 0, 4, -0.1),
+        Schedule(CrossModelHard(), 3, 3, 0.0, 0.5),
+        Controller(ProductOfExperts(0.5), 0.0),
+        Controller(ProductOfExperts(0.5), 0.1, 1.5),
     ],
     ids=str,
 )
