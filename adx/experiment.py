@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from adx import datasets, defences
 from adx.aggregation import Aggregation
+from adx.automata import SPANS
 from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
@@ -94,6 +95,8 @@ class Experiment:
     selections: each keeps one of an arm's samples of every prompt, by `--stages=select`.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
     derivative: read only where an arm's rule wants it.
+    protected_spans: names of automata.SPANS, in which the teacher is served as it is: recognised in the new tokens,
+      from the token after the one that completes the opener.
     policy: serves each customer by its licence; arms then give sampling and the structure of the rule, the terms its
       numbers. None serves all prompts alike.
     disclosure: how readers learn that traces are defended; required when an arm is.
@@ -113,6 +116,7 @@ class Experiment:
     selections: tuple[Selection, ...] = ()
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()
+    protected_spans: tuple[str, ...] = ()
     seed: int = 0
     dtype: str = 'float32'
     decode: DecodeConfig = DecodeConfig(record='scalars')
@@ -228,6 +232,7 @@ def holdout(experiment: Experiment) -> Experiment:
         arms=(Arm('plain', sampling=derivative.sampling),),
         policy=None,
         selections=(),
+        protected_spans=(),
         samples=derivative.samples,
         max_new_tokens=derivative.max_new_tokens,
         decode=dataclasses.replace(experiment.decode, record='none'),
@@ -265,6 +270,9 @@ def check(experiment: Experiment) -> None:
         _check_disclosure(e.disclosure)
     if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
         raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')
+    for name in e.protected_spans:
+        if name not in SPANS:
+            raise ConfigError(f'protected_spans has {name!r}; the spans are {tuple(SPANS)}{hint(str(name), SPANS)}')
     e.decode.check()
     if e.max_new_tokens > e.decode.cache_length:
         raise ConfigError(

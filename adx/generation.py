@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 
+from adx import automata
 from adx.datasets.chat import encode_prompt, split_reasoning
-from adx.datasets.tokenizing import Tokenizer
+from adx.datasets.tokenizing import BYTE, Tokenizer
 from adx.decoding.engine import DecodeConfig, Engine
 from adx.decoding.ensemble import Ensemble, Weights
 from adx.defences import Undefended
@@ -21,7 +21,6 @@ from adx.policy import DeriveKey, Terms, is_keyed, with_key
 from adx.types import Completion, Defence, Prompt, Request, RequestId, Trace
 
 MARGIN = 4  # tokens: a character of UTF-8 that the tail cuts at its start spans no more
-BYTE = re.compile('<0x[0-9A-F]{2}>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,16 +125,19 @@ def _misfit(tokens: Sequence[int], experiment: Experiment) -> str:
 
 
 def make_engines(
-    models: Models, arms: Iterable[Arm], config: DecodeConfig, seed: int
+    models: Models, arms: Iterable[Arm], config: DecodeConfig, seed: int, protected_spans: Sequence[str] = ()
 ) -> list[tuple[Engine, frozenset[str]]]:
     """One engine per defence structure, with the names of its arms. Each runs what its rule needs."""
+    vocab = models.ensemble.teacher.config.sizes['V']
+    spans = automata.lift(protected_spans, models.tokenizer.token_bytes, vocab) if protected_spans else None
     by_structure: dict[Any, list[Arm]] = {}
     for arm in arms:
         by_structure.setdefault(jax.tree.structure(arm.defence), []).append(arm)
     tokenizer, engines = models.tokenizer, []
     for group in by_structure.values():
         ensemble, weights = _needed(models, group[0].defence)
-        engine = Engine(ensemble, weights, config, seed, sorted(tokenizer.eos_ids), sorted(tokenizer.control_ids))
+        ends, control = sorted(tokenizer.eos_ids), sorted(tokenizer.control_ids)
+        engine = Engine(ensemble, weights, config, seed, ends, control, spans=spans)
         engines.append((engine, frozenset(arm.name for arm in group)))
     return engines
 
@@ -160,7 +162,8 @@ def decode(
     arms = [arm for arm in experiment.arms if arm.name in wanted]
     stop_fn = make_stop_fn(experiment.stop_strings, models.tokenizer, experiment.decode.chunk)
     make_trace = TraceMaker(experiment, models, made)
-    for engine, names in make_engines(models, arms, experiment.decode, experiment.seed):
+    engines = make_engines(models, arms, experiment.decode, experiment.seed, experiment.protected_spans)
+    for engine, names in engines:
         mine = [request for request in pending if request.id.setting in names]
         for completion in engine.generate(mine, stop_fn):
             yield engine, make_trace(completion)

@@ -37,6 +37,7 @@ class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
     left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
+    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers.
     """
 
     total: int
@@ -47,6 +48,7 @@ class Report:
     tokens: int = 0
     seconds: float = 0.0
     occupancy: float = 0.0
+    fallbacks: int = 0
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -167,6 +169,7 @@ def _traces(
         report.stops[trace.stop] += 1
         if trace.terms:
             report.terms[trace.terms] += 1
+        report.fallbacks += sum(trace.statistics.get('fallback', ()))
         report.occupancy = engine.occupancy.share
         report.seconds = time.monotonic() - began
         yield trace

@@ -157,7 +157,7 @@ class Stateless:
 class Request:
     """One trace to decode: prompt token ids, how to sample, and the numbers of the defence for this row.
 
-    defended: False serves the plain teacher in the same program; the numbers of `defence` are not used then.
+    defended: False serves the teacher's own tokens, in the same program and under the same noise.
     """
 
     id: RequestId
@@ -174,7 +174,8 @@ class Completion:
 
     tokens: the new token ids, an end-of-sequence token included when that is why it stopped.
     stop: 'eos', 'length' or 'stop_string'.
-    statistics: per-token lists of the same length as `tokens`, only what was asked for.
+    statistics: per-token lists of the same length as `tokens`, only what was asked for; 'fallback' wherever a token
+      had to be the teacher's for want of a finite proxy.
     """
 
     id: RequestId

@@ -6,14 +6,18 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 
 import tokenizers
 from tokenizers import processors
 
+from adx.datasets.backends import SPACE
 from adx.datasets.templates import closing
 from adx.datasets.tokenizer_files import Description, read_directory, read_gguf
 from adx.errors import InputError
+
+BYTE = re.compile('<0x[0-9A-F]{2}>')  # how vocabularies with byte fallback spell a byte
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +46,16 @@ class Tokenizer:
         for token, token_id in ids.items():
             tokens[token_id] = token
         return tuple(tokens)
+
+    @functools.cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """Id -> the bytes that it adds to a decoded text; b'' for special tokens and ids that have none."""
+        added = self.backend.get_added_tokens_decoder()
+        byte_level = b'ByteLevel' in self.backend.decoder.__getstate__()
+        spelt = [_spelt(token, byte_level) for token in self.tokens]
+        for i, token in added.items():
+            spelt[i] = b'' if token.special else token.content.encode()
+        return tuple(spelt)
 
     @property
     def size(self) -> int:
@@ -155,6 +169,25 @@ def _end_of_turn(backend: tokenizers.Tokenizer, template: str, special: Mapping[
     ends = {i for i in first if i in added}
     _mark_special(backend, (added[i].content for i in ends))
     return ends
+
+
+def _spelt(token: str, byte_level: bool) -> bytes:
+    """The bytes of a token: its characters stand for bytes, or it is text with marked spaces, or one byte's number."""
+    if byte_level and all(char in _BYTES for char in token):
+        return bytes(_BYTES[char] for char in token)
+    if not byte_level and BYTE.fullmatch(token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(SPACE, ' ').encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """Character -> byte in byte-level vocabularies: printable Latin-1 is itself, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
 
 
 def check_same_vocabulary(teacher: Tokenizer, proxy: Tokenizer) -> None:

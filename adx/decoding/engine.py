@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from adx.automata import Spans
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches, Ensemble, Weights
 from adx.decoding.slots import Slots, StopFn, request_rows
@@ -92,6 +93,7 @@ class Engine:
     Args:
       ensemble, weights: the models. A run in which no row is defended passes an ensemble without groups.
       config: shapes. seed: of all sampling. eos: the ids that end a row. protected: ids that keep the teacher's mass.
+      spans: where in a text the teacher is served, see automata.lift.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class Engine:
         seed: int = 0,
         eos: Sequence[int] = (),
         protected: Sequence[int] = (),
+        *,
+        spans: Spans | None = None,
     ):
         config.check(ensemble.teacher_layout.ways('B'))
         ensemble.check()
@@ -111,7 +115,8 @@ class Engine:
         protected_V = np.zeros(vocab, bool)
         protected_V[list(protected)] = True
         # An id of -1 never matches, so a run without EOS has the same program.
-        self.constants = loop.Constants(jnp.asarray(list(eos) or [-1], jnp.int32), jnp.asarray(protected_V))
+        ends = jnp.asarray(list(eos) or [-1], jnp.int32)
+        self.constants = loop.Constants(ends, jnp.asarray(protected_V), jax.tree.map(jnp.asarray, spans))
         self.occupancy = Occupancy()
         self._prefill = jax.jit(ensemble.prefill)
         self._insert = jax.jit(

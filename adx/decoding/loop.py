@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adx import numerics
+from adx.automata import Spans
 from adx.decoding import sampling
 from adx.decoding.ensemble import Caches, Ensemble, Weights
 from adx.types import Array, Defence, Sampling, State
@@ -25,7 +26,8 @@ class Rows:
 
     token_B: the last token, not yet read by the models, and position_B its index in the sequence.
     end_B: the position at which the row has all its new tokens. done_B: finished or empty; such a row idles.
-    key_B: uint32 [B, 2], the row's PRNG key data.
+    key_B: uint32 [B, 2], the row's PRNG key data. defended_B: bool, False serves the teacher.
+    span_B: int32, the state of the run's automaton of protected spans (Constants.spans), 0 before the first token.
     """
 
     token_B: Array
@@ -33,6 +35,8 @@ class Rows:
     end_B: Array
     done_B: Array
     key_B: Array
+    defended_B: Array
+    span_B: Array
     sampling: Sampling
     defence: Defence
     state: State
@@ -50,6 +54,8 @@ def start(ensemble: Ensemble, defence: Defence, slots: int, cache_length: int) -
         end_B=jnp.zeros(slots, jnp.int32),
         done_B=jnp.ones(slots, bool),
         key_B=jnp.zeros((slots, 2), jnp.uint32),
+        defended_B=jnp.zeros(slots, bool),
+        span_B=jnp.zeros(slots, jnp.int32),
         sampling=zeros(Sampling(), jnp.float32),
         defence=zeros(defence, jnp.float32),
         state=zeros(defence.init()),
@@ -72,12 +78,16 @@ def insert(
 
 
 def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
-    """Per-row numbers about the emitted token: see the keys below; teacher_rank 0 is the teacher's first choice."""
+    """Per-row numbers about the emitted token: see the keys below; teacher_rank 0 is the teacher's first choice.
+
+    fallback, 1 where the row had no finite proxy, is there whatever is recorded.
+    """
+    fallback = {'fallback': served.fallback.astype(jnp.int32)}
     if record == 'none':
-        return {}
+        return fallback
     own_B = jnp.take_along_axis(served.teacher_V, served.token[:, None], axis=-1)
     chosen_B = jnp.take_along_axis(served.served_V, served.token[:, None], axis=-1)
-    record_of = {
+    record_of = fallback | {
         'intervened': (served.token != served.undefended).astype(jnp.int32),
         'log_prob': chosen_B[:, 0],
         'teacher_log_prob': own_B[:, 0],
@@ -99,12 +109,17 @@ def chunk(
         rows, caches = carry
         logits_BV, logits_NBV, tangents_MBV, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
         key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_B), rows.position_B)
-        served = sampling.serve(logits_BV, logits_NBV, rows, key_B, constants.protected_V, tangents_MBV)
+        spans = constants.spans
+        plays_B = rows.defended_B if spans is None else rows.defended_B & ~spans.protected[rows.span_B]
+        playing = dataclasses.replace(rows, defended_B=plays_B)
+        served = sampling.serve(logits_BV, logits_NBV, playing, key_B, constants.protected_V, tangents_MBV)
         live_B = ~rows.done_B
         position_B = rows.position_B + live_B
         ended_B = jnp.isin(served.token, constants.eos) | (position_B >= rows.end_B)
+        span_B = rows.span_B if spans is None else spans.table_V[rows.span_B, served.token].astype(jnp.int32)
         after = dataclasses.replace(
             rows,
+            span_B=jnp.where(live_B, span_B, rows.span_B),
             token_B=jnp.where(live_B, served.token, rows.token_B),
             position_B=position_B,
             done_B=rows.done_B | ended_B,
@@ -122,10 +137,12 @@ def chunk(
 
 @flax.struct.dataclass
 class Constants:
-    """What is the same for all rows of a run: eos [E] token ids, protected_V bool."""
+    """What is the same for all rows of a run: eos [E] token ids, protected_V bool, and the spans in which the teacher
+    is served, None for a program without any."""
 
     eos: Array
     protected_V: Array
+    spans: Spans | None = None
 
 
 def _where(condition_B: Array, x: Array, y: Array) -> Array:

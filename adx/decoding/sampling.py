@@ -28,19 +28,24 @@ class Served:
 
     served_V, teacher_V: normalised log-probs on the truncation set, what was sampled from and the teacher's.
     undefended: the token the teacher alone would have drawn with the same noise.
+    fallback: bool, the teacher was served because proxies or rule did not give finite numbers.
     """
 
     token: Array
     undefended: Array
+    fallback: Array
     served_V: Array
     teacher_V: Array
     state: State
 
 
 def tempered(logits: Array, temperature: Array) -> Array:
-    """Float32 log-probs at `temperature` (per row, leading axes of `logits`); at 0 those of temperature 1."""
+    """Float32 log-probs at `temperature` (per row, leading axes of `logits`); at 0 those of temperature 1.
+
+    A logit of -inf is a probability of 0, MASKED as others are.
+    """
     scale = jnp.where(temperature == 0, 1.0, temperature)
-    return numerics.log_softmax(logits.astype(jnp.float32) / scale[..., None])
+    return jnp.maximum(numerics.log_softmax(logits.astype(jnp.float32) / scale[..., None]), numerics.MASKED)
 
 
 def centred(tangents_MBV: Array, logits_NBV: Array) -> Array:
@@ -51,7 +56,7 @@ def centred(tangents_MBV: Array, logits_NBV: Array) -> Array:
     proxies_N1BV = jax.nn.softmax(logits_NBV, axis=-1)[:, None]
     tangents_NMBV = tangents_MBV.reshape(logits_NBV.shape[0], -1, *logits_NBV.shape[1:])
     mean_NMB1 = jnp.sum(proxies_N1BV * tangents_NMBV, axis=-1, keepdims=True)
-    return jnp.where(logits_NBV[:, None] == MASKED, 0.0, tangents_NMBV - mean_NMB1).reshape(tangents_MBV.shape)
+    return jnp.where(logits_NBV[:, None] == numerics.MASKED, 0.0, tangents_NMBV - mean_NMB1).reshape(tangents_MBV.shape)
 
 
 def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
@@ -73,10 +78,13 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
 
 
-def serve_row(defence: Defence, state: State, views: Views, key: Array, protected_V: Array) -> Served:
+def serve_row(
+    defence: Defence, state: State, views: Views, key: Array, protected_V: Array, plays: Array | bool = True
+) -> Served:
     """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary.
 
-    The defence is shown the truncation set without protected tokens: those are not its to choose.
+    The defence is shown the truncation set without protected tokens: those are not its to choose. Where it does not
+    play, or gives no finite numbers, the teacher's bits are served and its state stands still.
     """
     greedy = views.temperature == 0
     teacher_V = numerics.renormalise(views.teacher_V, views.allowed_V)
@@ -85,11 +93,15 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
     open_mass = jnp.sum(jnp.where(open_V, jnp.exp(teacher_V), 0.0))
     allowed_V = jnp.where(all_protected, views.allowed_V, open_V)
     views = dataclasses.replace(views, allowed_V=allowed_V, open_mass=jnp.where(all_protected, 1.0, open_mass))
-    scores_V, state = defence.adjust(views, state)
+    scores_V, after = defence.adjust(views, state)
     adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
+    fallback = plays & ~(_finite(views) & ~jnp.isnan(adjusted_V[0]))
+    plays &= ~fallback
+    state = jax.tree.map(lambda new, old: jnp.where(plays, new, old), after, state)
     # A rule that changed nothing serves the teacher's very bits: protection would only round them.
-    unchanged = all_protected | jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
-    served_V = jnp.where(unchanged, teacher_V, numerics.keep_mass(adjusted_V, teacher_V, protected_V, open_mass))
+    unchanged = ~plays | all_protected | jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
+    kept_V = numerics.keep_mass(adjusted_V, teacher_V, protected_V, open_mass)
+    served_V = jnp.where(unchanged, teacher_V, kept_V)
 
     noise_V = jnp.where(greedy, 0.0, numerics.gumbel(key, teacher_V.shape[-1]))
     undefended = numerics.argmax(teacher_V + noise_V)
@@ -97,27 +109,37 @@ def serve_row(defence: Defence, state: State, views: Views, key: Array, protecte
     deterministic = (greedy | defence.is_argmax) & ~unchanged
     choice = numerics.argmax(jnp.where(deterministic, adjusted_V, served_V + noise_V))
     token = jnp.where(deterministic & protected_V[undefended], undefended, choice)
-    return Served(token, undefended, served_V, teacher_V, state)
+    return Served(token, undefended, fallback, served_V, teacher_V, state)
+
+
+def _finite(views: Views) -> Array:
+    """Whether proxies and derivatives are finite. One entry tells: nan or inf in any logit makes the normaliser, and
+    with it every log-prob, nan, and so does the mean that centres a derivative."""
+    first_N = views.proxies_NV[:, 0]
+    first_M = jnp.zeros(0) if views.tangents_MV is None else views.tangents_MV[:, 0]
+    return jnp.all(jnp.isfinite(first_N)) & jnp.all(jnp.isfinite(first_M))
 
 
 def serve(
     logits_BV: Array, proxy_logits_NBV: Array, rows: Any, key_B: Array, protected_V: Array,
     tangents_MBV: Array | None = None,
 ) -> Served:  # fmt: skip
-    """The next token of every row. `rows` are the slots (loop.Rows); tangents_MBV: derivatives of proxies' logits."""
+    """The next token of every row. `rows` are the slots (loop.Rows); where not defended_B, the teacher's own token.
+
+    tangents_MBV: derivatives of the proxies' logits.
+    """
     temperature_B = rows.sampling.temperature
     teacher_BV = tempered(logits_BV, temperature_B)
     proxies_NBV = tempered(proxy_logits_NBV, jnp.broadcast_to(temperature_B, proxy_logits_NBV.shape[:-1]))
     allowed_BV = truncation(teacher_BV, rows.sampling)
     tangents_MBV = None if tangents_MBV is None else centred(tangents_MBV, proxy_logits_NBV)
 
-    def one(defence, state, teacher_V, proxies_NV, tangents_MV, allowed_V, temperature, token, position, key):
-        own_key = jax.random.fold_in(key, DEFENCE_STREAM)
-        mass = jnp.float32(1)
+    def one(defence, state, teacher_V, proxies_NV, tangents_MV, allowed_V, temperature, token, position, key, defended):
+        own_key, mass = jax.random.fold_in(key, DEFENCE_STREAM), jnp.float32(1)
         views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key, mass, tangents_MV)
-        return serve_row(defence, state, views, key, protected_V)
+        return serve_row(defence, state, views, key, protected_V, defended)
 
-    return jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0, 0, 0))(
+    return jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0))(
         rows.defence, rows.state, teacher_BV, proxies_NBV, tangents_MBV, allowed_BV,
-        temperature_B, rows.token_B, rows.position_B, key_B,
+        temperature_B, rows.token_B, rows.position_B, key_B, rows.defended_B,
     )  # fmt: skip

@@ -170,6 +170,8 @@ class Slots:
         else:
             return None
         cut = {name: values[:kept] for name, values in live.statistics.items()}
+        if not any(cut['fallback']):
+            del cut['fallback']
         return Completion(live.request.id, tuple(live.tokens[:kept]), stop, cut)
 
     def count(self, emitted: int, slot_steps: int) -> None:
@@ -212,6 +214,8 @@ def request_rows(requests: Sequence[Request], seed: int) -> loop.Rows:
         'end_B': last + np.array([request.max_new_tokens for request in requests], np.int32),
         'done_B': np.zeros(len(requests), bool),
         'key_B': np.stack([row_key(seed, request.id.noise_name) for request in requests]),
+        'defended_B': np.array([request.defended for request in requests]),
+        'span_B': np.zeros(len(requests), np.int32),
         'sampling': stack([request.sampling for request in requests], np.float32),
         'defence': stack([request.defence for request in requests], np.float32),
         'state': stack([request.defence.init() for request in requests]),

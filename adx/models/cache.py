@@ -57,13 +57,17 @@ def write(past: LayerCache | None, k_BLGK: Array, v_BLGK: Array, positions_BL: A
 
 
 def place_prefix(cache: Cache, prefix: Cache, sources: Array, targets: Array) -> Cache:
-    """Copies rows `sources` of a shorter cache into rows `targets`; targets past the last row are dropped."""
+    """Copies rows `sources` of a shorter cache into rows `targets`; targets past the last row are dropped.
+
+    The columns behind become 0: they weigh nothing, but 0 times a nan that an earlier row left there would be nan.
+    """
     length = prefix.length
 
     def place(old: LayerCache, new: LayerCache) -> LayerCache:
+        k_BGKS, v_BGSK = (x.at[targets].set(0, mode='drop') for x in (old.k_BGKS, old.v_BGSK))
         return LayerCache(
-            old.k_BGKS.at[targets, :, :, :length].set(new.k_BGKS[sources], mode='drop'),
-            old.v_BGSK.at[targets, :, :length].set(new.v_BGSK[sources], mode='drop'),
+            k_BGKS.at[targets, :, :, :length].set(new.k_BGKS[sources], mode='drop'),
+            v_BGSK.at[targets, :, :length].set(new.v_BGSK[sources], mode='drop'),
         )
 
     return Cache(tuple(place(old, new) for old, new in zip(cache.layers, prefix.layers, strict=True)))

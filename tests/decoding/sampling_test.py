@@ -26,7 +26,7 @@ def make_rows(defence, numbers: Sampling, rows: int = ROWS) -> loop.Rows:
     index = jnp.arange(rows, dtype=jnp.int32)
     keys = jax.random.key_data(jax.random.split(jax.random.key(7), rows))
     return loop.Rows(
-        index * 0, index, index + 9, index < 0, keys,
+        index * 0, index, index + 9, index < 0, keys, index >= 0, index * 0,
         jax.tree.map(full, numbers), jax.tree.map(full, defence), defence.init(),
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def serve(defence, numbers, protected=(), seed=0):
     protected_V = jnp.isin(jnp.arange(VOCAB), jnp.asarray(protected or [-1]))
     key_B = jax.random.wrap_key_data(rows.key_B)
     served = SERVE(
-        jnp.tile(logits_V, (ROWS, 1)), jnp.tile(proxy_V, (1, ROWS, 1)), rows, key_B, protected_V
+        jnp.tile(logits_V, (ROWS, 1)), jnp.tile(proxy_V, (1, ROWS, 1)), rows, key_B, protected_V, rows.defended_B
     )
     return served, np.asarray(logits_V, np.float64), np.asarray(proxy_V, np.float64)
 

@@ -48,7 +48,7 @@ def adx_log_probs(translator: str, tokens: list[int]) -> np.ndarray:
         logits_BV, logits_NBV, _, caches = ensemble.step(weights, caches, *both)
     protected_V = jnp.zeros(sizes['V'], bool).at[jnp.array(PROTECTED)].set(True)
     keys = jax.random.split(jax.random.key(0), 2)
-    return np.asarray(sampling.serve(logits_BV, logits_NBV, rows, keys, protected_V).served_V[0])
+    return np.asarray(sampling.serve(logits_BV, logits_NBV, rows, keys, protected_V, jnp.ones(2, bool)).served_V[0])
 
 
 @pytest.mark.oracle
