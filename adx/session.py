@@ -11,6 +11,7 @@ from adx import experiment as experiments
 from adx.errors import InputError
 from adx.experiment import Arm, Experiment
 from adx.generation import Models
+from adx.gradients import Example
 from adx.types import Prompt, Trace
 
 
@@ -63,11 +64,8 @@ def load(experiment: Experiment) -> Models:
     return loading.load_models(experiment, loading.blueprint(experiment))
 
 
-def prepare(experiment: Experiment, models: Models) -> Models:
-    """The models with directions for rules that want derivatives, taken on holdout traces that are decoded here.
-
-    Raises AdxError where that cannot be done.
-    """
+def decode_holdout(experiment: Experiment, models: Models) -> list[Example]:
+    """Traces of the undefended teacher on the holdout split, as `Experiment.derivative` asks for them."""
     from tqdm.auto import tqdm
 
     held = experiments.holdout(experiment)
@@ -75,8 +73,16 @@ def prepare(experiment: Experiment, models: Models) -> Models:
     directions.check_apart(prompts, experiment.dataset.prompts(experiment.split))
     made = generation.make_requests(held, prompts, models.tokenizer)
     decoded = generation.decode(held, models, made, list(made.requests.values()))
-    traces = [trace for _, trace in tqdm(decoded, total=len(made.requests), unit='holdout trace')]
-    examples, plan, found = directions.examples(traces, made), loading.blueprint(experiment), {}
+    with tqdm(decoded, total=len(made.requests), unit='holdout trace') as bar:
+        return directions.examples([trace for _, trace in bar], made)
+
+
+def prepare(experiment: Experiment, models: Models) -> Models:
+    """The models with directions for rules that want derivatives, taken on holdout traces that are decoded here.
+
+    Raises AdxError where that cannot be done.
+    """
+    examples, plan, found = decode_holdout(experiment, models), loading.blueprint(experiment), {}
     for i, differentiator in directions.differentiators(plan):
         params, name = directions.member(models, plan.members, i), f'proxy_{i}'
         identity = directions.identity(experiment, plan.tokenizer.size, models.hashes[name], examples)
