@@ -22,7 +22,6 @@ from adx.selection import Selection
 from adx.storage import Workdir
 from launch.config import load_config
 from tests import tiny
-from tools import show_traces
 
 SAMPLES = 4
 TEXTS = ('#### 7', 'so #### 8', '7 and 7: #### 7.0', 'no idea, no idea, no idea, no idea')
@@ -180,12 +179,6 @@ def test_a_release_holds_exactly_the_chosen_traces(selected):
     assert '| Defended | no |' in (export(workdir.path, 'chat', 'random', 'cc0-1.0') / 'README.md').read_text()
     with pytest.raises(InputError, match='it has: first, hard_and_right, hardest, longest, plain, random'):
         export(workdir.path, 'chat', 'shortest', 'cc0-1.0')
-
-
-def test_traces_are_shown_beside_candidate_0(selected):
-    first, *_ = show_traces.load_groups(selected, 1)
-    assert set(first.columns) == {'plain', *selected.selections()}
-    assert first.columns['longest'].tokens > first.columns['plain'].tokens
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 
 import pytest
@@ -62,6 +63,18 @@ def workdir(tmp_path, tokenizer) -> str:
         make_trace(tokenizer, 'gsm8k/test/1/0/plain', 'second', None),
     ]
     return write(tmp_path / 'run', traces, tokenizer)
+
+
+def test_a_selection_is_a_setting_beside_candidate_0(tmp_path, tokenizer):
+    traces = [make_trace(tokenizer, f'gsm8k/test/0/{sample}/plain', f'#### {sample}', None) for sample in range(3)]
+    path = write(tmp_path / 'run', traces, tokenizer)
+    (tmp_path / 'run' / 'private' / 'selections').mkdir()
+    choice = {'request_id': 'gsm8k/test/0/2/plain'}
+    (tmp_path / 'run' / 'private' / 'selections' / 'hard.jsonl').write_text(json.dumps(choice) + '\n')
+    first, *others = show_traces.load_groups(Workdir(path), 0)
+    assert {name: column.answer for name, column in first.columns.items()} == {'plain': '0', 'hard': '2'}
+    assert [list(group.columns) for group in others] == [['plain'], ['plain']]
+    assert len(show_traces.load_groups(Workdir(path), 1)[0].columns) == 2
 
 
 def test_shows_the_first_prompts_with_undefended_traces_on_the_left(workdir, capsys):
