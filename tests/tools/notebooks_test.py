@@ -56,3 +56,11 @@ def test_quickstart_shows_traces_and_goes_on_after_an_interruption(smollm2, monk
     assert 'of 8 traces; call it again to continue' in str(decode.outputs)
     assert 0 < first.count('<article>') < 8  # four prompts, two arms
     assert second.count('<article>') == 8
+
+
+def test_derivative_checks_itself_and_shows_traces(smollm2, monkeypatch):
+    for name, value in smollm2.items():
+        monkeypatch.setenv(name, value)
+    notebook = read(ROOT / 'tools' / 'notebooks' / 'derivative.ipynb')
+    nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}).execute()
+    assert shown(notebook.cells[-2]).count('<article>') == 12  # four prompts, three arms

@@ -20,7 +20,7 @@ from adx.datasets import Gsm8k
 from adx.datasets.splits import SPLITS
 from adx.decoding.engine import Engine
 from adx.errors import ConfigError
-from adx.experiment import Arm, Experiment
+from adx.experiment import Arm, Derivative, Experiment
 from adx.generation import Models, make_engines, make_requests
 from adx.loading import blueprint, cache_directory, load_models, resolve, resolve_translator
 from adx.types import Defence, Request, Sampling
@@ -56,7 +56,10 @@ class Bench:
             base.decode, slots=BATCH, cache_length=buckets[-1] + new, short_caches=shorter, record='none'
         )
         data = Gsm8k(path=DATA.value)
-        return dataclasses.replace(base, dataset=data, arms=(self.arm,), max_new_tokens=new, decode=decode)
+        derivative = Derivative(prompts=16, max_new_tokens=64)
+        return dataclasses.replace(
+            base, dataset=data, arms=(self.arm,), max_new_tokens=new, decode=decode, derivative=derivative
+        )
 
     @functools.cached_property
     def models(self) -> Models:
