@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,11 +19,22 @@ FLOAT32 = 4
 # token is drawn; and beside one for each of several proxies, whose log-probs change shards and are combined.
 SAMPLING_COPIES = 7
 COMBINE_COPIES = 9
+TANGENT_COPIES = 3  # of each proxy's and each derivative's: as it is made, on the teacher's shards, and centred
+SPLIT_TANGENT_COPIES = 5  # where the vocabulary is split, and means over it are not fused
 # Of a layer's attention scores: in a decode step, where masks and exponentials are not fused, and in a prefill.
 STEP_SCORES = 4
+TANGENT_SCORES = 5  # more of them for each direction
 PREFILL_SCORES = 2
 UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of weights and caches'
-Member = tuple[Model, Layout, int]  # a model, or so many stacked ones
+
+
+class Member(NamedTuple):
+    """A model, or so many stacked ones, each with directions that are as large as it and have caches of their own."""
+
+    model: Model
+    layout: Layout
+    stacked: int
+    directions: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +46,7 @@ class MemoryPlan:
 
     teacher_weights: int
     proxy_weights: int
+    directions: int
     caches: int
     prefix: int
     workspace: int
@@ -58,20 +71,21 @@ class MemoryPlan:
 def plan_memory(ensemble: Ensemble, config: DecodeConfig) -> MemoryPlan:
     """The memory plan of a decoding run. Prompts are prefilled in the longest bucket."""
     longest = config.buckets[-1]
-    models = [(ensemble.teacher, ensemble.teacher_layout, 1)]
-    models += [(group.model, group.layout, group.count) for group in ensemble.groups]
-    weights = [weight_bytes(*model) for model in models]
-    rows = [_local(layout, 'B', config.slots) for _, layout, _ in models]
-    caches = sum(cache_bytes(*m, b, config.cache_length) for m, b in zip(models, rows, strict=True))
+    models = [Member(ensemble.teacher, ensemble.teacher_layout, 1)]
+    models += [Member(group.model, group.layout, group.count, group.directions) for group in ensemble.groups]
+    weights = [weight_bytes(*member[:3]) for member in models]
+    directions = sum(size * member.directions for size, member in zip(weights, models, strict=True))
+    caches = sum(_cache_bytes(member, config.slots, config.cache_length) for member in models)
     upcast = _upcasts(ensemble)
     return MemoryPlan(
         teacher_weights=weights[0],
         proxy_weights=sum(weights[1:]),
+        directions=directions,
         caches=caches,
-        prefix=sum(cache_bytes(*m, _local(m[1], 'B', config.prefill_rows), longest) for m in models),
+        prefix=sum(_cache_bytes(member, config.prefill_rows, longest) for member in models),
         workspace=max(_step_bytes(models, config), max(_prefill_bytes(m, config) for m in models)),
-        float32_copies=2 * (sum(weights) + caches) if upcast else 0,
-        notes=tuple(note for _, layout, _ in models for note in layout.notes) + (UPCAST_NOTE,) * upcast,
+        float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
+        notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
     )
 
 
@@ -101,28 +115,46 @@ def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int
     return _local(layout, 'N', count) * rows * per_row
 
 
+def _cache_bytes(member: Member, rows: int, length: int) -> int:
+    """Of all rows that a device holds, with the tangents."""
+    one = cache_bytes(*member[:3], _local(member.layout, 'B', rows), length)
+    return one * (1 + member.directions)
+
+
 def _step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     """Temporaries of one decode step: the largest of a layer's attention, combining log-probs and drawing a token."""
-    teacher, layout, _ = models[0]
+    teacher, layout, *_ = models[0]
     per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', teacher.config.sizes['V']) * FLOAT32
-    proxies = sum(count for _, _, count in models[1:])
-    attention = max(STEP_SCORES * _score_bytes(m, config.slots, 1, config.cache_length) for m in models)
-    return max(attention, per_copy * (SAMPLING_COPIES if proxies < 2 else proxies + COMBINE_COPIES))
+    proxies = sum(member.stacked for member in models[1:])
+    tangents = sum(member.stacked * member.directions for member in models[1:])
+    copies = SAMPLING_COPIES + tangents if proxies < 2 else proxies + COMBINE_COPIES
+    if tangents:
+        each = TANGENT_COPIES if layout.ways('V') == 1 else SPLIT_TANGENT_COPIES
+        copies = max(copies, each * (proxies + tangents) - 1)
+    attention = max(_attention_bytes(member, config) for member in models)
+    return max(attention, per_copy * copies)
+
+
+def _attention_bytes(member: Member, config: DecodeConfig) -> int:
+    """Of a layer in a decode step."""
+    scores = 1 + TANGENT_SCORES * member.directions if member.directions else STEP_SCORES
+    return scores * _score_bytes(member, config.slots, 1, config.cache_length)
 
 
 def _prefill_bytes(member: Member, config: DecodeConfig) -> int:
     """Temporaries of a prefill: the larger of a layer's attention scores and the activations around its MLP."""
-    model, layout, count = member
+    model, layout, count, directions = member
+    passes = 1 + 2 * directions  # x and dx of a direction, and both as rows of one matrix
     c, length = model.config, config.buckets[-1]
     scores = PREFILL_SCORES * _score_bytes(member, config.prefill_rows, length, length)
     width = 3 * _local(layout, 'F', c.mlp_dim) + 2 * c.embed_dim
     tokens = _local(layout, 'N', count) * _local(layout, 'B', config.prefill_rows) * length
-    return max(scores, tokens * width * jnp.dtype(c.dtype).itemsize)
+    return max(scores, tokens * width * jnp.dtype(c.dtype).itemsize) * passes
 
 
 def _score_bytes(member: Member, rows: int, queries: int, keys: int) -> int:
     """Bytes of one layer's float32 attention scores on one device."""
-    model, layout, count = member
+    model, layout, count, _ = member
     heads = _local(layout, 'H', model.config.num_heads)
     return _local(layout, 'N', count) * _local(layout, 'B', rows) * heads * queries * keys * FLOAT32
 

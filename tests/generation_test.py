@@ -148,3 +148,19 @@ def test_says_what_the_data_did_without(tmp_path):
     assert 10 < dropped['train'] < sum(dropped.values()) < 40
     assert left_out(experiment(Jsonl(str(path), skip_bad=True), split='all'))['near_duplicates_dropped'] == {}
     assert left_out(experiment(Gsm8k()))['bad_lines_skipped'] == 0
+
+
+def test_every_engine_runs_what_its_rule_needs():
+    ensemble, weights = fakes.make_ensemble(directions=1)
+    loaded = Models(ensemble, weights, byte_fallback(), {})
+    arms = [Arm('plain'), Arm('blend', ProductOfExperts()), Arm('sloped', fakes.Sloped())]
+
+    def directions(loaded):
+        made = make_engines(loaded, arms, fakes.DECODE, 0)
+        return [[group.directions for group in engine.ensemble.groups] for engine, _ in made]
+
+    assert directions(loaded) == [[], [0], [1]]
+    # Of a difference there are only the two copies: together they stand for the proxy.
+    copies = tuple(dataclasses.replace(group, difference=0.01) for group in ensemble.groups)
+    both = dataclasses.replace(loaded, ensemble=dataclasses.replace(ensemble, groups=copies))
+    assert directions(both) == [[], [1], [1]]

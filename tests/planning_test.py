@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import fakes
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,11 +30,12 @@ CACHES = (dataclasses.replace(MODEL, vocab_size=512), dataclasses.replace(DECODE
 WEIGHTS = (dataclasses.replace(MODEL, vocab_size=512, embed_dim=256, mlp_dim=1024), DECODE)
 
 
-def make_ensemble(model: TransformerConfig, mesh: tuple[int, int, int], proxies: int) -> Ensemble:
+def make_ensemble(model: TransformerConfig, mesh: tuple[int, int, int], proxies: int, directions: int = 0) -> Ensemble:
     mesh = make_mesh(*mesh)
     early = dataclasses.replace(model, num_layers=2)
-    group = Group(make_model(early), proxy_layout(mesh, model.sizes, proxies), proxies) if proxies else None
-    return Ensemble(make_model(model), teacher_layout(mesh, model.sizes), (group,) if group else ())
+    layout = proxy_layout(mesh, model.sizes, proxies) if proxies else None
+    groups = (Group(make_model(early), layout, proxies, directions),) if layout else ()
+    return Ensemble(make_model(model), teacher_layout(mesh, model.sizes), groups)
 
 
 SLOW = pytest.mark.slow  # more of the same shapes: compiling takes seconds each
@@ -64,15 +66,37 @@ def test_the_plan_is_what_a_chunk_takes(model, config, mesh, proxies):
 
 
 @pytest.mark.parametrize(
-    ('model', 'mesh', 'length'),
+    ('model', 'config', 'mesh', 'proxies', 'directions'),
     [
-        (CACHES[0], (2, 1, 4), 256),  # attention scores are most of it
-        (WEIGHTS[0], (1, 1, 1), 64),  # the activations of an MLP are
-        pytest.param(CACHES[0], (2, 2, 2), 256, marks=SLOW),
+        (*CACHES, (1, 1, 1), 2, 1),  # a copy of the tangents would be a third more
+        (CHOICE, DECODE, (2, 2, 2), 2, 1),
+        (*WEIGHTS, (1, 1, 1), 1, 2),
+        pytest.param(CHOICE, DECODE, (1, 1, 1), 1, 1, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (1, 1, 1), 2, 2, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (2, 1, 4), 1, 1, marks=SLOW),
+        pytest.param(CHOICE, DECODE, (2, 2, 2), 2, 2, marks=SLOW),
+        pytest.param(*CACHES, (1, 1, 1), 1, 2, marks=SLOW),
+        pytest.param(*CACHES, (1, 1, 8), 1, 1, marks=SLOW),
+        pytest.param(*WEIGHTS, (2, 1, 4), 1, 1, marks=SLOW),
     ],
 )
-def test_the_planned_workspace_is_what_a_long_prefill_takes(model, mesh, length):
-    ensemble = make_ensemble(model, mesh, 2)
+def test_the_plan_holds_directions_and_tangents(model, config, mesh, proxies, directions):
+    ensemble = make_ensemble(model, mesh, proxies, directions)
+    assert LOW < chunk_over_plan(ensemble, config, fakes.Sloped()) < HIGH
+
+
+@pytest.mark.parametrize(
+    ('model', 'mesh', 'length', 'directions'),
+    [
+        (CACHES[0], (2, 1, 4), 256, 0),  # attention scores are most of it
+        (WEIGHTS[0], (1, 1, 1), 64, 0),  # the activations of an MLP are
+        (WEIGHTS[0], (1, 1, 1), 64, 1),
+        pytest.param(CACHES[0], (2, 2, 2), 256, 0, marks=SLOW),
+        pytest.param(CACHES[0], (2, 1, 4), 256, 1, marks=SLOW),
+    ],
+)
+def test_the_planned_workspace_is_what_a_long_prefill_takes(model, mesh, length, directions):
+    ensemble = make_ensemble(model, mesh, 2, directions)
     config = dataclasses.replace(DECODE, buckets=(length,), cache_length=length)
     tokens = jax.ShapeDtypeStruct((config.prefill_rows, length), jnp.int32)
     compiled = jax.jit(ensemble.prefill).lower(abstract_weights(ensemble), tokens).compile()

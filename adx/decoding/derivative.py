@@ -1,7 +1,7 @@
 """Derivatives of a pass along directions of the weights: exact, or the central difference of two passes.
 
 A pass is `run(linear, *primals)`: a pure function of params, and of caches where it has a past, that multiplies with
-`linear`. What belongs to directions has a leading axis M.
+`linear`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ Run = Callable[..., Any]
 
 
 def exact(run: Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """(run's results, their derivatives along each of the M `tangents` of `primals`), by forward-mode differentiation.
+    """(run's results, their derivatives along `tangents`, which match `primals`), by forward-mode differentiation."""
+    return jax.jvp(functools.partial(run, fused_linear), primals, tangents)
 
-    One direction shares every read of a weight or a cache with the primal pass. Several share the primal pass itself:
-    only what depends on a direction is batched.
+
+def exact_several(run: Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The same along M directions: leaves of `tangents`, and of the derivatives, have a leading axis M.
+
+    The directions share one primal pass and every read of its weights and caches.
     """
-    if len(jax.tree.leaves(tangents)[0]) == 1:
-        one = jax.tree.map(lambda x: x[0], tangents)
-        result, derivative = jax.jvp(functools.partial(run, fused_linear), primals, one)
-        return result, jax.tree.map(lambda x: x[None], derivative)
-    push = functools.partial(jax.jvp, functools.partial(run, linear), primals)
-    return jax.vmap(push, out_axes=(None, 0))(tangents)
+    return jax.vmap(functools.partial(exact, run, primals), out_axes=(None, 0))(tangents)
 
 
 def two_passes(run: Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """The results of both copies of the method 'difference': `primals` hold theta + eps g and its caches, `tangents`
-    theta - eps g and its own, with an axis M of 1."""
-    minus = run(linear, *jax.tree.map(lambda x: x[0], tangents))
-    return run(linear, *primals), jax.tree.map(lambda x: x[None], minus)
+    theta - eps g and its own."""
+    return run(linear, *primals), run(linear, *tangents)
 
 
 def central(plus: Array, minus: Array, eps: float) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from adx.decoding import derivative
 from adx.errors import ConfigError
@@ -46,7 +47,8 @@ class Weights(NamedTuple):
 
 
 class Caches(NamedTuple):
-    """tangents: derivatives of the groups' caches along their directions, leading axes [N, M / N]; empty without."""
+    """tangents: derivatives of the groups' caches along their directions, leading axis M, proxy n's together and placed
+    as N is; empty without."""
 
     teacher: Cache
     groups: tuple[Cache, ...]
@@ -54,17 +56,14 @@ class Caches(NamedTuple):
 
     def map(self, change: Callable[[Array, str], Array]) -> Caches:
         """Applies change(array, axes) to every array."""
-        groups = (map_layout(change, cache, 'N') for cache in self.groups)
-        tangents = (map_layout(change, cache, 'NM') for cache in self.tangents)
-        return Caches(map_layout(change, self.teacher), tuple(groups), tuple(tangents))
+        groups, tangents = (tuple(map_layout(change, c, 'N') for c in caches) for caches in self[1:])
+        return Caches(map_layout(change, self.teacher), groups, tangents)
 
     def insert(self, prefix: Caches, sources: Array, targets: Array) -> Caches:
         """See models.cache.place_prefix."""
         one = lambda old, new: place_prefix(old, new, sources, targets)  # noqa: E731
-        stacked, tangent = jax.vmap(one), jax.vmap(jax.vmap(one))
-        groups = (stacked(old, new) for old, new in zip(self.groups, prefix.groups, strict=True))
-        tangents = (tangent(old, new) for old, new in zip(self.tangents, prefix.tangents, strict=True))
-        return Caches(one(self.teacher, prefix.teacher), tuple(groups), tuple(tangents))
+        groups, tangents = (tuple(map(jax.vmap(one), *pair)) for pair in zip(self[1:], prefix[1:], strict=True))
+        return Caches(one(self.teacher, prefix.teacher), groups, tangents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,63 +119,73 @@ class Ensemble:
             weights.groups, caches.groups, weights.directions, caches.tangents
         ):
             run = lambda product, p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c, product)  # noqa: E731
-            z_NBV, dz_NMBV, cache, tangent = _step(group, run, (params, cache), tuple(others))
-            logits.append(self._gather(group, z_NBV, 'NBV'))
+            z_NBV, dz_MBV, cache, tangent = _step(group, run, (params, cache), tuple(others))
+            logits.append(self._gather(group, z_NBV))
             groups.append(cache)
             if group.directions:
-                slopes.append(self._gather(group, dz_NMBV, 'NMBV'))
+                slopes.append(self._gather(group, dz_MBV))
                 tangents.append(tangent)
         tangents_MBV = jnp.concatenate(slopes) if slopes else None
         caches = self.place(Caches(teacher, tuple(groups), tuple(tangents)))
         return logits_BV, jnp.concatenate(logits), tangents_MBV, caches
 
     def empty_caches(self, rows: int, length: int) -> Caches:
-        def stacked(group: Group, *lead: int) -> Cache:
+        def stacked(group: Group, count: int) -> Cache:
             one = group.model.empty_cache(rows, length)
-            return jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), one)
+            return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
 
-        groups = (stacked(group, group.count) for group in self.groups)
-        tangents = (stacked(group, group.count, group.directions) for group in self.groups if group.directions)
-        return self.place(Caches(self.teacher.empty_cache(rows, length), tuple(groups), tuple(tangents)))
+        groups = tuple(stacked(group, group.count) for group in self.groups)
+        tangents = tuple(stacked(group, group.count * group.directions) for group in self.groups if group.directions)
+        return self.place(Caches(self.teacher.empty_cache(rows, length), groups, tangents))
 
     def place(self, caches: Caches) -> Caches:
         """Constrains caches to their layouts, inside jit."""
         groups, tangents = [], []
         for group, cache, tangent in self._zip(caches.groups, caches.tangents):
             groups.append(map_layout(group.layout.shard, cache, 'N'))
-            tangents += [map_layout(group.layout.shard, tangent, 'NM')] if tangent else []
+            tangents += [map_layout(group.layout.shard, tangent, 'N')] if tangent else []
         return Caches(map_layout(self.teacher_layout.shard, caches.teacher), tuple(groups), tuple(tangents))
 
     def _zip(self, *per_group: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         """Each group with what belongs to it; None from an empty tuple."""
         return zip(self.groups, *(x or (None,) * len(self.groups) for x in per_group), strict=True)
 
-    def _gather(self, group: Group, x: Array, axes: str) -> Array:
-        """Proxies' logits, or what has their shape, on the teacher's shards of rows and vocabulary, whatever split
-        the proxies' own pass: there they are combined. The axes before B become one."""
+    def _gather(self, group: Group, x_NBV: Array) -> Array:
+        """Proxies' logits, or their derivatives, on the teacher's shards of rows and vocabulary, whatever split the
+        proxies' own pass: there they are combined."""
         # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
-        x = self.teacher_layout.shard(group.layout.shard(x, axes), axes)
-        return x.reshape(-1, *x.shape[-2:])
+        return self.teacher_layout.shard(group.layout.shard(x_NBV, 'NBV'), '.BV')
 
 
 def _step(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]):
-    """A group's decode step: (logits_NBV, derivatives_NMBV, caches, tangent caches); None for derivatives not asked."""
+    """A group's decode step: (logits_NBV, derivatives_MBV, caches, tangent caches); None for derivatives not asked."""
     (z_NBLV, cache), derivatives = _run(group, run, primals, tangents)
     if not group.directions:
         return z_NBLV[:, :, 0], None, cache, None
-    z_NBV, dz_NMBV = z_NBLV[:, :, 0], derivatives[0][:, :, :, 0]
+    z_NBV, dz_MBV = z_NBLV[:, :, 0], derivatives[0][:, :, 0]
     if group.difference:
-        z_NBV, slope_NBV = derivative.central(z_NBV, dz_NMBV[:, 0], group.difference)
-        dz_NMBV = slope_NBV[:, None]
-    return z_NBV, dz_NMBV, cache, derivatives[1]
+        z_NBV, dz_MBV = derivative.central(z_NBV, dz_MBV, group.difference)
+    return z_NBV, dz_MBV, cache, derivatives[1]
 
 
 def _run(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """`run(linear, *primals)` of every proxy, and its derivatives or the other copy's results: leading axes N, NM."""
+    """`run(linear, *primals)` of every proxy, and its derivatives or the other copy's results.
+
+    primals, results: leading axis N. tangents: directions [N, M / N, ...] and tangent caches [M, ...]; derivatives
+    [M, ...].
+    """
     if not group.directions:
         return _each(group, functools.partial(run, linear), *primals), None
-    method = derivative.two_passes if group.difference else derivative.exact
-    return _each(group, functools.partial(method, run), primals, tangents)
+    directions, *caches = tangents
+    if group.directions == 1:
+        # No axis of size 1 within the step: XLA would copy caches and weights for the sake of its layout.
+        method = derivative.two_passes if group.difference else derivative.exact
+        directions = jax.tree.map(lambda x: x.squeeze(1), directions)
+        return _each(group, functools.partial(method, run), primals, (directions, *caches))
+    caches = jax.tree.map(lambda x: rearrange(x, '(N M) ... -> N M ...', N=group.count), caches)
+    several = functools.partial(derivative.exact_several, run)
+    results, derivatives = _each(group, several, primals, (directions, *caches))
+    return results, jax.tree.map(lambda x: rearrange(x, 'N M ... -> (N M) ...'), derivatives)
 
 
 def _each(group: Group, run: Callable[..., Any], *stacked: Any) -> Any:

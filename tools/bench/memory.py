@@ -33,18 +33,20 @@ TABLE = 'decoding'
 def abstract_weights(ensemble: Ensemble) -> Weights:
     """Shapes and places of the weights as they are loaded: norm scales in float32, the rest in the compute dtype."""
 
-    def one(model: Model, layout: Layout, stack: tuple[int, ...] = (), letter: str = '') -> dict[str, Any]:
+    def one(model: Model, layout: Layout, stack: tuple[int, ...] = (), letters: str = '') -> dict[str, Any]:
         return {
             path: jax.ShapeDtypeStruct(
                 (*stack, *shape),
                 jnp.float32 if path.endswith('.scale') else model.config.dtype,
-                sharding=layout.sharding(letter + model.axes[path]),
+                sharding=layout.sharding(letters + model.axes[path]),
             )
             for path, shape in model.shapes.items()
         }
 
     groups = tuple(one(group.model, group.layout, (group.count,), 'N') for group in ensemble.groups)
-    return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups)
+    stacks = [(group.model, group.layout, (group.count, group.directions)) for group in ensemble.groups]
+    directions = tuple(one(*stack, 'NM') for stack in stacks) if ensemble.directions else ()
+    return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups, directions)
 
 
 def compile_chunk(engine: Engine, defence: Defence) -> Any:
