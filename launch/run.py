@@ -5,7 +5,8 @@ Killing it at any moment and running the same command again continues the run. E
   5 done, with rejected rows                 70 a bug           74 storage, after retries
  75 interrupted; the same command resumes
 
-Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir.
+Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir,
+but where a rule wants derivatives all do: `prepare` keeps directions in it.
 What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where process
 0 died, within 100 seconds; one that never starts is waited for 300 seconds.
 """
