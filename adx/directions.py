@@ -23,13 +23,15 @@ from etils import epath
 
 from adx import experiment as experiments
 from adx import files, generation, orbax_io
+from adx.batching import Example
 from adx.datasets.splits import normalise
 from adx.datasets.tokenizing import Tokenizer
+from adx.decoding.derivative import difference_weights
 from adx.decoding.ensemble import Group, Weights
 from adx.errors import InputError, StorageError
 from adx.experiment import Derivative, Experiment, to_json
 from adx.generation import Models, Requests
-from adx.gradients import Differentiator, Example, Gradient, Tell, batches, deal, layer_norms
+from adx.gradients import Differentiator, Gradient, Tell, batches, deal, layer_norms
 from adx.hashing import content_hash
 from adx.loading import Blueprint
 from adx.models.transformer import Params, make_model
@@ -221,11 +223,12 @@ def check_prepared(experiment: Experiment, workdir: epath.PathLike) -> None:
     """Raises InputError unless directions of every proxy are there, whatever they belong to."""
     missing = [f'proxy_{i}' for i in range(len(experiment.proxies)) if not (place(workdir, i) / IDENTITY).exists()]
     if missing:
-        raise InputError(f'workdir {workdir} has no directions of {missing} and an arm wants derivatives; {FIX}')
+        raise InputError(f'workdir {workdir} has no directions of {missing} and the run wants derivatives; {FIX}')
 
 
 def load(experiment: Experiment, workdir: epath.PathLike, plan: Blueprint, models: Models) -> Models:
     """The models with the directions that the workdir has for them. Raises InputError if it does not."""
+    check_prepared(experiment, workdir)
     held = holdout_examples(experiment, workdir, plan.tokenizer)
     found = {}
     for i, differentiator in differentiators(plan):
@@ -291,17 +294,3 @@ def _join(group: Group, params: Params, mine: Sequence[Directions], derivative: 
     return jax.jit(lambda gs: {path: join(path, gs) for path in params}, out_shardings=shardings)(
         [one.params for one in mine]
     )
-
-
-def difference_weights(params: Params, directions: Params, eps: float) -> tuple[Params, Params]:
-    """(theta + eps g, theta - eps g) for method 'difference': sums in float32, rounded to the params' dtypes.
-
-    params: [N, ...] each; directions and the second result: [N, 1, ...] each.
-    """
-
-    def moved(path: str, step: float) -> Array:
-        theta = params[path]
-        return (theta[:, None].astype(jnp.float32) + step * directions[path]).astype(theta.dtype)
-
-    plus = {path: moved(path, eps)[:, 0] for path in params}
-    return plus, {path: moved(path, -eps) for path in params}

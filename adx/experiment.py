@@ -216,8 +216,13 @@ def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
 
 
 def wants_tangents(experiment: Experiment) -> bool:
-    """Whether a rule of the run reads derivatives, so that it needs directions."""
+    """Whether a rule of the run reads derivatives, so that decoding needs directions."""
     return any(arm.defence.wants_tangents for arm in experiment.arms)
+
+
+def wants_directions(experiment: Experiment) -> bool:
+    """Whether `--stages=prepare` has directions to take: for rules, or for selections by harm."""
+    return wants_tangents(experiment) or any(selection.score == 'harm' for selection in experiment.selections)
 
 
 def holdout(experiment: Experiment) -> Experiment:
@@ -280,7 +285,7 @@ def check(experiment: Experiment) -> None:
             'which holds the prompt as well; raise cache_length'
         )
     _check_derivative(e.derivative)
-    if wants_tangents(e):
+    if wants_directions(e):
         _check_holdout(e)
 
 
@@ -309,12 +314,12 @@ def _check_holdout(e: Experiment) -> None:
     """What a run needs to take directions on traces of its own."""
     if e.split == 'holdout':
         raise ConfigError(
-            "split = 'holdout' is what directions are taken on and an arm wants derivatives; serve another split"
+            "split = 'holdout' is what directions are taken on and the run wants derivatives; serve another split"
         )
     if not hasattr(e.dataset, 'splits'):
         raise ConfigError(
-            f"an arm wants derivatives along directions of the split 'holdout' and dataset {e.dataset.name!r} has no "
-            'splits; give it a `splits` method (datasets/splits.py) or drop the arm'
+            f"the run wants derivatives along directions of the split 'holdout' and dataset {e.dataset.name!r} has no "
+            'splits; give it a `splits` method (datasets/splits.py) or drop what wants them'
         )
     try:
         check(holdout(e))

@@ -10,37 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from adx import losses
+from adx import batching, losses
+from adx.batching import Batch, Example
 from adx.mesh import proxy_layout
 from adx.models.transformer import Model, Params, make_model
 from adx.types import Array
 
 ROWS = 4  # of a batch, per piece of the mesh that rows are split into
-SHORTEST = 64  # tokens of the shortest batch; the others double it
 _Sums = tuple[Params, Array, Array]  # gradient, NLL, number of targets
 Tell = Callable[[int, int], None]  # how many batches are done, of how many
-
-
-class Example(NamedTuple):
-    """A trace as the proxy learns it: the ids of its prompt and of its completion, as the engine had them."""
-
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-
-
-class Batch(NamedTuple):
-    """Right-padded rows, NumPy arrays until they are placed on the devices; targets are the completions' tokens."""
-
-    tokens_BL: Any
-    targets_BL: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,28 +48,8 @@ def deal(examples: Iterable[Example], parts: int) -> list[list[Example]]:
 
 
 def batches(examples: Iterable[Example], rows: int) -> list[Batch]:
-    """All examples in batches of `rows`, ordered by padded length and id. Lengths are few: SHORTEST and its doubles.
-
-    What is missing in the last batch of a length are rows without targets.
-    """
-    by_length: dict[int, list[Example]] = {}
-    for example in sorted(examples):
-        size = max(SHORTEST, len(example.prompt) + len(example.completion))
-        by_length.setdefault(1 << (size - 1).bit_length(), []).append(example)
-    return [
-        _batch(group[i : i + rows], rows, length)
-        for length, group in sorted(by_length.items())
-        for i in range(0, len(group), rows)
-    ]
-
-
-def _batch(examples: Sequence[Example], rows: int, length: int) -> Batch:
-    batch = Batch(np.zeros((rows, length), np.int32), np.zeros((rows, length), bool))
-    for row, (_, prompt, completion) in enumerate(examples):
-        end = len(prompt) + len(completion)
-        batch.tokens_BL[row, :end] = (*prompt, *completion)
-        batch.targets_BL[row, len(prompt) : end] = True
-    return batch
+    """All examples in batches of `rows`; see batching.py."""
+    return [batch for _, batch in batching.batches(examples, rows)]
 
 
 class Differentiator:

@@ -58,9 +58,11 @@ def prepare(
 def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
     """Everything that can be refused before anything is decoded."""
     experiments.check(experiment)
-    if not experiments.wants_tangents(experiment):
+    if not experiments.wants_directions(experiment):
         names = [arm.name for arm in experiment.arms]
-        raise ConfigError(f'--stages=prepare is for rules that want derivatives; no arm of {names} does, leave it out')
+        raise ConfigError(
+            f'--stages=prepare is for rules and selections that want derivatives; no arm of {names} does, leave it out'
+        )
     if place.num_shards > 1:
         raise ConfigError(
             f'--stages=prepare cannot be divided into {place.num_shards} shards: a direction is a mean over all '

@@ -13,8 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from adx import directions, files, loading, locks
 from adx import experiment as experiments
-from adx import files, loading, locks
+from adx.batching import Example, batches
 from adx.datasets.chat import encode_prompt
 from adx.decoding.ensemble import Weights
 from adx.errors import ConfigError, InputError, StorageError, WorkdirError
@@ -23,21 +24,18 @@ from adx.generation import Models
 from adx.hashing import row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records, to_json
 from adx.loading import Blueprint
-from adx.selection import Example, Scorer, Selection, batches, matched, stated_answer
+from adx.selection import ROWS, Scorer, Selection, matched, stated_answer
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
 
 OWNER = 'select'  # of the score journals
 Prompts = dict[str, list[Trace]]  # 'dataset/split/row' -> its candidates by sample
-# (experiment, workdir, blueprint, models) -> the models with `weights.directions`
-LoadDirections = Callable[[Experiment, str, Blueprint, Models], Models]
 Tell = Callable[[str, int, int], None]  # 'nll' or 'harm', how many traces are scored, of how many
 
 
 def select(
     experiment: Experiment,
     path: str,
-    load_directions: LoadDirections | None = None,
     tell: Tell = lambda kind, done, total: None,
 ) -> dict[str, tuple[int, int]]:
     """Makes every selection of the experiment: name -> (prompts, those whose choice is not candidate 0).
@@ -58,7 +56,7 @@ def select(
         for kind in sorted({selection.score for selection in experiment.selections} - {''}):
             wanted = {selection.arm for selection in experiment.selections if selection.score == kind}
             traces = [trace for arm in sorted(wanted) for group in candidates[arm].values() for trace in group]
-            scores[kind] = _scores(experiment, workdir, kind, traces, load_directions, tell)
+            scores[kind] = _scores(experiment, workdir, kind, traces, tell)
         return {
             selection.name: _write(experiment, workdir, selection, candidates[selection.arm], scores)
             for selection in experiment.selections
@@ -102,12 +100,7 @@ def _prompt(id_: RequestId) -> str:
 
 
 def _scores(
-    experiment: Experiment,
-    workdir: Workdir,
-    kind: str,
-    traces: Sequence[Trace],
-    load_directions: LoadDirections | None,
-    tell: Tell,
+    experiment: Experiment, workdir: Workdir, kind: str, traces: Sequence[Trace], tell: Tell
 ) -> dict[str, list[float]]:
     """Request id -> what each proxy, or direction, says. Models are loaded only if some trace has no scores yet."""
     directory = workdir.private / 'scores' / kind
@@ -117,11 +110,11 @@ def _scores(
     if not left:
         return known
     plan = loading.blueprint(experiment)
-    scorer = _scorer(experiment, workdir, plan, kind, load_directions)
+    scorer = _scorer(experiment, workdir, plan, kind)
     prompts = (encode_prompt(trace.messages, plan.tokenizer, experiment.prompting) for trace in left)
     examples = [Example(trace.request_id, ids, trace.tokens) for trace, ids in zip(left, prompts, strict=True)]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
-        for inside, batch in batches(examples):
+        for inside, batch in batches(examples, ROWS):
             scored = dict(zip((one.id for one in inside), scorer(batch).T.tolist(), strict=False))
             _check_finite(kind, scored)
             lines = ({'format_version': FORMAT_VERSION, 'request_id': i, 'scores': s} for i, s in scored.items())
@@ -131,16 +124,12 @@ def _scores(
     return known
 
 
-def _scorer(
-    experiment: Experiment, workdir: Workdir, plan: Blueprint, kind: str, load_directions: LoadDirections | None
-) -> Scorer:
+def _scorer(experiment: Experiment, workdir: Workdir, plan: Blueprint, kind: str) -> Scorer:
     groups, hashes = loading.load_proxies(experiment, plan)
     if kind == 'nll':
         return Scorer(plan.ensemble, groups, None, plan.members)
-    if load_directions is None:
-        raise ConfigError("a selection takes 'max_harm' and there are no directions of the proxies to measure it along")
     models = Models(plan.ensemble, Weights({}, groups), plan.tokenizer, hashes)  # the teacher scores nothing
-    weights: Any = load_directions(experiment, str(workdir.path), plan, models).weights
+    weights = directions.load(experiment, workdir.path, plan, models).weights
     return Scorer(plan.ensemble, weights.groups, weights.directions, plan.members)
 
 

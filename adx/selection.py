@@ -7,26 +7,24 @@ the proxy's holdout loss: a gradient step of size eta on the trace changes that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adx import grading
+from adx import grading, losses
 from adx.aggregation import Aggregation
+from adx.batching import Batch
 from adx.decoding.ensemble import Ensemble
 from adx.fields import hint
 from adx.models.transformer import Model, Params
-from adx.numerics import log_softmax
 from adx.types import Array, check_choice
 
 HOWS = ('first', 'random', 'max_length', 'max_nll', 'max_harm')
 CONTROLS = ('first', 'random')  # no defence: they look at nothing
 ROWS = 8  # traces of one scoring batch
-SHORTEST = 64  # tokens of the shortest batch; the others double it
 Grade = Callable[[str, str], bool]
 
 
@@ -110,37 +108,6 @@ def matched(texts: Sequence[str], gold: str | None, grade: Grade) -> list[bool]:
     return [True, *map(same, texts[1:])]
 
 
-class Example(NamedTuple):
-    """A trace as a proxy reads it: the ids of its prompt and of its completion."""
-
-    id: str
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-
-
-class Batch(NamedTuple):
-    """Right-padded rows; targets are the completions' tokens."""
-
-    tokens_BL: np.ndarray
-    targets_BL: np.ndarray
-
-
-def batches(examples: Iterable[Example], rows: int = ROWS) -> Iterator[tuple[list[Example], Batch]]:
-    """Batches of `rows` rows and the examples in them, by padded length and id; the rest of a last batch is padding."""
-    by_length: dict[int, list[Example]] = {}
-    for example in sorted(examples):
-        size = max(SHORTEST, len(example.prompt) + len(example.completion))
-        by_length.setdefault(1 << (size - 1).bit_length(), []).append(example)
-    for length, group in sorted(by_length.items()):
-        for i in range(0, len(group), rows):
-            batch = Batch(np.zeros((rows, length), np.int32), np.zeros((rows, length), bool))
-            for row, (_, prompt, completion) in enumerate(group[i : i + rows]):
-                end = len(prompt) + len(completion)
-                batch.tokens_BL[row, :end] = (*prompt, *completion)
-                batch.targets_BL[row, len(prompt) : end] = True
-            yield group[i : i + rows], batch
-
-
 def mean_log_probs(model: Model, params: Params, batch: Batch) -> Array:
     """Per row the mean log-prob of its targets in nats; 0 for a row without any. Logits exist a row at a time."""
     tokens_BL, targets_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
@@ -148,10 +115,10 @@ def mean_log_probs(model: Model, params: Params, batch: Batch) -> Array:
     x_BLD, _ = model.apply(params, tokens_BL, positions_BL, method='hidden')
 
     def mean(row: tuple[Array, Array, Array]) -> Array:
-        x_LD, tokens_L, targets_L = row
-        log_probs_LV = log_softmax(model.apply(params, x_LD[None, :-1], method='unembed')[0])
-        chosen_L = jnp.take_along_axis(log_probs_LV, tokens_L[1:, None], axis=-1)[:, 0]
-        return jnp.sum(jnp.where(targets_L[1:], chosen_L, 0.0)) / jnp.maximum(jnp.sum(targets_L[1:]), 1)
+        x_LD, *rest = row
+        logits_BLV = model.apply(params, x_LD[None], method='unembed')
+        sums_B, counts_B = losses.row_losses(logits_BLV, *(x_L[None] for x_L in rest))
+        return -sums_B[0] / jnp.maximum(counts_B[0], 1)
 
     return lax.map(mean, (x_BLD, tokens_BL, targets_BL))
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from adx import directions, generation, loading, spans, view
 from adx import experiment as experiments
+from adx.batching import Example
 from adx.errors import InputError
 from adx.experiment import Arm, Experiment
 from adx.generation import Models
-from adx.gradients import Example
 from adx.types import Prompt, Trace
 
 

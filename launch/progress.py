@@ -60,18 +60,18 @@ class Progress:
         )
         self.bar.update(report.done_before + report.rejected + report.done - self.bar.n)
 
-    def steps(self, name: str, done: int, total: int) -> None:
-        """Shows how far the directions of the proxy `name` are, in passes over batches of holdout traces."""
+    def steps(self, event: str, name: str, done: int, total: int) -> None:
+        """Shows how far a stage without traces of its own is: 'directions' of a proxy, or 'scores' of a kind."""
         if self.terminal:
             from tqdm import tqdm
 
-            if done == 0:
+            if self.bar is None or self.bar.desc != f'{event} {name}: ':
                 self.close()
-                self.bar = tqdm(total=total, desc=name, unit='batch', dynamic_ncols=True, file=sys.stderr)
+                self.bar = tqdm(total=total, desc=f'{event} {name}', dynamic_ncols=True, file=sys.stderr)
             self.bar.update(done - self.bar.n)
         elif done in (0, total) or time.monotonic() - self.last > LINE_SECONDS:
             self.last = time.monotonic()
-            line = {'event': 'directions', 'proxy': name, 'done': done, 'total': total}
+            line = {'event': event, 'name': name, 'done': done, 'total': total}
             print(json.dumps(line), file=sys.stderr, flush=True)
 
     def log(self, report: Report, request_id: str = '') -> None:

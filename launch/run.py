@@ -13,6 +13,7 @@ What one of them refuses ends all with its exit code. When one dies the others e
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -100,7 +101,7 @@ def dry_run(experiment: Any) -> None:
     if made.rejected:
         id_, reason = next(iter(made.rejected.items()))
         print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')
-    if experiments.wants_tangents(experiment):
+    if experiments.wants_directions(experiment):
         print(directions_line(experiment))
     mesh = experiment.mesh
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
@@ -148,8 +149,8 @@ def prepare(experiment: Any, interrupts: Interrupts) -> int:
 
     progress = Progress(log_text=LOG_TEXT.value)
     try:
-        place, guard = place_in_run(), interrupts.guard
-        report = preparation.prepare(experiment, str(WORKDIR.value), place, progress, guard, progress.steps)
+        place, tell = place_in_run(), functools.partial(progress.steps, 'directions')
+        report = preparation.prepare(experiment, str(WORKDIR.value), place, progress, interrupts.guard, tell)
     finally:
         progress.close()
     if place.writes:
@@ -193,8 +194,14 @@ def summary(report: Any) -> str:
 
 def select(experiment: Any) -> int:
     from adx import selecting
+    from launch.progress import Progress
 
-    for name, (prompts, others) in selecting.select(experiment, str(WORKDIR.value)).items():
+    progress = Progress(log_text=LOG_TEXT.value)
+    try:
+        chosen = selecting.select(experiment, str(WORKDIR.value), functools.partial(progress.steps, 'scores'))
+    finally:
+        progress.close()
+    for name, (prompts, others) in chosen.items():
         print(f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample')
     return COMPLETE
 

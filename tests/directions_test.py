@@ -14,11 +14,12 @@ import pytest
 from etils import epath
 
 from adx import directions
+from adx.batching import Example
 from adx.datasets import Gsm8k
 from adx.errors import InputError
 from adx.experiment import Derivative, Experiment, ModelSource
 from adx.generation import Models, Requests
-from adx.gradients import Differentiator, Example
+from adx.gradients import Differentiator
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.types import Prompt

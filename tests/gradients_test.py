@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from adx import gradients
+from adx.batching import Batch, Example
 from adx.decoding.engine import Engine
-from adx.gradients import Batch, Differentiator, Example
+from adx.gradients import Differentiator
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 

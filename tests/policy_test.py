@@ -195,7 +195,6 @@ class TestOneBatch:
         assert sum(swapped[id_] != done[id_] for id_ in done) >= 5
         assert make_engine().compiled_programs() == programs
 
-    @pytest.mark.xfail(strict=True, reason='the engine does not read Request.defended yet')
     def test_a_distillation_row_is_the_teachers(self):
         mixed = self.requests('acme', 'partner', 'labs', 'partner')
         done = self.decode(mixed.values())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from storage_test import make_trace
 
-from adx import grading, loading, selecting
+from adx import directions, grading, loading, selecting
 from adx.aggregation import Aggregation
 from adx.datasets import Gsm8k
 from adx.errors import ConfigError, InputError, WorkdirError
@@ -115,7 +115,7 @@ def test_correctness_matching_keeps_the_accuracy(selected):
         assert record['sample'] == kept[int(np.argmax(mean))]
 
 
-def test_stopped_while_it_scores_it_goes_on_to_the_same(base, workdir, monkeypatch):
+def test_stopped_while_it_scores_it_goes_on_to_the_same(base, workdir, selected, monkeypatch):
     def stop(kind, done, total):
         raise KeyboardInterrupt
 
@@ -128,27 +128,21 @@ def test_stopped_while_it_scores_it_goes_on_to_the_same(base, workdir, monkeypat
     resumed = files_of(workdir)
     monkeypatch.setattr(loading, 'load_proxies', None)  # all scores are known: nothing is loaded
     selecting.select(base, str(workdir.path))
-    assert files_of(workdir) == resumed
-    monkeypatch.undo()
-    for path in (workdir.private / 'scores' / 'nll').iterdir():
-        path.unlink()
-    selecting.select(base, str(workdir.path))
-    assert files_of(workdir) == resumed
+    assert files_of(workdir) == resumed == files_of(selected)  # that was never stopped
 
 
-def test_harm_is_scored_along_the_directions_it_is_given(base, workdir):
+def test_harm_is_scored_along_the_directions_of_the_workdir(base, workdir, monkeypatch):
     harmful = dataclasses.replace(base, selections=(Selection('harmful', 'plain', 'max_harm'),))
-    with pytest.raises(ConfigError, match="takes 'max_harm' and there are no directions"):
+    with pytest.raises(InputError, match=r"no directions of \['proxy_0', 'proxy_1'\] and the run wants derivatives"):
         selecting.select(harmful, str(workdir.path))
 
     def along_weights(experiment, path, plan, models):
-        assert (experiment, path, models.weights.teacher) == (harmful, str(workdir.path), {})
+        assert (experiment, path, models.weights.teacher) == (harmful, workdir.path, {})
         ones = tuple(jax.tree.map(lambda x: jnp.stack([x, -x], axis=1), group) for group in models.weights.groups)
-        # The tuple has `directions` once engines have them.
-        weights = type('Weights', (), {'groups': models.weights.groups, 'directions': ones})
-        return dataclasses.replace(models, weights=weights)
+        return dataclasses.replace(models, weights=models.weights._replace(directions=ones))
 
-    selecting.select(harmful, str(workdir.path), along_weights)
+    monkeypatch.setattr(directions, 'load', along_weights)
+    selecting.select(harmful, str(workdir.path))
     for record in workdir.selection('harmful'):
         for candidate in record['candidates']:
             first, opposite, second, other = candidate['proxies']  # two directions of two proxies

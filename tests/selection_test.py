@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from adx.aggregation import Aggregation
+from adx.batching import Example, batches
 from adx.datasets import Gsm8k, Jsonl, Mmlu
 from adx.decoding.ensemble import Ensemble, Group
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
-from adx.selection import Example, Scorer, Selection, batches, harm, matched, mean_log_probs, nll, stated_answer
+from adx.selection import Scorer, Selection, harm, matched, mean_log_probs, nll, stated_answer
 
 TEXTS = ['#### 7', 'so #### 8', 'The final answer is 7.0', 'no idea', '#### 7 apples']
 
@@ -117,7 +118,7 @@ def one_batch(rows):
 
 def test_batches_hold_every_example_once_and_pad_to_few_lengths():
     long = Example('x', (1,) * 60, (2,) * 10)
-    made = list(batches([*examples(5, 0), long], 2))
+    made = batches([*examples(5, 0), long], 2)
     assert [example for inside, _ in made for example in inside] == [*examples(5, 0), long]
     assert [batch.tokens_BL.shape for _, batch in made] == [(2, 64)] * 3 + [(2, 128)]
     (inside, batch) = made[2]
@@ -125,14 +126,14 @@ def test_batches_hold_every_example_once_and_pad_to_few_lengths():
     assert mean_log_probs(MODEL, PARAMS, batch)[1] == 0
 
 
-def test_scores_are_those_of_each_trace_alone():
+def test_the_scores_of_a_padded_row_are_those_of_the_trace_alone():
     rows = examples(6, 1)
     batch, direction = one_batch(rows), init(7)
-    alone, gradients = zip(*(jax.jit(jax.value_and_grad(partial(loss, row)))(PARAMS) for row in rows[:2]), strict=True)
+    alone, gradient = jax.jit(jax.value_and_grad(partial(loss, rows[1])))(PARAMS)
     # Sums of a padded batch round differently: some units of float32's last place.
-    np.testing.assert_allclose(jax.jit(partial(nll, MODEL))(PARAMS, batch)[:2], alone, rtol=1e-5)
-    expected = [-sum(jnp.vdot(direction[path], g[path]) for path in g) for g in gradients]
-    found = jax.jit(partial(harm, MODEL))(PARAMS, direction, batch)[:2]
+    np.testing.assert_allclose(jax.jit(partial(nll, MODEL))(PARAMS, batch)[1], alone, rtol=1e-5)
+    expected = -sum(jnp.vdot(direction[path], gradient[path]) for path in gradient)
+    found = jax.jit(partial(harm, MODEL))(PARAMS, direction, batch)[1]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

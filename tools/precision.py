@@ -28,9 +28,10 @@ import numpy as np
 from absl import flags
 
 from adx import directions, loading, session
+from adx.batching import Batch, Example
 from adx.errors import ConfigError
 from adx.experiment import COPY_DTYPES, Derivative, Experiment, override
-from adx.gradients import Batch, Differentiator, Example, batches, centre, push
+from adx.gradients import Differentiator, batches, centre, push
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
 from adx.numerics import log_softmax
 from launch import program

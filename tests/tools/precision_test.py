@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adx.gradients import Differentiator, Example, batches
+from adx.batching import Example
+from adx.gradients import Differentiator, batches
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from tools import precision
