@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adx.models.transformer import Params, fused_linear, linear
+from adx.models.products import fused_linear, linear
+from adx.models.transformer import Params
 from adx.types import Array
 
 Run = Callable[..., Any]

@@ -18,7 +18,8 @@ from adx.decoding import derivative
 from adx.errors import ConfigError
 from adx.mesh import PROXY, Layout
 from adx.models.cache import Cache, map_layout, place_prefix
-from adx.models.transformer import Linear, Model, Params, linear
+from adx.models.products import Linear, linear
+from adx.models.transformer import Model, Params
 from adx.types import Array
 
 

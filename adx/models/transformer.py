@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +19,11 @@ from einops import rearrange
 from flax import nnx
 
 from adx.models.cache import Cache, LayerCache, empty_cache, write
+from adx.models.products import Linear, linear
 from adx.models.rope import Rope, rotate
 from adx.numerics import MASKED
 
 Array = jax.Array
-Linear = Callable[..., Array]  # (equation, x, weight or cache, dtype of the result = x's) -> y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,56 +73,6 @@ class TransformerConfig:
 
     def is_local(self, layer: int) -> bool:
         return self.window is not None and self.local_pattern[layer % len(self.local_pattern)]
-
-
-def linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
-    """The plain product of activations and a weight or a cache, in the activations' dtype; the result in `dtype`."""
-    return jnp.einsum(equation, x, w.astype(x.dtype), precision=_precision(x.dtype), preferred_element_type=dtype)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
-def fused_linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
-    """`linear` whose value and derivatives read w once, for jvp of a decode step. Under grad of two layers it fails.
-
-    x and dx become rows of one matrix along axis -2, positions or queries: no mesh splits those.
-    """
-    return linear(equation, x, w, dtype)
-
-
-@fused_linear.defjvp
-def _fused_linear_jvp(equation: str, dtype: Any, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
-    return _value_and_derivative(equation, dtype)(*primals, *tangents)
-
-
-@functools.cache
-def _value_and_derivative(equation: str, dtype: Any) -> Callable[..., tuple[Array, Array]]:
-    """(x, w, dx, dw) -> (y, dy). Mapped over several (dx, dw) of one x and w it still reads w once, and y stays one."""
-    product = functools.partial(linear, equation, dtype=dtype)
-
-    def one(x: Array, w: Array, dx: Array, dw: Array) -> tuple[Array, Array]:
-        y, dy = jnp.split(product(jnp.concatenate([x, dx], axis=-2), w), 2, axis=-2)
-        return y, dy + product(x, dw)
-
-    def mapped(size: int, batched: Sequence[bool], *arrays: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
-        if batched[0] or batched[1]:
-            return jax.vmap(one, in_axes=tuple(0 if b else None for b in batched))(*arrays), (True, True)
-        x, w, *tangents = arrays
-        dx, dw = (
-            t if b else jnp.broadcast_to(t, (size, *t.shape)) for t, b in zip(tangents, batched[2:], strict=True)
-        )
-        rows = jnp.concatenate([x[None], dx])
-        y = product(rearrange(rows, 'N ... L D -> ... (N L) D'), w)
-        y, dy = jnp.split(rearrange(y, '... (N L) F -> N ... L F', N=size + 1), [1])
-        # x is repeated, for XLA would transpose dw to make a product of one x with many dw.
-        return (y[0], dy + jax.vmap(product)(jnp.broadcast_to(x, (size, *x.shape)), dw)), (False, True)
-
-    pair = jax.custom_batching.custom_vmap(one)
-    pair.def_vmap(mapped)
-    return pair
-
-
-def _precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def weight(rngs: nnx.Rngs, axes: str, config: TransformerConfig, scale: float | None = None) -> nnx.Param:

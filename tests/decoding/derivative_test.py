@@ -18,7 +18,8 @@ from adx.decoding.engine import Engine
 from adx.decoding.ensemble import Ensemble, Group, Weights
 from adx.errors import ConfigError
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
-from adx.models.transformer import linear, make_model
+from adx.models.products import linear
+from adx.models.transformer import make_model
 from adx.numerics import MASKED
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'

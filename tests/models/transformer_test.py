@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adx.checkpoints import load
-from adx.models.transformer import fused_linear, linear
+from adx.models.products import fused_linear, linear
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 # Every family; the windows of 7 tokens and Llama 3's scaled positions lie within the 20.

@@ -14,7 +14,8 @@ import numpy as np
 from adx.decoding.engine import Engine
 from adx.decoding.ensemble import Ensemble, Weights
 from adx.generation import Models
-from adx.models.transformer import Model, Params, linear
+from adx.models.products import linear
+from adx.models.transformer import Model, Params
 from adx.types import Request
 
 BATCH = 32  # at which steps are compared, and the engine's slots
