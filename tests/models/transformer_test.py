@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adx.checkpoints import load
+from adx.models.cache import empty_cache, write
 from adx.models.products import fused_linear, linear
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
@@ -134,3 +135,13 @@ def test_training_takes_the_plain_product(product):
     expected = sum(float(jnp.vdot(g, loaded.params[path])) for path, g in slope.items())
     assert (plus - minus) / (2 * eps) == pytest.approx(expected, rel=1e-2)  # the third order is eps squared of it
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(curvature))
+
+
+def test_a_written_cache_is_differentiated_by_writing_its_tangent():
+    """Not by the scheme for writes that may overlap, which takes more arrays of the cache's size."""
+    past, new = empty_cache(1, 2, 1, 6, 4, jnp.float32).layers[0], jnp.ones((2, 1, 1, 4))
+    positions_BL = jnp.ones((2, 1), int)
+    push = functools.partial(jax.jvp, lambda past, new: write(past, new, new, positions_BL))
+    text = jax.jit(push).lower((past, new), (past, new)).as_text()
+    assert text.count('"stablehlo.scatter"') == 4  # keys and values, and the tangents of both
+    assert 'stablehlo.gather' not in text
