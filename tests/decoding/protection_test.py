@@ -17,7 +17,7 @@ from adx.defences import Bank, CrossModelHard, ProductOfExperts, Undefended
 from adx.types import Sampling
 
 EOS = (5,)
-BROKEN = 7  # a token that the second proxy answers with nan
+BROKEN = (7, 11, 13, 17)  # tokens that the second proxy answers with nan
 
 
 def decode(requests, ensemble, record='scalars', **kwargs):
@@ -39,11 +39,12 @@ def test_an_undefended_row_has_the_teachers_tokens(rule):
     assert {id_: one.tokens for id_, one in defended.items()} != {id_: one.tokens for id_, one in plain.items()}
 
 
-def broken_ensemble():
-    ensemble, weights = fakes.make_ensemble()
-    (path,) = (path for path in weights.groups[0] if 'embed' in path)
+def untied_ensemble(value=None):
+    """Of two proxies; the second embeds the tokens BROKEN as `value`."""
+    ensemble, weights = fakes.make_ensemble(proxy=dataclasses.replace(fakes.PROXY, tied=False))
     proxies = dict(weights.groups[0])
-    proxies[path] = proxies[path].at[1, BROKEN].set(jnp.nan)
+    if value is not None:
+        proxies['embed'] = proxies['embed'].at[1, np.array(BROKEN)].set(value)
     return ensemble, weights._replace(groups=(proxies,))
 
 
@@ -51,12 +52,12 @@ def broken_ensemble():
 def test_a_row_whose_proxy_is_broken_falls_back_and_harms_no_other(record):
     """From the broken token on, which stays in the proxy's cache; and the slot's next row is sound again."""
     requests = fakes.make_requests(40, ProductOfExperts(0.9), Sampling(0.9))
-    done, sound = decode(requests, broken_ensemble(), record), decode(requests, fakes.make_ensemble(), record)
+    done, sound = (decode(requests, untied_ensemble(value), record) for value in (np.nan, None))
     fallen = 0
     for request in requests:
         mine, theirs = done[str(request.id)], sound[str(request.id)]
         read = [*request.tokens, *mine.tokens]
-        first = read.index(BROKEN) if BROKEN in read else len(read)
+        first = next((i for i, token in enumerate(read) if token in BROKEN), len(read))
         kept = max(first + 1 - len(request.tokens), 0)  # tokens drawn before the broken one was read
         assert mine.tokens[:kept] == theirs.tokens[:kept]
         if kept >= len(mine.tokens):
@@ -94,10 +95,8 @@ def test_a_logit_of_minus_infinity_is_no_fault():
 
 def test_inside_spans_the_teacher_is_served():
     token_bytes = [b'x'] * fakes.VOCAB
-    for i in range(8, 20):
-        token_bytes[i] = b'##'
-    for i in range(20, 36):
-        token_bytes[i] = b'.\n'
+    token_bytes[8:28] = [b'2 ####'] * 20
+    token_bytes[28:36] = [b'.\n'] * 8
     spans = automata.lift(('final_answer',), token_bytes, fakes.VOCAB_ROWS)
     requests = fakes.make_requests(24, ProductOfExperts(0.9), Sampling(1.0), new=12)
     done = decode(requests, fakes.make_ensemble(), spans=spans)
