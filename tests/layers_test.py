@@ -11,8 +11,8 @@ import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
-    'types', 'errors', 'fields', 'numerics', 'aggregation', 'automata', 'batching', 'grading', 'hashing', 'losses', 'mesh',
-    'spans', 'sweeping',
+    'types', 'errors', 'fields', 'numerics', 'aggregation', 'automata', 'batching', 'grading', 'hashing', 'losses',
+    'mesh', 'spans', 'sweeping',
 }  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}

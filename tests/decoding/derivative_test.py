@@ -161,7 +161,7 @@ def test_a_difference_converges_to_the_exact_derivative_until_it_rounds():
         pairs = zip(found, (logits_LNBV, expected_LMBV), strict=True)
         return np.array([np.sqrt(np.mean((mine - exact)[..., : fakes.VOCAB] ** 2)) for mine, exact in pairs])
 
-    large, half, rounded = errors(0.04), errors(0.02), errors(1e-6)
+    large, half, rounded = errors(0.02), errors(0.01), errors(1e-6)
     np.testing.assert_allclose(np.log2(large / half), 2, atol=0.1)  # the next order adds a share of eps squared
     assert rounded[1] > half[1]  # logits of size 1 round to about 1e-7, a tenth of eps
 

@@ -38,9 +38,7 @@ def serve(defence, numbers, protected=(), seed=0):
     rows = make_rows(defence, numbers)
     protected_V = jnp.isin(jnp.arange(VOCAB), jnp.asarray(protected or [-1]))
     key_B = jax.random.wrap_key_data(rows.key_B)
-    served = SERVE(
-        jnp.tile(logits_V, (ROWS, 1)), jnp.tile(proxy_V, (1, ROWS, 1)), rows, key_B, protected_V, rows.defended_B
-    )
+    served = SERVE(jnp.tile(logits_V, (ROWS, 1)), jnp.tile(proxy_V, (1, ROWS, 1)), rows, key_B, protected_V)
     return served, np.asarray(logits_V, np.float64), np.asarray(proxy_V, np.float64)
 
 

@@ -59,7 +59,7 @@ def sampling_timer(bench: Bench, step: ChunkTimer) -> Callable[[], float]:
     keys = jax.random.split(jax.random.key(1), BATCH)
 
     def serve(logits_NBV: jax.Array, rows: Any, keys: jax.Array, protected_V: jax.Array) -> jax.Array:
-        return sampling.serve(logits_NBV[0], logits_NBV[1:], rows, keys, protected_V, rows.defended_B).token
+        return sampling.serve(logits_NBV[0], logits_NBV[1:], rows, keys, protected_V).token
 
     return timer(serve, logits_NBV, rows, keys, engine.constants.protected_V)
 

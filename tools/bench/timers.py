@@ -49,6 +49,7 @@ class ChunkTimer:
         shape, sampling = rows.done_B.shape, request.sampling
         self.rows = rows.replace(
             done_B=jnp.zeros(shape, bool),
+            defended_B=jnp.ones(shape, bool),
             sampling=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), sampling),
             defence=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), request.defence),
         )
