@@ -5,8 +5,8 @@ Claim:   none about students. The control moves the wrong tokens, and as far as 
 Command: python -m launch.run --config=configs/smollm2_ads.py --workdir=/tmp/ads --stages=prepare,generate
          `prepare` decodes holdout traces of the plain teacher and takes the proxy's gradient on them. The weights are
          those of ./tools/demo, which fetches them.
-Cost:    32 holdout traces of at most 128 tokens, their gradient, and 48 traces of at most 256; each stage's last line
-         says how long it took.
+Cost:    holdout traces of at most 128 tokens, 8 of each of up to 8 questions (the shipped sample holds 3 out), their
+         gradient, and 48 traces of at most 256; each stage's last line says how long it took.
 Result:  python -m tools.show_traces --workdir=/tmp/ads --limit=0 prints, per arm, how many answers are right and the
          mean KL a token. Sixteen questions are too few to tell arms apart; no student is trained.
 """
@@ -22,14 +22,14 @@ SAMPLING = Sampling(temperature=0.7, top_p=0.95)
 
 
 def experiment() -> Experiment:
-    rule = Antidistillation(lam=0.5)
+    rule = Antidistillation(lam=1.0)
     return Experiment(
         dataset=Gsm8k(),
         split='train',
         limit=16,
         teacher=ModelSource(SMOLLM2),
         proxies=(ModelSource(SMOLLM2, exit_layer=10, translator='smollm2_exit10'),),
-        derivative=Derivative(prompts=32, max_new_tokens=128),
+        derivative=Derivative(prompts=8, samples=8, max_new_tokens=128),
         arms=(
             Arm('plain', sampling=SAMPLING),
             Arm('antidistillation', rule, SAMPLING),

@@ -4,8 +4,8 @@ Claim:   none about students. No token costs more than its budget, and no trace 
          only where they bind.
 Command: python -m launch.run --config=configs/smollm2_ads_budget.py --workdir=/tmp/ads_budget --stages=prepare,generate
          The weights are those of ./tools/demo, which fetches them.
-Cost:    32 holdout traces of at most 128 tokens, their gradient, and 48 traces of at most 256; each stage's last line
-         says how long it took.
+Cost:    holdout traces of at most 128 tokens, 8 of each of up to 8 questions (the shipped sample holds 3 out), their
+         gradient, and 48 traces of at most 256; each stage's last line says how long it took.
 Result:  python -m tools.show_traces --workdir=/tmp/ads_budget --limit=0 prints, per arm, how many answers are right and
          the mean KL a token. Sixteen questions are too few to tell arms apart; no student is trained.
 """
@@ -28,7 +28,7 @@ def experiment() -> Experiment:
         limit=16,
         teacher=ModelSource(SMOLLM2),
         proxies=(ModelSource(SMOLLM2, exit_layer=10, translator='smollm2_exit10'),),
-        derivative=Derivative(prompts=32, max_new_tokens=128),
+        derivative=Derivative(prompts=8, samples=8, max_new_tokens=128),
         arms=(
             Arm('plain', sampling=SAMPLING),
             Arm('budget', Budget(rule, nats=0.05), SAMPLING),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from adx.errors import BUG, AdxError, ConfigError
 
@@ -36,8 +37,9 @@ def parse(argv: list[str]) -> list[str]:
         _end(ConfigError(f'{error}; see --help'))
     if rest:
         _end(ConfigError(f'{rest} are no flags; every value is given as --flag=value, see --help'))
-    # JAX narrates which backends are not there, and log lines of a run are JSON.
+    # JAX narrates which backends are not there, Orbax what it reads and writes; log lines of a run are JSON.
     logging.getLogger('jax').setLevel(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
     return argv
 
 
