@@ -153,6 +153,7 @@ def test_a_defended_run_states_its_disclosure(disclosure):
         dataclasses.replace(BASE, dtype='float23'),
         dataclasses.replace(BASE, stop_strings=('',)),
         dataclasses.replace(BASE, stop_strings=(3,)),
+        dataclasses.replace(BASE, protected_spans=('boxd',)),
         dataclasses.replace(BASE, max_new_tokens=BASE.decode.cache_length + 1),
         *(
             dataclasses.replace(BASE, derivative=derivative)
