@@ -19,6 +19,7 @@ from adx.types import Array, Defence, State, Views
 LOWEST, HIGHEST = -40.0, 88.0
 EXPONENT = 65.0  # s beyond 1 raises no token's weight above exp of this: squares of r, summed, stay below 3e38
 ACCURACY = 4e-3  # of the KL that `solve_scale` reaches
+NOISE = 3e-7  # nats: about what rounding does to a KL in float32; nearer than that no step can tell
 EVALUATIONS = 40
 
 
@@ -116,7 +117,8 @@ def _step(
     newton = scale * jnp.exp(error / slope)
     inside = (newton > low) & (newton < high)
     near = inside & (jnp.square(error) <= ACCURACY * jnp.minimum(slope, 1.0))
-    return jnp.where(inside, newton, (low + high) / 2), near
+    settled = jnp.abs(kl - nats) <= NOISE
+    return jnp.where(settled, scale, jnp.where(inside, newton, (low + high) / 2)), near | settled
 
 
 def tilted(way: Way, scale: Array, scores_V: Array, views: Views) -> Array:

@@ -21,7 +21,7 @@ from adx import checkpoints
 from adx.decoding.engine import Occupancy
 from adx.defences import ProductOfExperts
 from tools.bench import figures, workload
-from tools.bench.timers import BATCH, STEPS, ChunkTimer, matmul_timer
+from tools.bench.timers import BATCH, STEPS, matmul_timer
 from tools.bench.workload import REPEATS, Bench
 
 TABLE = 'decoding'
@@ -65,7 +65,7 @@ def recompiles(bench: Bench) -> None:
 
 def matmuls(bench: Bench) -> None:
     """A decode step of the engine over the matmuls in it, in turn: a slow spell of the machine slows both."""
-    step, products = ChunkTimer(bench.engine, bench.requests[0]), matmul_timer(bench.models)
+    step, products = bench.timer(), matmul_timer(bench.models)
     step(), products()
     count = REPEATS.value * STEPS // bench.engine.config.chunk
     pairs = np.array([(step(), products()) for _ in range(count)])

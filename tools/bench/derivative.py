@@ -127,8 +127,9 @@ def pass_timer(group: Group, method: Callable[..., Any], params: Params, others:
 
 def bound(bench: Any) -> None:
     """Defended over teacher-only speed, as a share of what bytes and operations allow; all timed in turn."""
-    plain = bench.engine_of(Arm('plain', Undefended(), bench.arm.sampling))
-    teacher, ads = ChunkTimer(plain, bench.requests[0]), ChunkTimer(bench.engine, bench.requests[0])
+    undefended = Arm('plain', Undefended(), bench.arm.sampling)
+    plain = bench.engine_of(undefended)
+    teacher, ads = bench.timer(undefended, plain), bench.timer()
     products, bandwidth, length = matmul_timer(bench.models), copy_bandwidth(), ads.caches.teacher.length
     weights = bench.models.ensemble.teacher.num_params + bench.proxy[0].model.num_params
     teacher(), ads(), products()
@@ -148,7 +149,7 @@ def bound(bench: Any) -> None:
 def budget(bench: Any) -> None:
     """What a budget costs in time, and how near it is met where it binds."""
     limited = bench.engine_of(bench.budgeted)
-    free, spending = ChunkTimer(bench.engine, bench.requests[0]), ChunkTimer(limited, bench.requests[0])
+    free, spending = bench.timer(), bench.timer(bench.budgeted, limited)
     free(), spending()
     pairs = np.array([(spending(), free()) for _ in range(REPEATS.value * STEPS // limited.config.chunk)])
     append('budget_overhead', pairs[:, 0] / pairs[:, 1] - 1, 'of a step', '<= 0.05')
@@ -174,7 +175,7 @@ def forced_kl(bench: Any, timer: ChunkTimer) -> np.ndarray:
     caches, found = engine.ensemble.empty_caches(BATCH, FORCED), []
     tokens_BL = np.array(bench.contexts, np.int32)
     for position in range(FORCED):
-        kl_B, caches = step(models.weights, caches, timer.rows, tokens_BL[:, position], position)
+        kl_B, caches = step(models.weights, caches, timer.fresh, tokens_BL[:, position], position)
         found.append(np.asarray(kl_B))
     return np.stack(found)
 

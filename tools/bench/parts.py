@@ -55,7 +55,7 @@ def sampling_timer(bench: Bench, step: ChunkTimer) -> Callable[[], float]:
     engine = bench.engine
     vocab = engine.ensemble.teacher.config.sizes['V']
     logits_NBV = jax.random.normal(jax.random.key(0), (2, BATCH, vocab))
-    rows = jax.tree.map(lambda x: jnp.array(x, copy=True), step.rows)  # the chunk gives its own away
+    rows = jax.tree.map(lambda x: jnp.array(x, copy=True), step.fresh)  # the chunk gives its own away
     keys = jax.random.split(jax.random.key(1), BATCH)
 
     def serve(logits_NBV: jax.Array, rows: Any, keys: jax.Array, protected_V: jax.Array) -> jax.Array:
@@ -67,7 +67,7 @@ def sampling_timer(bench: Bench, step: ChunkTimer) -> Callable[[], float]:
 def main(argv: Sequence[str]) -> None:
     del argv
     defended = bench()
-    step, products = ChunkTimer(defended.engine, defended.requests[0]), matmul_timer(defended.models)
+    step, products = defended.timer(), matmul_timer(defended.models)
     copies = jax.tree.map(lambda x: jnp.array(x, copy=True), step.caches)
     parts = {
         'step': step,

@@ -13,10 +13,12 @@ import numpy as np
 
 from adx.decoding.engine import Engine
 from adx.decoding.ensemble import Ensemble, Weights
+from adx.decoding.slots import request_rows
+from adx.experiment import Arm
 from adx.generation import Models
 from adx.models.products import linear
 from adx.models.transformer import Model, Params
-from adx.types import Request
+from adx.types import Request, RequestId
 
 BATCH = 32  # at which steps are compared, and the engine's slots
 CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt and half of its trace
@@ -37,36 +39,31 @@ def timer(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
 
 
 class ChunkTimer:
-    """Seconds per decode step of the engine's own chunk program, every slot live and CONTEXT tokens long.
+    """Seconds per decode step of the engine's own chunk program, every slot live after a prompt of CONTEXT tokens.
 
-    The program's shapes are fixed by the cache length, so its time does not depend on the rows' tokens.
+    prompts: a few, of CONTEXT tokens each, over which the slots are dealt; every slot draws with a key of its own. Each
+    call decodes the tokens after them anew.
     """
 
-    def __init__(self, engine: Engine, request: Request):
-        self.engine = engine
-        rows, caches = engine.start(request.defence)
-        self.caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
-        shape, sampling = rows.done_B.shape, request.sampling
-        self.rows = rows.replace(
-            done_B=jnp.zeros(shape, bool),
-            defended_B=jnp.ones(shape, bool),
-            sampling=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), sampling),
-            defence=jax.tree.map(lambda x: jnp.full(shape, x, jnp.float32), request.defence),
-        )
+    def __init__(self, engine: Engine, arm: Arm, prompts: Sequence[Sequence[int]]):
+        self.engine, slots = engine, engine.config.slots
+        sources = np.arange(slots) % len(prompts)
+        requests = [
+            Request(RequestId('bench', '', str(b), 0, arm.name), tuple(prompts[i]), STEPS, arm.sampling, arm.defence)
+            for b, i in enumerate(sources)
+        ]
+        rows, caches = engine.start(arm.defence)
+        caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
+        prefix = engine._prefill(engine.weights, np.array(prompts, np.int32))
+        new = request_rows(requests, engine.seed)
+        self.rows, self.caches = engine._insert(rows, caches, new, prefix, sources, np.arange(slots))
+        self.fresh = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rows)
 
     def __call__(self) -> float:
-        shape = self.rows.done_B.shape
-        self.rows = self.rows.replace(
-            position_B=jnp.full(shape, CONTEXT, jnp.int32),
-            end_B=jnp.full(shape, CONTEXT + STEPS, jnp.int32),
-            done_B=jnp.zeros(shape, bool),
-        )
-        jax.block_until_ready((self.rows, self.caches))
+        engine, rows = self.engine, jax.tree.map(lambda x: jnp.array(x, copy=True), self.fresh)
+        jax.block_until_ready((rows, self.caches))
         begin = time.perf_counter()
-        engine = self.engine
-        self.rows, self.caches, tokens_TB, _ = engine._chunk(
-            engine.weights, self.rows, self.caches, engine.constants
-        )
+        self.rows, self.caches, tokens_TB, _ = engine._chunk(engine.weights, rows, self.caches, engine.constants)
         tokens_TB.block_until_ready()
         return (time.perf_counter() - begin) / engine.config.chunk
 

@@ -29,6 +29,7 @@ from tools.bench import figures
 from tools.bench.timers import BATCH, CONTEXT, STEPS, ChunkTimer, median_ms, rate
 
 TEMPERATURE = 0.7
+TIMED = 8  # prompts that the slots are dealt over when steps are timed
 
 FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if absent.')
 PROMPTS = flags.DEFINE_integer('prompts', 128, 'GSM8K prompts of the throughput comparison.', lower_bound=1)
@@ -86,6 +87,10 @@ class Bench:
         engine.warm_up(arm.defence)
         return engine
 
+    def timer(self, arm: Arm | None = None, engine: Engine | None = None) -> ChunkTimer:
+        """Of a step under the rule, or under another one's engine."""
+        return ChunkTimer(engine or self.engine, arm or self.arm, self.contexts[:TIMED])
+
     @functools.cached_property
     def baseline(self) -> Callable[..., Any]:
         from tools.bench import hf_baseline
@@ -118,7 +123,7 @@ def compare_steps(bench: Bench) -> tuple[list[float], list[float]]:
 
     One sample a repeat, each the median of STEPS.
     """
-    step = ChunkTimer(bench.engine, bench.requests[0])
+    step = bench.timer()
     ours, theirs = [], []
     step()
     for _ in range(REPEATS.value):
