@@ -54,10 +54,10 @@ class AdsBench(Bench):
 
     @property
     def proxy(self) -> tuple[Group, Params, Params]:
-        """The one proxy: its group, its weights and, with a leading axis of 1, its direction."""
+        """The one proxy: its group, its weights and its direction."""
         models = self.models
         (group,), (params,), (directions,) = models.ensemble.groups, models.weights.groups, models.weights.directions
-        return group, jax.tree.map(lambda x: x[0], params), jax.tree.map(lambda x: x[0], directions)
+        return group, jax.tree.map(lambda x: x[0], params), jax.tree.map(lambda x: x[0, 0], directions)
 
 
 def hf_rule(bench: Any) -> Any:
@@ -65,7 +65,7 @@ def hf_rule(bench: Any) -> Any:
 
     group, _, directions = bench.proxy
     path = f'{tempfile.mkdtemp()}/direction.safetensors'
-    hf_baseline.write_direction(path, group.model, {name: g[0] for name, g in directions.items()})
+    hf_baseline.write_direction(path, group.model, directions)
     return hf_baseline.Antidistillation(LAM, EPS, path)
 
 
@@ -91,9 +91,9 @@ def passes(bench: Any) -> None:
     """The proxy's pass with its exact derivative over the two passes of a finite difference, in turn."""
     group, params, directions = bench.proxy
     copies = derivative.difference_weights(
-        {path: x[None] for path, x in params.items()}, {path: g[None] for path, g in directions.items()}, EPS
+        {path: x[None] for path, x in params.items()}, {path: g[None, None] for path, g in directions.items()}, EPS
     )
-    plus, minus = (jax.tree.map(lambda x: x[0], copy) for copy in copies)
+    plus, minus = (jax.tree.map(lambda x, theta: x.reshape(theta.shape), copy, params) for copy in copies)
     exact = pass_timer(group, derivative.exact, params, directions)
     two = pass_timer(group, derivative.two_passes, plus, minus)
     exact(), two()
@@ -103,7 +103,7 @@ def passes(bench: Any) -> None:
 
 
 def pass_timer(group: Group, method: Callable[..., Any], params: Params, others: Params) -> Callable[[], float]:
-    """Seconds of one decode step of a proxy alone, over caches that hold CONTEXT tokens. others: leading axis of 1."""
+    """Seconds of one decode step of a proxy alone, over caches that hold CONTEXT tokens."""
     tokens_BL, positions_BL = jnp.zeros((BATCH, 1), jnp.int32), jnp.full((BATCH, 1), CONTEXT, jnp.int32)
 
     def step(params: Params, others: Params, cache: Any, second: Any) -> tuple[Any, Any, Any]:
@@ -113,7 +113,7 @@ def pass_timer(group: Group, method: Callable[..., Any], params: Params, others:
 
     program = jax.jit(step, donate_argnums=(2, 3))
     cache = group.model.empty_cache(BATCH, CONTEXT + 32)
-    state = [cache, jax.tree.map(lambda x: jnp.array(x[None], copy=True), cache)]
+    state = [cache, jax.tree.map(lambda x: jnp.array(x, copy=True), cache)]
 
     def seconds() -> float:
         jax.block_until_ready(state)
