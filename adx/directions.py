@@ -34,7 +34,8 @@ from adx.generation import Models, Requests
 from adx.gradients import Differentiator, Gradient, Tell, batches, deal, layer_norms
 from adx.hashing import content_hash
 from adx.loading import Blueprint
-from adx.models.transformer import Params, make_model
+from adx.models.transformer import Params
+from adx.needs import differentiated
 from adx.storage import Workdir, diff
 from adx.types import Array, Prompt, Trace
 
@@ -256,12 +257,9 @@ def attach(
     """
     groups, weights, along = [], [], []
     for group, params, indices in zip(models.ensemble.groups, models.weights.groups, members, strict=True):
-        mine = [found[i] for i in indices]
-        group = dataclasses.replace(group, directions=len(mine[0].deviations))
+        mine, group = [found[i] for i in indices], differentiated(group, derivative)
         if derivative.method == 'difference':
-            config = dataclasses.replace(group.model.config, dtype=derivative.dtype)
-            group = dataclasses.replace(group, model=make_model(config), difference=derivative.eps)
-            params = {path: _cast(x, path, derivative.dtype) for path, x in params.items()}
+            params = cast(params, derivative.dtype)
         g = _join(group, params, mine, derivative)
         if derivative.method == 'difference':
             params, g = difference_weights(params, g, derivative.eps)
@@ -276,9 +274,9 @@ def attach(
     )
 
 
-def _cast(x: Array, path: str, dtype: str) -> Array:
+def cast(params: Params, dtype: str) -> Params:
     """As checkpoints are loaded: norm scales stay float32."""
-    return x if path.endswith('.scale') else x.astype(dtype)
+    return {path: x if path.endswith('.scale') else x.astype(dtype) for path, x in params.items()}
 
 
 def _join(group: Group, params: Params, mine: Sequence[Directions], derivative: Derivative) -> Params:

@@ -16,7 +16,7 @@ from adx.fields import check_field, hint, literal, set_field
 from adx.hashing import content_hash
 from adx.policy import Customer, Policy, Terms, check_policy
 from adx.selection import Selection, check_selections
-from adx.sweeping import swept
+from adx.sweeping import follow, swept
 from adx.types import Dataset, Defence, Sampling, check_choice, check_range
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
@@ -73,7 +73,7 @@ class Derivative:
     scale: 'deviation' divides g by the standard deviation of its derivative of the next token's log-prob under the
       proxy, over the same traces: strengths then mean the same for every proxy; 'raw' leaves it.
     method: 'exact' is forward-mode differentiation; 'difference' the central difference of two copies of the proxy,
-      theta +- eps g, held and run in `dtype`.
+      theta +- eps g, held and run in `dtype`. The mean of the copies then stands for the proxy, in every arm.
     """
 
     prompts: int = 64
@@ -209,10 +209,13 @@ def override(experiment: Experiment, assignments: list[str]) -> Experiment:
 def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
     """Applies 'arms.<arm>.path.to.field=value,value,...' strings: one arm per value takes the place of the arm.
 
-    Several assignments to one arm make a grid. An arm is named after its settings: 'poe.gamma=0.3,temperature=1'.
-    Values and errors are those of `override`.
+    Several assignments to one arm make a grid. An arm is named after its settings: 'poe.gamma=0.3,temperature=1';
+    its selections are made of every arm that takes its place. Values and errors are those of `override`.
     """
-    return dataclasses.replace(experiment, arms=swept(experiment.arms, assignments, experiment.policy is not None))
+    grids = swept(experiment.arms, assignments, experiment.policy is not None)
+    arms = tuple(arm for grid in grids for arm in grid)
+    selections = follow(experiment.selections, experiment.arms, grids)
+    return dataclasses.replace(experiment, arms=arms, selections=selections)
 
 
 def wants_tangents(experiment: Experiment) -> bool:
@@ -256,23 +259,7 @@ def check(experiment: Experiment) -> None:
     names = [arm.name for arm in e.arms]
     if not names or len(set(names)) < len(names) or any(not name or '/' in name for name in names):
         raise ConfigError(f'arms are named {names}; each needs its own name, without "/"')
-    for arm in e.arms:
-        try:
-            arm.defence.check()
-            arm.sampling.check()
-        except ValueError as error:
-            raise ConfigError(f'arm {arm.name!r}: {error}') from error
-        if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
-            raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
-    rules = {arm.name: arm.defence for arm in e.arms}
-    try:
-        check_policy(e.policy, rules)
-        check_selections(e.selections, list(rules), bool(e.proxies), e.derivative.method)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    defences = [selection for selection in e.selections if selection.is_defence]
-    if defences or any(not isinstance(arm.defence, Undefended) for arm in e.arms):
-        _check_disclosure(e.disclosure)
+    _check_arms(e)
     if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
         raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')
     for name in e.protected_spans:
@@ -287,6 +274,27 @@ def check(experiment: Experiment) -> None:
     _check_derivative(e.derivative)
     if wants_directions(e):
         _check_holdout(e)
+
+
+def _check_arms(e: Experiment) -> None:
+    """Rules, and what serves or selects by them."""
+    for arm in e.arms:
+        try:
+            arm.defence.check()
+            arm.sampling.check()
+        except ValueError as error:
+            raise ConfigError(f'arm {arm.name!r}: {error}') from error
+        if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
+            raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
+    rules = {arm.name: arm.defence for arm in e.arms}
+    try:
+        check_policy(e.policy, rules)
+        check_selections(e.selections, list(rules), bool(e.proxies), e.derivative.method)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    selects = any(selection.is_defence for selection in e.selections)
+    if selects or any(not isinstance(arm.defence, Undefended) for arm in e.arms):
+        _check_disclosure(e.disclosure)
 
 
 def _check_derivative(derivative: Derivative) -> None:

@@ -17,8 +17,9 @@ from adx.decoding.ensemble import Ensemble, Weights
 from adx.defences import Undefended
 from adx.errors import ConfigError, InputError
 from adx.experiment import Arm, Experiment, experiment_hash, policy_hash, to_json
+from adx.needs import needed
 from adx.policy import DeriveKey, Terms, is_keyed, with_key
-from adx.types import Completion, Defence, Prompt, Request, RequestId, Trace
+from adx.types import Completion, Prompt, Request, RequestId, Trace
 
 MARGIN = 4  # tokens: a character of UTF-8 that the tail cuts at its start spans no more
 
@@ -135,23 +136,11 @@ def make_engines(
         by_structure.setdefault(jax.tree.structure(arm.defence), []).append(arm)
     tokenizer, engines = models.tokenizer, []
     for group in by_structure.values():
-        ensemble, weights = _needed(models, group[0].defence)
+        ensemble, weights = needed(models.ensemble, models.weights, group[0].defence)
         ends, control = sorted(tokenizer.eos_ids), sorted(tokenizer.control_ids)
         engine = Engine(ensemble, weights, config, seed, ends, control, spans=spans)
         engines.append((engine, frozenset(arm.name for arm in group)))
     return engines
-
-
-def _needed(models: Models, defence: Defence) -> tuple[Ensemble, Weights]:
-    """What runs for a rule: the teacher alone, with the proxies, or with their derivatives as well."""
-    ensemble, weights = models.ensemble, models.weights
-    if not (defence.wants_proxies or defence.wants_tangents):
-        return dataclasses.replace(ensemble, groups=()), Weights(weights.teacher, ())
-    # A difference holds no weights of the proxy itself: its two copies stand for it, to second order in eps.
-    if defence.wants_tangents or any(group.difference for group in ensemble.groups):
-        return ensemble, weights
-    groups = tuple(dataclasses.replace(group, directions=0) for group in ensemble.groups)
-    return dataclasses.replace(ensemble, groups=groups), Weights(weights.teacher, weights.groups)
 
 
 def decode(

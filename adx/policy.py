@@ -61,6 +61,7 @@ class Policy:
             if terms.defence is not None:
                 _check_defence(terms.licence, terms.defence)
         self._check_structure()
+        self._check_keys()
 
     def _check_licence(self, name: str, licence: str) -> None:
         check_choice(name, licence, LICENCES)
@@ -76,6 +77,17 @@ class Policy:
                 raise ValueError(
                     f'policy.terms of {defended[0].licence!r} and {terms.licence!r} have the rules '
                     f'{defended[0].defence} and {terms.defence}; they may differ in numbers only'
+                )
+
+    def _check_keys(self) -> None:
+        """A key marks only the traces of a rule that has one."""
+        rules = {terms.licence: terms.defence for terms in self.terms}
+        for customer in self.customers:
+            rule = rules[customer.licence]
+            if customer.key_id and rule is not None and not is_keyed(rule):
+                raise ValueError(
+                    f'policy.customers.{customer.name}.key_id = {customer.key_id!r} names a key and the rule '
+                    f'{rule} has no field `key`; drop it or take a keyed rule'
                 )
 
     def serve(self, customer: str) -> tuple[Customer, Terms]:

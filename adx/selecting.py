@@ -171,7 +171,9 @@ def _choice(
         joined = np.asarray(selection.join(jnp.asarray(columns_MB))).tolist()
     joined = list(joined)
     high, low = row_key(experiment.seed, prompt).tolist()
-    index = selection.choose(kept, joined, high << 32 | low)
+    # Whose licence serves the plain teacher is not given what harms a student most either.
+    licensed = bool(traces[0].terms) and traces[0].defence['type'] == 'undefended'
+    index = 0 if licensed and selection.is_defence else selection.choose(kept, joined, high << 32 | low)
     candidates = [
         {
             'request_id': trace.request_id,

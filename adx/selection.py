@@ -1,7 +1,8 @@
 """Response-level selection: of k candidates per prompt the one that a rule keeps, scored by the proxies in batches.
 
 Harm is minus <g, grad NLL> = <g, grad log p(completion)>, a mean over its tokens, where g is the direction that raises
-the proxy's holdout loss: a gradient step of size eta on the trace changes that loss by eta * harm to first order.
+the proxy's holdout loss: a gradient step of size eta on the trace changes that loss by eta * harm to first order, times
+the deviation by which `Derivative.scale` divides g.
 """
 
 from __future__ import annotations

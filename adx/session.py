@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from adx import directions, generation, loading, spans, view
 from adx import experiment as experiments
 from adx.batching import Example
-from adx.errors import InputError
+from adx.errors import ConfigError, InputError
 from adx.experiment import Arm, Experiment
 from adx.generation import Models
 from adx.types import Prompt, Trace
@@ -82,6 +82,11 @@ def prepare(experiment: Experiment, models: Models) -> Models:
 
     Raises AdxError where that cannot be done.
     """
+    if any(group.difference for group in models.ensemble.groups):
+        raise ConfigError(
+            "these models hold two copies of each proxy (derivative.method = 'difference') and not the proxy itself, "
+            'which a gradient is taken of; load them anew with adx.load'
+        )
     examples, plan, found = decode_holdout(experiment, models), loading.blueprint(experiment), {}
     for i, differentiator in directions.differentiators(plan):
         params, name = directions.member(models, plan.members, i), f'proxy_{i}'

@@ -12,8 +12,8 @@ from adx.fields import find, literals, set_field
 Axis = tuple[str, list[str], list[Any]]  # what errors start with, the path below the arm, the values
 
 
-def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = False) -> tuple[Any, ...]:
-    """The arms with one per value in the place of those that an assignment names; see `experiment.sweep`.
+def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = False) -> tuple[tuple[Any, ...], ...]:
+    """For each arm those that take its place, one per value that an assignment gives it; see `experiment.sweep`.
 
     has_policy: the numbers of rules are not the arms' to say. Raises ConfigError for an assignment that names no field.
     """
@@ -30,7 +30,17 @@ def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = Fals
             raise ConfigError(f'--sweep {path}: the policy gives the numbers of rules; sweep sampling or set its terms')
         axis = (f'--sweep {path}', keys[:-1], literals(text))
         grids.setdefault(find(arms, name, f'--sweep {path}'), []).append(axis)
-    return tuple(new for i, arm in enumerate(arms) for new in _grid(arm, grids.get(i, [])))
+    return tuple(tuple(_grid(arm, grids.get(i, []))) for i, arm in enumerate(arms))
+
+
+def follow(selections: tuple[Any, ...], arms: tuple[Any, ...], grids: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
+    """The selections made of every arm that took the place of theirs; one of no arm stays, to be refused."""
+    places = {arm.name: [new.name for new in grid] for arm, grid in zip(arms, grids, strict=True)}
+    return tuple(
+        dataclasses.replace(selection, name=selection.name + name.removeprefix(selection.arm), arm=name)
+        for selection in selections
+        for name in places.get(selection.arm, [selection.arm])
+    )
 
 
 def _grid(arm: Any, axes: list[Axis]) -> list[Any]:

@@ -87,7 +87,8 @@ class Sampling:
 class Views:
     """What a defence sees of one row at one position. Log-probabilities are float32 at `temperature`.
 
-    teacher_V: the teacher's log-probs; inside a Chain, the previous rule's result.
+    teacher_V: the teacher's log-probs, normalised over the truncation set and meaningless outside it; inside a Chain,
+      the previous rule's result.
     proxies_NV: each proxy's log-probs, never truncated; shape [0, V] when no proxy runs.
     tangents_MV: derivatives of the proxies' log-probs at temperature 1, one per direction and centred (their mean under
       the proxy is 0); proxy n's directions stand together, M / N of them. None when the defence wants none.

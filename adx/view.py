@@ -23,7 +23,10 @@ Extract = Callable[[str], str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One trace. right, mean_kl (nats a token) and share (of tokens intervened) are None where unknown."""
+    """One trace. right, mean_kl (nats a token) and share (of tokens intervened) are None where unknown.
+
+    kls: by token, empty where unknown.
+    """
 
     defence: str
     stop: str
@@ -33,6 +36,7 @@ class Column:
     mean_kl: float | None
     share: float | None
     spans: tuple[Span, ...]
+    kls: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,10 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One setting over all prompts. mean_kl, share: over all tokens; finished: traces not cut by length."""
+    """One setting over all prompts. mean_kl, high_kl (95th percentile) and share are over all tokens.
+
+    finished: traces not cut by length.
+    """
 
     setting: str
     defence: str
@@ -57,6 +64,7 @@ class Summary:
     finished: int
     mean_tokens: float
     mean_kl: float | None
+    high_kl: float | None
     share: float | None
 
 
@@ -104,6 +112,7 @@ def _column(trace: Trace, pieces: Pieces, grade: Grade | None, extract: Extract 
         mean_kl=None if kls is None else math.fsum(kls) / count,
         share=None if marks is None else sum(marks) / count,
         spans=tuple(make_spans(trace, pieces)),
+        kls=tuple(kls or ()),
     )
 
 
@@ -128,6 +137,7 @@ def summarise(groups: Sequence[Group]) -> list[Summary]:
                 finished=sum(column.stop != 'length' for column in columns),
                 mean_tokens=sum(column.tokens for column in columns) / len(columns),
                 mean_kl=_per_token([(column.mean_kl, column.tokens) for column in columns]),
+                high_kl=_high([kl for column in columns for kl in column.kls]),
                 share=_per_token([(column.share, column.tokens) for column in columns]),
             )
         )
@@ -226,8 +236,15 @@ def _sections(name: str, column: Column | None, colour: bool) -> list[list[Cell]
     ]
 
 
+def _high(values: Sequence[float]) -> float | None:
+    """The value that 95 % do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1] if values else None
+
+
 def _numbers(of: Column | Summary) -> list[str]:
     numbers = [] if of.mean_kl is None else [f'mean KL {nats(of.mean_kl)}']
+    if isinstance(of, Summary) and of.high_kl is not None:
+        numbers.append(f'95 % of tokens below {nats(of.high_kl)}')
     return numbers + ([] if of.share is None else [f'{percent(of.share)} intervened'])
 
 

@@ -30,6 +30,7 @@ class Progress:
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.log_text = log_text
         self.bar: Any = None
+        self.shown = ('', '')
         self.last = 0.0
 
     def __call__(self, report: Report, trace: Trace | None) -> None:
@@ -65,8 +66,9 @@ class Progress:
         if self.terminal:
             from tqdm import tqdm
 
-            if self.bar is None or self.bar.desc != f'{event} {name}: ':
+            if self.shown != (event, name):
                 self.close()
+                self.shown = event, name
                 self.bar = tqdm(total=total, desc=f'{event} {name}', dynamic_ncols=True, file=sys.stderr)
             self.bar.update(done - self.bar.n)
         elif done in (0, total) or time.monotonic() - self.last > LINE_SECONDS:

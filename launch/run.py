@@ -86,7 +86,7 @@ def dry_run(experiment: Any) -> None:
     import jax
 
     from adx import experiment as experiments
-    from adx import generation, loading, planning
+    from adx import generation, loading, needs, planning
     from launch.progress import left_out_line
 
     experiments.check(experiment)
@@ -103,9 +103,9 @@ def dry_run(experiment: Any) -> None:
         print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')
     if experiments.wants_directions(experiment):
         print(directions_line(experiment))
-    mesh = experiment.mesh
+    mesh, ensemble = experiment.mesh, needs.planned(blueprint.ensemble, experiment)
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
-    print(planning.plan_memory(blueprint.ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
+    print(planning.plan_memory(ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
 
 
 def directions_line(experiment: Any) -> str:

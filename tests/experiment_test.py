@@ -11,6 +11,7 @@ import pytest
 from adx.defences import Permutation, ProductOfExperts
 from adx.errors import ConfigError
 from adx.experiment import Arm, Derivative, check, experiment_hash, from_json, holdout, override, sweep, to_json
+from adx.selection import Selection
 from adx.types import Sampling, Stateless
 from launch.config import load_config
 
@@ -98,6 +99,11 @@ def test_a_sweep_puts_one_arm_per_value_in_the_place_of_the_arm():
     assert from_json(json.loads(json.dumps(to_json(swept)))) == swept
     assert experiment_hash(swept) != experiment_hash(base)
     assert sweep(base, []) == base
+    longest = Selection('longest', 'poe', 'max_length')
+    follows = sweep(dataclasses.replace(base, selections=(longest,)), ['arms.poe.defence.gamma=0.1,1']).selections
+    assert [(one.name, one.arm) for one in follows] == [
+        ('longest.gamma=0.1', 'poe.gamma=0.1'), ('longest.gamma=1', 'poe.gamma=1'),
+    ]  # fmt: skip
     joins = sweep(base, ['arms.poe.defence.join.how=min,max']).arms[1:3]
     assert [arm.defence.join.how for arm in joins] == ['min', 'max']
 

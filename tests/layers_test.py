@@ -18,7 +18,7 @@ MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'policy', 'generation', 'loading', 'pipeline', 'preparation', 'processes',
+    'directions', 'experiment', 'policy', 'generation', 'loading', 'needs', 'pipeline', 'preparation', 'processes',
     'selecting', 'session',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)

@@ -90,6 +90,7 @@ def test_a_policy_checks_and_round_trips():
     [
         (with_policy(customers=POLICY.customers * 2), "policy.customers has 'acme' twice"),
         (with_policy(customers=(Customer('', 'usage'),)), "policy.customers has one named ''"),
+        (with_policy(customers=(Customer('x', 'usage', 'k'),)), "policy.customers.x.key_id = 'k' names a key"),
         (with_policy(customers=(Customer('x', 'usages'),)), "policy.customers.x.licence = 'usages' is unknown"),
         (with_policy(terms=POLICY.terms[:2]), "partner.licence = 'distillation' has no terms; .*'usage', 'research'"),
         (with_policy(terms=POLICY.terms * 2), "policy.terms has 'usage' twice"),
@@ -222,15 +223,16 @@ def run(tmp_path, monkeypatch):
     return dataclasses.replace(load_config(path), **fields)
 
 
-def test_the_summary_counts_traces_per_licence():
+def test_the_summary_counts_traces_per_licence_and_fallbacks():
     # In a process of its own: programs define their flags when they are imported.
     code = (
         'from adx.pipeline import Report; from launch.run import summary; '
-        "print(summary(Report(4, 0, 0, {}, terms={'usage': 1, 'research': 2}))); print(summary(Report(4, 0, 0, {})))"
+        "print(summary(Report(4, 0, 0, {}, terms={'usage': 1, 'research': 2}))); "
+        'print(summary(Report(4, 0, 0, {}, fallbacks=3)))'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert out[0].endswith('occupancy 0%; by licence: 2 research, 1 usage')
-    assert out[1].endswith('occupancy 0%')
+    assert out[1].endswith('occupancy 0%; 3 tokens fell back to the teacher: a proxy gave nan or inf')
 
 
 def generate(run, path, *place) -> pipeline.Report:

@@ -150,6 +150,18 @@ def test_harm_is_scored_along_the_directions_of_the_workdir(base, workdir, monke
             assert second == -other != first
 
 
+def test_who_is_licensed_to_distil_gets_the_first_sample_of_a_defence_and_any_of_a_control(base, workdir):
+    terms = {'policy': 'hash', 'terms': 'distillation'}
+    traces = [dataclasses.replace(trace, **terms) for trace in workdir.traces()]
+    path = workdir.path.parent / 'licensed'
+    with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
+        writer.append(traces)
+    selecting.select(base, str(path))
+    for name in ('longest', 'hardest', 'hard_and_right'):
+        assert chosen(Workdir(path), name) == [0, 0, 0]
+    assert chosen(Workdir(path), 'random') != [0, 0, 0]
+
+
 def test_a_score_that_is_no_number_is_named(base, workdir, monkeypatch):
     monkeypatch.setattr(selecting, 'Scorer', lambda *given: lambda batch: np.full((2, len(batch.tokens_BL)), np.nan))
     with pytest.raises(InputError, match=r"gsm8k/test/0/0/plain: the proxies' nll is \[nan, nan\], not finite"):

@@ -109,6 +109,7 @@ def test_summary_weighs_tokens_alike():
     row = view.summarise(groups)[0]
     assert (row.traces, row.right, row.graded, row.finished, row.mean_tokens) == (2, 1, 2, 1, 2.0)
     assert (row.mean_kl, row.share) == (pytest.approx(0.5), pytest.approx(0.25))  # 2 nats, 1 mark on 4 tokens
+    assert row.high_kl == 2.0  # the fourth of four
 
 
 def test_a_defence_is_described_with_everything_nested_in_it():
@@ -162,8 +163,10 @@ def test_summary_has_a_line_a_setting_and_says_what_a_mark_is():
     groups = compare(*TWO, make_trace('d/test/1/0/plain', 'x', gold=None, stop='length'))
     shown = view.summary(groups, colour=False).split('\n')
     assert shown[1:3] == [
-        'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 0.0 % intervened',
-        'poe: 1 trace, 0 right, 1 finished, 7 tokens a trace, mean KL 0.571 nats, 28.6 % intervened',
+        'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 95 % of tokens below 0.000 nats, '
+        '0.0 % intervened',
+        'poe: 1 trace, 0 right, 1 finished, 7 tokens a trace, mean KL 0.571 nats, 95 % of tokens below 2.000 nats, '
+        '28.6 % intervened',
     ]
     assert shown[3].startswith('⟦Brackets⟧: not the token')
     assert max(map(width_of, view.summary(groups, 20).split('\n'))) <= 20

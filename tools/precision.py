@@ -65,7 +65,7 @@ class Precision:
 
     def record(self) -> None:
         """Three figures, named after the row."""
-        name = re.sub(r'\W+', '_', f'{self.proxy} {self.dtype} {self.eps:.0e}'.lower().replace('e-', 'em'))
+        name = re.sub(r'\W+', '_', f'{self.proxy} {self.dtype} {self.eps!r}'.lower().replace('e-', 'em'))
         command = ' '.join(['python -m tools.precision', *sys.argv[1:]])
         for figure, sample, unit in (
             ('sin', float(np.mean(self.sines)), '|sin|'),
@@ -84,14 +84,9 @@ def sines(exact: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(across, length, out=np.ones_like(length), where=length != 0)
 
 
-def cast(params: Params, dtype: str) -> Params:
-    """As checkpoints are loaded: norm scales stay float32."""
-    return {path: x if path.endswith('.scale') else x.astype(dtype) for path, x in params.items()}
-
-
 def move(params: Params, g: Params, eps: float, dtype: str) -> Params:
     """theta + eps g, added in float32 and then cast."""
-    return cast({path: x + eps * g[path] for path, x in params.items()}, dtype)
+    return directions.cast({path: x + eps * g[path] for path, x in params.items()}, dtype)
 
 
 def share_changed(before: Params, after: Params) -> float:
@@ -164,7 +159,7 @@ def compare(
     """A row for every format and step."""
     relative = rms(comparison.g) / rms(comparison.params)
     for dtype in dtypes:
-        theta = cast(comparison.params, dtype)
+        theta = directions.cast(comparison.params, dtype)
         for eps in steps:
             changed = share_changed(theta, move(comparison.params, comparison.g, eps, dtype))
             yield Precision(name, dtype, eps, comparison.sines(eps, dtype), eps * relative, changed)

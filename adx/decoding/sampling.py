@@ -53,9 +53,12 @@ def centred(tangents_MBV: Array, logits_NBV: Array) -> Array:
 
     The derivative of a log-softmax: less the mean under the proxy. Proxy n's M / N directions stand together.
     """
-    proxies_N1BV = jax.nn.softmax(logits_NBV, axis=-1)[:, None]
     tangents_NMBV = tangents_MBV.reshape(logits_NBV.shape[0], -1, *logits_NBV.shape[1:])
-    mean_NMB1 = jnp.sum(proxies_N1BV * tangents_NMBV, axis=-1, keepdims=True)
+    best_NB1 = jnp.max(logits_NBV, axis=-1, keepdims=True)
+    weights_N1BV = jnp.exp(logits_NBV - best_NB1)[:, None]
+    weights_NMBV = jnp.broadcast_to(weights_N1BV, tangents_NMBV.shape)
+    sums_NMB, totals_NMB = numerics.totals(weights_NMBV * tangents_NMBV, weights_NMBV)
+    mean_NMB1 = (sums_NMB / totals_NMB)[..., None]
     return jnp.where(logits_NBV[:, None] == numerics.MASKED, 0.0, tangents_NMBV - mean_NMB1).reshape(tangents_MBV.shape)
 
 
@@ -78,17 +81,26 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
 
 
+def truncated(log_probs_BV: Array, allowed_BV: Array, sampling: Sampling) -> Array:
+    """Log-probs normalised over the truncation set: of a row that truncates nothing as they are, free where none does."""
+    asked_B = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+
+    def found() -> Array:
+        return jnp.where(asked_B[:, None], numerics.renormalise(log_probs_BV, allowed_BV), log_probs_BV)
+
+    return lax.cond(jnp.any(asked_B), found, lambda: log_probs_BV)
+
+
 def serve_row(
     defence: Defence, state: State, views: Views, key: Array, protected_V: Array, plays: Array | bool = True
 ) -> Served:
-    """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs of the whole vocabulary.
+    """Steps 3 to 5 for one row. `views.teacher_V` are the tempered log-probs, normalised over `views.allowed_V`.
 
     The defence is shown the truncation set without protected tokens: those are not its to choose. Where it does not
     play, or gives no finite numbers, the teacher's bits are served and its state stands still.
     """
     greedy = views.temperature == 0
-    teacher_V = numerics.renormalise(views.teacher_V, views.allowed_V)
-    open_V = views.allowed_V & ~protected_V
+    teacher_V, open_V = views.teacher_V, views.allowed_V & ~protected_V
     all_protected = ~jnp.any(open_V)
     open_mass = jnp.sum(jnp.where(open_V, jnp.exp(teacher_V), 0.0))
     allowed_V = jnp.where(all_protected, views.allowed_V, open_V)
@@ -97,7 +109,7 @@ def serve_row(
     adjusted_V = numerics.renormalise(scores_V, views.allowed_V)
     fallback = plays & ~(_finite(views) & ~jnp.isnan(adjusted_V[0]))
     plays &= ~fallback
-    state = jax.tree.map(lambda new, old: jnp.where(plays, new, old), after, state)
+    state = jax.tree.map(lambda new, old: jnp.where(plays & ~all_protected, new, old), after, state)
     # A rule that changed nothing serves the teacher's very bits: protection would only round them.
     unchanged = ~plays | all_protected | jnp.all((scores_V == views.teacher_V) | ~views.allowed_V)
     kept_V = numerics.keep_mass(adjusted_V, teacher_V, protected_V, open_mass)
@@ -115,9 +127,9 @@ def serve_row(
 def _finite(views: Views) -> Array:
     """Whether proxies and derivatives are finite. One entry tells: nan or inf in any logit makes the normaliser, and
     with it every log-prob, nan, and so does the mean that centres a derivative."""
-    first_N = views.proxies_NV[:, 0]
-    first_M = jnp.zeros(0) if views.tangents_MV is None else views.tangents_MV[:, 0]
-    return jnp.all(jnp.isfinite(first_N)) & jnp.all(jnp.isfinite(first_M))
+    # A derivative is centred by all of its proxy's logits.
+    normalised = views.proxies_NV if views.tangents_MV is None else views.tangents_MV
+    return jnp.all(jnp.isfinite(normalised[:, 0]))
 
 
 def serve(
@@ -132,14 +144,16 @@ def serve(
     teacher_BV = tempered(logits_BV, temperature_B)
     proxies_NBV = tempered(proxy_logits_NBV, jnp.broadcast_to(temperature_B, proxy_logits_NBV.shape[:-1]))
     allowed_BV = truncation(teacher_BV, rows.sampling)
+    teacher_BV = truncated(teacher_BV, allowed_BV, rows.sampling)
     tangents_MBV = None if tangents_MBV is None else centred(tangents_MBV, proxy_logits_NBV)
 
-    def one(defence, state, teacher_V, proxies_NV, tangents_MV, allowed_V, temperature, token, position, key, defended):
-        own_key, mass = jax.random.fold_in(key, DEFENCE_STREAM), jnp.float32(1)
-        views = Views(teacher_V, proxies_NV, allowed_V, temperature, token, position, own_key, mass, tangents_MV)
-        return serve_row(defence, state, views, key, protected_V, defended)
-
-    return jax.vmap(one, in_axes=(0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0))(
-        rows.defence, rows.state, teacher_BV, proxies_NBV, tangents_MBV, allowed_BV,
-        temperature_B, rows.token_B, rows.position_B, key_B, rows.defended_B,
+    # open_mass is for serve_row to say.
+    own_key_B, mass_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, DEFENCE_STREAM), jnp.ones_like(temperature_B)
+    views = Views(
+        teacher_BV, proxies_NBV, allowed_BV, temperature_B, rows.token_B, rows.position_B, own_key_B, mass_B,
+        tangents_MBV,
     )  # fmt: skip
+    axes: Any = jax.tree.map(lambda _: 0, views)
+    axes = axes.replace(proxies_NV=1, tangents_MV=None if tangents_MBV is None else 1)
+    served_rows = jax.vmap(serve_row, in_axes=(0, 0, axes, 0, None, 0))
+    return served_rows(rows.defence, rows.state, views, key_B, protected_V, rows.defended_B)

@@ -13,7 +13,8 @@ from adx.types import Array, State, Stateless, Views, check_range
 class Antidistillation(Stateless):
     """Scores lp_T + lam delta, delta(v) = <g, d/dtheta log p_S(v)> at temperature 1 (arXiv 2504.13146).
 
-    lam: finite, in nats per unit of delta. g raises the proxy's loss on the teacher's clean traces, so lam > 0
+    lam: finite, in nats per unit of delta, whose unit `Derivative.scale` sets: published strengths belong to 'raw',
+    the default divides g by the deviation of delta. g raises the proxy's loss on the teacher's clean traces, so lam > 0
     favours tokens that harm who learns them; lam < 0 is the helpful direction, and 0 the teacher. lam is not divided
     by the temperature: code that adds the term to logits before it has an effective strength of lam / tau.
     join: over all directions of all proxies. delta is centred, its mean under the proxy is 0, so that the extremes of

@@ -43,7 +43,8 @@ class EntropyGate(Wrapper):
 class ProbabilityFloor(Wrapper):
     """`rule` among the tokens of p_T >= floor max p_T; the others keep the teacher's probability, as protected ones do.
 
-    floor: [0, 1], relative to the likeliest token of the allowed set, which always plays; at 0 all tokens do.
+    floor: [0, 1], relative to the likeliest token of the allowed set, which always plays; at 0 all tokens do. It stands
+    outermost: a wrapper around it moves the others with the rest.
     """
 
     rule: Defence

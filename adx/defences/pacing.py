@@ -13,7 +13,8 @@ LEAST = 1e-6  # of a controller's scale: below it there is nothing left to turn 
 
 @flax.struct.dataclass
 class Schedule(Wrapper):
-    """`rule`, its log-ratio to the teacher scaled by position, counted from the first new token, which is 0.
+    """`rule`, its log-ratio to the teacher scaled by position: 0 at the first new token, and one more after each token
+    at which the rule plays, so that protected spans and shut gates do not count.
 
     first, last: [0, 1], the scale before position `start` and from `stop` on, linear between; 0 is the teacher and 1
     the rule. start, stop: >= 0, start <= stop. An argmax rule can only be on or off: first and last must be 0 or 1 and
@@ -57,7 +58,8 @@ class Controller(Wrapper):
 
     After each token log s changes by rate (1 - KL / target), from s = 1 on. The mean over t tokens is then
     target (1 - log s_t / (rate t)) exactly: it tends to the target while s stays within [1e-6, max_scale], that is
-    where the target can be reached. target: > 0. rate: (0, 1]. max_scale: >= 1.
+    where the target can be reached. Tokens at which the rule does not play (protected spans) do not count.
+    target: > 0. rate: (0, 1]. max_scale: >= 1.
     """
 
     rule: Defence

@@ -93,7 +93,7 @@ def test_few_passes_do(monkeypatch):
 
     monkeypatch.setattr(tilting.lax, 'while_loop', counted)
     for kind in ('tame', 'wide', 'heavy', 'sure'):
-        for nats in (0.01, 0.1):
+        for nats in (1e-8, 1e-7, 1e-6, 0.01, 0.1):
             z, scores = (np.float32(x) for x in draw(kind, rng))
             way = tilting.make_way(jnp.asarray(scores), make_views(jax.nn.log_softmax(z)))
             tilting.solve_scale(way, jnp.float32(nats), jnp.float32(1))

@@ -2,7 +2,7 @@
 
     t >= sum over models of max(bytes / bandwidth, operations / rate) + bytes of the logits / bandwidth
     bytes      = weights + rows x (keys and values of the allocated cache), once, and once more per tangent
-    operations = 2 x rows x weights, three times as many with a tangent (x W, dx W and x dW)
+    operations = 2 x rows x weights, three times as many with a tangent (x W, dx W and x dW), twice for two copies
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class Machine:
 
     def step_seconds(self, ensemble: Ensemble, rows: int, length: int) -> float:
         """The least time of one decode step over caches of `length`."""
-        models = [(ensemble.teacher, 1, 0)]
-        models += [(group.model, group.count, group.directions) for group in ensemble.groups]
-        logits = sum(count * (1 + directions) for _, count, directions in models)
+        models = [(ensemble.teacher, 1, 0, 0.0)]
+        models += [(group.model, group.count, group.directions, group.difference) for group in ensemble.groups]
+        logits = sum(count * (1 + directions) for _, count, directions, _ in models)
         seconds = logits * rows * ensemble.teacher.config.sizes['V'] * 4 / self.bandwidth
-        for model, count, directions in models:
+        for model, count, directions, difference in models:
             moved = (1 + directions) * _bytes(model, rows, length) / self.bandwidth
-            computed = (1 + 2 * directions) * 2 * rows * model.num_params / self.rate
+            passes = 1 + (directions if difference else 2 * directions)
+            computed = passes * 2 * rows * model.num_params / self.rate
             seconds += count * max(moved, computed)
         return seconds
 

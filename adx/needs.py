@@ -1,0 +1,63 @@
+"""What runs beside the teacher for a rule: nothing, the proxies, or the proxies with their derivatives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from adx.aggregation import Aggregation
+from adx.decoding.ensemble import Ensemble, Group, Weights
+from adx.experiment import Derivative, Experiment
+from adx.models.transformer import Params, make_model
+from adx.types import Defence
+
+
+def needed(ensemble: Ensemble, weights: Weights, defence: Defence) -> tuple[Ensemble, Weights]:
+    """The part of all models that a rule wants."""
+    if not (defence.wants_proxies or defence.wants_tangents):
+        return dataclasses.replace(ensemble, groups=()), Weights(weights.teacher, ())
+    if defence.wants_tangents and ensemble.directions > 1 and sums_directions(defence):
+        return _summed(ensemble), Weights(weights.teacher, weights.groups, _mean_directions(weights.directions))
+    # A difference holds no weights of the proxy itself: its two copies stand for it, to second order in eps.
+    if defence.wants_tangents or any(group.difference for group in ensemble.groups):
+        return ensemble, weights
+    groups = tuple(dataclasses.replace(group, directions=0) for group in ensemble.groups)
+    return dataclasses.replace(ensemble, groups=groups), Weights(weights.teacher, weights.groups)
+
+
+def sums_directions(defence: Defence) -> bool:
+    """Whether all of the rule's joins are means: the directions of a proxy are then one, their mean."""
+    leaves = jax.tree.leaves(defence, is_leaf=lambda x: isinstance(x, Aggregation))
+    joins = [leaf for leaf in leaves if isinstance(leaf, Aggregation)]
+    return bool(joins) and all(join.how == 'mean' for join in joins)
+
+
+def _summed(ensemble: Ensemble) -> Ensemble:
+    return dataclasses.replace(ensemble, groups=tuple(dataclasses.replace(g, directions=1) for g in ensemble.groups))
+
+
+@jax.jit
+def _mean_directions(directions: tuple[Params, ...]) -> tuple[Params, ...]:
+    """[N, 1, ...] each."""
+    return jax.tree.map(lambda g: jnp.mean(g.astype(jnp.float32), axis=1, keepdims=True).astype(g.dtype), directions)
+
+
+def planned(ensemble: Ensemble, experiment: Experiment) -> Ensemble:
+    """What the neediest of the arms runs."""
+    rules = [arm.defence for arm in experiment.arms if arm.defence.wants_tangents]
+    if not rules:
+        return ensemble
+    groups = tuple(differentiated(group, experiment.derivative) for group in ensemble.groups)
+    whole = dataclasses.replace(ensemble, groups=groups)
+    return _summed(whole) if all(map(sums_directions, rules)) else whole
+
+
+def differentiated(group: Group, derivative: Derivative) -> Group:
+    """A group of proxies as it runs where its derivatives are wanted."""
+    group = dataclasses.replace(group, directions=derivative.directions)
+    if derivative.method == 'exact':
+        return group
+    config = dataclasses.replace(group.model.config, dtype=derivative.dtype)
+    return dataclasses.replace(group, model=make_model(config), difference=derivative.eps)
