@@ -82,8 +82,10 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
 
 
 def truncated(log_probs_BV: Array, allowed_BV: Array, sampling: Sampling) -> Array:
-    """Log-probs normalised over the truncation set: of a row that truncates nothing as they are, free where none does."""
-    asked_B = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    """Log-probs normalised over the truncation set. Those of a row that truncates nothing are so already; free where
+    no row truncates."""
+    k_B, p_B, min_p_B = (jnp.asarray(x) for x in (sampling.top_k, sampling.top_p, sampling.min_p))
+    asked_B = (k_B > 0) | (p_B < 1) | (min_p_B > 0)
 
     def found() -> Array:
         return jnp.where(asked_B[:, None], numerics.renormalise(log_probs_BV, allowed_BV), log_probs_BV)
