@@ -244,7 +244,7 @@ def _high(values: Sequence[float]) -> float | None:
 def _numbers(of: Column | Summary) -> list[str]:
     numbers = [] if of.mean_kl is None else [f'mean KL {nats(of.mean_kl)}']
     if isinstance(of, Summary) and of.high_kl is not None:
-        numbers.append(f'95 % of tokens below {nats(of.high_kl)}')
+        numbers.append(f'95 % below {nats(of.high_kl)}')
     return numbers + ([] if of.share is None else [f'{percent(of.share)} intervened'])
 
 

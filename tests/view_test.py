@@ -163,9 +163,9 @@ def test_summary_has_a_line_a_setting_and_says_what_a_mark_is():
     groups = compare(*TWO, make_trace('d/test/1/0/plain', 'x', gold=None, stop='length'))
     shown = view.summary(groups, colour=False).split('\n')
     assert shown[1:3] == [
-        'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 95 % of tokens below 0.000 nats, '
+        'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 95 % below 0.000 nats, '
         '0.0 % intervened',
-        'poe: 1 trace, 0 right, 1 finished, 7 tokens a trace, mean KL 0.571 nats, 95 % of tokens below 2.000 nats, '
+        'poe: 1 trace, 0 right, 1 finished, 7 tokens a trace, mean KL 0.571 nats, 95 % below 2.000 nats, '
         '28.6 % intervened',
     ]
     assert shown[3].startswith('⟦Brackets⟧: not the token')

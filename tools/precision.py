@@ -65,7 +65,8 @@ class Precision:
 
     def record(self) -> None:
         """Three figures, named after the row."""
-        name = re.sub(r'\W+', '_', f'{self.proxy} {self.dtype} {self.eps!r}'.lower().replace('e-', 'em'))
+        eps = next(text for text in (f'{self.eps:.0e}', repr(self.eps)) if float(text) == self.eps)
+        name = re.sub(r'\W+', '_', f'{self.proxy} {self.dtype} {eps}'.lower().replace('e-', 'em'))
         command = ' '.join(['python -m tools.precision', *sys.argv[1:]])
         for figure, sample, unit in (
             ('sin', float(np.mean(self.sines)), '|sin|'),

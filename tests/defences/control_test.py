@@ -49,7 +49,7 @@ ROWS_OF = jax.jit(jax.vmap(lambda seed: fakes.make_views(seed, VOCAB, allowed=np
 def make_views(seed=0):
     """ROWS rows whose truncation set leaves out every fifth token."""
     views = ROWS_OF(seed * ROWS + jnp.arange(ROWS))
-    teacher_BV = jax.nn.log_softmax(views.teacher_V * np.float32(SHARPNESS)[:, None])
+    teacher_BV = numerics.renormalise(views.teacher_V * np.float32(SHARPNESS)[:, None], views.allowed_V)
     return dataclasses.replace(views, teacher_V=teacher_BV)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adx import directions
 from adx.batching import Example
 from adx.gradients import Differentiator, batches
 from adx.mesh import make_mesh
@@ -33,7 +34,7 @@ def test_the_share_of_changed_weights_is_what_the_cast_leaves():
     theta = {'w': jnp.full(8, 1.0), 'norm.scale': jnp.full(2, 1.0)}
     g = {'w': jnp.array([0, 0, 0, 0, 1e-4, 1e-3, 1e-2, 1e-1]), 'norm.scale': jnp.full(2, 1e-4)}
     shares = {
-        dtype: precision.share_changed(precision.cast(theta, dtype), precision.move(theta, g, 1.0, dtype))
+        dtype: precision.share_changed(directions.cast(theta, dtype), precision.move(theta, g, 1.0, dtype))
         for dtype in ('float32', 'float16', 'bfloat16')
     }
     assert shares == {'float32': 0.6, 'float16': 0.5, 'bfloat16': 0.4}
