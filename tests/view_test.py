@@ -161,7 +161,7 @@ def test_terminal_keeps_to_the_width_and_loses_no_text(width, colour):
 
 def test_summary_has_a_line_a_setting_and_says_what_a_mark_is():
     groups = compare(*TWO, make_trace('d/test/1/0/plain', 'x', gold=None, stop='length'))
-    shown = view.summary(groups, colour=False).split('\n')
+    shown = view.summary(groups, 140, colour=False).split('\n')
     assert shown[1:3] == [
         'plain: 2 traces, 1 right, 1 finished, 4 tokens a trace, mean KL 0.000 nats, 95 % below 0.000 nats, '
         '0.0 % intervened',
