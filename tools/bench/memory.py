@@ -2,8 +2,8 @@
 
     python -m tools.bench.memory
 
-The models and shapes of configs/smollm2_poe.py, float32, on one CPU device; compiling needs no weights. Appends
-`peak_memory_over_plan` to results/decoding.json, see figures.py.
+The models and shapes of configs/smollm2_poe.py and configs/smollm2_ads.py, float32, on one CPU device; compiling needs
+no weights. Appends `peak_memory_over_plan` to results/decoding.json and derivative.json, see figures.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from adx.decoding.ensemble import Ensemble, Weights
 from adx.loading import blueprint
 from adx.mesh import Layout
 from adx.models.transformer import Model
+from adx.needs import planned
 from adx.planning import plan_memory
 from adx.types import Defence
-from configs import smollm2_poe
+from configs import smollm2_ads, smollm2_poe
 from tools.bench import figures
 
-TABLE = 'decoding'
+# table -> (config, the arm that needs most)
+MEASURED = {'decoding': (smollm2_poe, 'product_of_experts'), 'derivative': (smollm2_ads, 'antidistillation')}
 
 
 def abstract_weights(ensemble: Ensemble) -> Weights:
@@ -77,12 +79,14 @@ def chunk_over_plan(ensemble: Ensemble, config: DecodeConfig, defence: Defence) 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    experiment = smollm2_poe.experiment()
-    (defence,) = (arm.defence for arm in experiment.arms if arm.name == 'product_of_experts')
-    ratio = chunk_over_plan(blueprint(experiment).ensemble, experiment.decode, defence)
     command = ' '.join(['python -m tools.bench.memory', *sys.argv[1:]])
-    figures.append(TABLE, 'peak_memory_over_plan', [ratio], unit='x', goal='0.8 to 1.2', command=command)
-    print(f'peak_memory_over_plan: {ratio:.3f} x')
+    for table, (config, name) in MEASURED.items():
+        experiment = config.experiment()
+        (defence,) = (arm.defence for arm in experiment.arms if arm.name == name)
+        ensemble = planned(blueprint(experiment).ensemble, experiment)
+        ratio = chunk_over_plan(ensemble, experiment.decode, defence)
+        figures.append(table, 'peak_memory_over_plan', [ratio], unit='x', goal='0.8 to 1.2', command=command)
+        print(f'{table}: peak_memory_over_plan: {ratio:.3f} x')
 
 
 if __name__ == '__main__':
