@@ -82,15 +82,13 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
 
 
 def truncated(log_probs_BV: Array, allowed_BV: Array, sampling: Sampling) -> Array:
-    """Log-probs normalised over the truncation set. Those of a row that truncates nothing are so already; free where
-    no row truncates."""
+    """Log-probs normalised over the truncation set. Those of a row that truncates nothing are so already.
+
+    Not under a condition: its collectives inside one let CPU devices that share few threads wait for each other.
+    """
     k_B, p_B, min_p_B = (jnp.asarray(x) for x in (sampling.top_k, sampling.top_p, sampling.min_p))
     asked_B = (k_B > 0) | (p_B < 1) | (min_p_B > 0)
-
-    def found() -> Array:
-        return jnp.where(asked_B[:, None], numerics.renormalise(log_probs_BV, allowed_BV), log_probs_BV)
-
-    return lax.cond(jnp.any(asked_B), found, lambda: log_probs_BV)
+    return jnp.where(asked_B[:, None], numerics.renormalise(log_probs_BV, allowed_BV), log_probs_BV)
 
 
 def serve_row(
