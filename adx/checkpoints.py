@@ -18,7 +18,7 @@ from etils import epath
 
 from adx import gguf_io, orbax_io, safetensors_io
 from adx.errors import InputError
-from adx.files import is_object_store
+from adx.files import absolute, is_object_store
 from adx.mesh import Layout
 from adx.models import GGUF_MENU, family_of, find_family
 from adx.models.names import Tensor, gguf_tensors, hf_tensors, translator_tensors
@@ -84,13 +84,13 @@ def load(
     for name, value in (('param_dtype', param_dtype), ('dtype', dtype)):
         if value not in DTYPES:
             raise InputError(f'{name} = {value!r} is not supported; it must be one of {DTYPES}')
-    path = _absolute(source)
+    path = absolute(source)
     parts = [_open(path)]
     config = early_exit(parts[0].config, num_layers, source)
     config = dataclasses.replace(config, vocab_rows=vocab_rows, dtype=dtype)
     if translator is not None:
         config = dataclasses.replace(config, translator=True)
-        parts.append(_open_translator(_absolute(translator), config))
+        parts.append(_open_translator(absolute(translator), config))
     model = make_model(config)
     abstract = _abstract(model, layout, param_dtype)
     params: Params = {}
@@ -103,13 +103,7 @@ def load(
 
 def read_config(source: str) -> TransformerConfig:
     """The config of a checkpoint, its names and shapes checked. Reads no weight."""
-    return _open(_absolute(source)).config
-
-
-def _absolute(source: str) -> epath.Path:
-    """Orbax takes absolute paths only."""
-    path = epath.Path(source)
-    return path if is_object_store(path) else epath.Path(path.expanduser().resolve())
+    return _open(absolute(source)).config
 
 
 def _open(path: epath.Path) -> _Opened:
@@ -263,7 +257,7 @@ def save_orbax(
 
     write_tokenizer: puts the tokenizer's files into a directory. Raises InputError unless it is new or empty.
     """
-    path = _absolute(directory)
+    path = absolute(directory)
     orbax_io.write(path, model.config, params)
     if write_tokenizer is not None and jax.process_index() == 0:
         write_tokenizer(path)
@@ -300,4 +294,4 @@ def save_hf(
             write_tokenizer(partial)
         safetensors_io.write_shards(partial, sizes, fetch, shard_bytes)
 
-    safetensors_io.write_directory(_absolute(directory), fill)
+    safetensors_io.write_directory(absolute(directory), fill)

@@ -156,17 +156,15 @@ def stack(differentiator: Differentiator, taken: Sequence[Gradient], identity: d
 
 def place(workdir: epath.PathLike, index: int) -> epath.Path:
     """Where the directions of proxy `index` are."""
-    path = epath.Path(workdir)
-    path = path if files.is_object_store(path) else path.expanduser().resolve()  # Orbax takes absolute paths only
-    return path / 'private' / DIRECTIONS / f'proxy_{index}'
+    return files.absolute(workdir) / 'private' / DIRECTIONS / f'proxy_{index}'
 
 
-def is_there(directory: epath.Path, identity: dict[str, Any]) -> bool:
-    """Whether directions were saved there. Raises InputError if they belong to anything but `identity`."""
+def known(directory: epath.Path, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What was saved there beside each direction, None if nothing was. Raises InputError if it is not of `identity`."""
     try:
         record = json.loads((directory / IDENTITY).read_text())
     except FileNotFoundError:
-        return False
+        return None
     except (OSError, ValueError) as error:
         raise InputError(f'{directory / IDENTITY} cannot be read ({error}); delete {directory} and {FIX}') from error
     differences = diff({name: record.get(name) for name in identity}, identity)
@@ -175,32 +173,32 @@ def is_there(directory: epath.Path, identity: dict[str, Any]) -> bool:
             f'{directory} holds directions of something else (theirs != ours): {"; ".join(differences)}; undo the '
             f'change, or delete it and {FIX}'
         )
-    return True
+    return record['directions']
 
 
 def save(
     directory: epath.Path, directions: Directions, taken: Sequence[Gradient], identity: dict[str, Any], writes: bool
 ) -> None:
     """Saves from all processes; the one that `writes` puts the identity beside the arrays, last."""
-    known = [{name: getattr(one, name) for name in ('tokens', 'loss', 'deviation', 'norms')} for one in taken]
+    records = [{name: getattr(one, name) for name in ('tokens', 'loss', 'deviation', 'norms')} for one in taken]
     with files.os_errors(StorageError, f'{directory} was not written'):
         if writes:
             for path in (directory.parent, directory):
                 files.make_private_dir(path)
         orbax_io.write_arrays(directory, directions.params)
         if writes:
-            text = json.dumps(identity | {'directions': known}, indent=1)
+            text = json.dumps(identity | {'directions': records}, indent=1)
             files.write_private(directory / IDENTITY, text.encode())
 
 
 def restore(directory: epath.Path, differentiator: Differentiator, identity: dict[str, Any]) -> Directions:
     """The directions of `identity`, on the mesh. Raises InputError if they are missing, another's or damaged."""
-    if not is_there(directory, identity):
+    records = known(directory, identity)
+    if records is None:
         raise InputError(f'{directory} has no directions and an arm wants derivatives; {FIX}')
-    known = json.loads((directory / IDENTITY).read_text())['directions']
-    model, layout = differentiator.model, differentiator.layout
+    model, layout, count = differentiator.model, differentiator.layout, len(records)
     abstract = {
-        path: jax.ShapeDtypeStruct((len(known), *shape), jnp.float32, sharding=layout.sharding('.' + model.axes[path]))
+        path: jax.ShapeDtypeStruct((count, *shape), jnp.float32, sharding=layout.sharding('.' + model.axes[path]))
         for path, shape in model.shapes.items()
     }
     try:
@@ -208,7 +206,7 @@ def restore(directory: epath.Path, differentiator: Differentiator, identity: dic
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [''])[0]
         raise InputError(f'{directory} is damaged ({reason}); delete it and {FIX}') from error
-    for i, record in enumerate(known):
+    for i, record in enumerate(records):
         norms = layer_norms({path: x[i] for path, x in params.items()})
         check_norms(norms, str(directory))
         for layer, norm in record['norms'].items():
@@ -217,7 +215,7 @@ def restore(directory: epath.Path, differentiator: Differentiator, identity: dic
                     f'{directory} is damaged (layer {layer} has norm {norms[layer]:.6g}, not {norm:.6g}); delete it '
                     f'and {FIX}'
                 )
-    return Directions(params, tuple(record['deviation'] for record in known), content_hash(identity))
+    return Directions(params, tuple(record['deviation'] for record in records), content_hash(identity))
 
 
 def check_prepared(experiment: Experiment, workdir: epath.PathLike) -> None:

@@ -29,6 +29,12 @@ def is_object_store(path: epath.Path) -> bool:
     return '://' in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path in full, as Orbax wants it."""
+    path = epath.Path(path)
+    return path if is_object_store(path) else epath.Path(path.expanduser().resolve())
+
+
 def make_private_dir(path: epath.Path) -> None:
     """Creates `path` and its parents; `path` itself gets mode 0700, also if it was there with a wider one."""
     if not is_object_store(path):

@@ -167,7 +167,7 @@ def make_stop_fn(
     """
     if not stop_strings:
         return None
-    silent = _silent_tokens(tokenizer)
+    silent = frozenset(i for i, spelt in enumerate(tokenizer.token_bytes) if not spelt)
     inner = silent | _byte_tokens(tokenizer)
     # A stop string of n bytes spans at most n tokens that spell something, plus those that spell nothing.
     reach = max(len(stop.encode()) for stop in stop_strings) + MARGIN
@@ -190,12 +190,6 @@ def make_stop_fn(
         return None
 
     return stop_fn
-
-
-def _silent_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that decode to nothing: special tokens, and ids that the vocabulary skips."""
-    special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special}
-    return frozenset(special) | {i for i, token in enumerate(tokenizer.tokens) if not token}
 
 
 def _byte_tokens(tokenizer: Tokenizer) -> frozenset[int]:

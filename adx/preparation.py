@@ -43,7 +43,7 @@ def prepare(
             proxy = loading.load_proxy(experiment, plan, i, differentiator.layout)
             identity = directions.identity(experiment, plan.tokenizer.size, proxy.identity, examples)
             processes.check_same(f'weights or holdout traces of {name}', functools.partial(str, identity))
-            if processes.together(functools.partial(directions.is_there, where, identity)):
+            if processes.together(functools.partial(directions.known, where, identity)) is not None:
                 continue
             taken = directions.take(
                 differentiator, proxy.params, examples, experiment.derivative.directions, name,

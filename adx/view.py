@@ -23,20 +23,21 @@ Extract = Callable[[str], str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One trace. right, mean_kl (nats a token) and share (of tokens intervened) are None where unknown.
-
-    kls: by token, empty where unknown.
-    """
+    """One trace. right, kls (nats, by token) and share (of tokens intervened) are None where unknown."""
 
     defence: str
     stop: str
     tokens: int
     answer: str
     right: bool | None
-    mean_kl: float | None
+    kls: tuple[float, ...] | None
     share: float | None
     spans: tuple[Span, ...]
-    kls: tuple[float, ...] = ()
+
+    @property
+    def mean_kl(self) -> float | None:
+        """In nats a token."""
+        return None if self.kls is None else math.fsum(self.kls) / max(self.tokens, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,6 @@ def compare(
 
 def _column(trace: Trace, pieces: Pieces, grade: Grade | None, extract: Extract | None) -> Column:
     kls, marks = trace.statistics.get('kl'), trace.statistics.get('intervened')
-    count = max(len(trace.tokens), 1)
     answer = extract(trace.text) if extract else (trace.answer or trace.text).strip().split('\n')[-1]
     return Column(
         defence=describe(trace.defence),
@@ -109,10 +109,9 @@ def _column(trace: Trace, pieces: Pieces, grade: Grade | None, extract: Extract 
         tokens=len(trace.tokens),
         answer=visible(' '.join((answer or '').split()))[:MAX_ANSWER],
         right=None if grade is None or trace.gold is None else grade(trace.text, trace.gold),
-        mean_kl=None if kls is None else math.fsum(kls) / count,
-        share=None if marks is None else sum(marks) / count,
+        kls=None if kls is None else tuple(kls),
+        share=None if marks is None else sum(marks) / max(len(trace.tokens), 1),
         spans=tuple(make_spans(trace, pieces)),
-        kls=tuple(kls or ()),
     )
 
 
@@ -137,7 +136,7 @@ def summarise(groups: Sequence[Group]) -> list[Summary]:
                 finished=sum(column.stop != 'length' for column in columns),
                 mean_tokens=sum(column.tokens for column in columns) / len(columns),
                 mean_kl=_per_token([(column.mean_kl, column.tokens) for column in columns]),
-                high_kl=_high([kl for column in columns for kl in column.kls]),
+                high_kl=_high([kl for column in columns for kl in column.kls or ()]),
                 share=_per_token([(column.share, column.tokens) for column in columns]),
             )
         )

@@ -13,6 +13,7 @@ What one of them refuses ends all with its exit code. When one dies the others e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -147,12 +148,10 @@ def prepare(experiment: Any, interrupts: Interrupts) -> int:
     from adx import preparation
     from launch.progress import Progress
 
-    progress = Progress(log_text=LOG_TEXT.value)
-    try:
-        place, tell = place_in_run(), functools.partial(progress.steps, 'directions')
+    place = place_in_run()
+    with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
+        tell = functools.partial(progress.steps, 'directions')
         report = preparation.prepare(experiment, str(WORKDIR.value), place, progress, interrupts.guard, tell)
-    finally:
-        progress.close()
     if place.writes:
         print(f'holdout: {summary(report)}\ndirections of {len(experiment.proxies)} proxies are saved')
     return report.exit_code
@@ -170,11 +169,9 @@ def generate(experiment: Any, interrupts: Interrupts) -> int:
     from adx import pipeline
     from launch.progress import Progress
 
-    place, progress = place_in_run(), Progress(log_text=LOG_TEXT.value)
-    try:
+    place = place_in_run()
+    with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
-    finally:
-        progress.close()
     if place.writes:
         print(summary(report))
     return report.exit_code
@@ -196,11 +193,8 @@ def select(experiment: Any) -> int:
     from adx import selecting
     from launch.progress import Progress
 
-    progress = Progress(log_text=LOG_TEXT.value)
-    try:
+    with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         chosen = selecting.select(experiment, str(WORKDIR.value), functools.partial(progress.steps, 'scores'))
-    finally:
-        progress.close()
     for name, (prompts, others) in chosen.items():
         print(f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample')
     return COMPLETE

@@ -8,7 +8,6 @@ import functools
 import json
 import shutil
 
-import flax.struct
 import jax
 import numpy as np
 import pytest
@@ -16,38 +15,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import adx
 from adx import directions, pipeline, preparation
-from adx import experiment as experiments
+from adx.aggregation import Aggregation
 from adx.checkpoints import save_hf
 from adx.datasets.tokenizing import save_tokenizer
+from adx.defences import Antidistillation
 from adx.errors import ConfigError, InputError
 from adx.experiment import Arm, Derivative, ModelSource
 from adx.loading import blueprint
 from adx.storage import Workdir
-from adx.types import Sampling, Stateless
+from adx.types import Sampling
 from launch.config import load_config
 from tests import tiny
 
 PROMPTS, SAMPLES = 2, 2
+STILL = Antidistillation(lam=0.0, join=Aggregation(how='min'))  # wants all derivatives and leaves the teacher as it is
 SETTINGS = Derivative(prompts=PROMPTS, samples=SAMPLES, max_new_tokens=10, directions=2)
-
-
-@flax.struct.dataclass
-class Slope(Stateless):
-    """Wants derivatives and leaves the teacher as it is."""
-
-    wants_proxies = True
-    wants_tangents = True
-
-    def adjust(self, views, state):
-        return views.teacher_V, state
-
-
-@pytest.fixture(scope='module', autouse=True)
-def registered():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiments.REGISTRY, 'slope', Slope)
-        patch.setitem(experiments._NAMES, Slope, 'slope')
-        yield
 
 
 def other_proxy(directory) -> str:
@@ -75,12 +57,12 @@ def programs(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def experiment(tmp_path_factory, registered):
+def experiment(tmp_path_factory):
     root = tmp_path_factory.mktemp('prepare')
     teacher = tiny.write_teacher(root / 'teacher')
     base = load_config(tiny.write_config(root / 'config.py', teacher))
     proxies = (*base.proxies, ModelSource(other_proxy(root / 'other'), exit_layer=1))
-    return dataclasses.replace(base, proxies=proxies, arms=(Arm('slope', Slope()),), limit=2, derivative=SETTINGS)
+    return dataclasses.replace(base, proxies=proxies, arms=(Arm('slope', STILL),), limit=2, derivative=SETTINGS)
 
 
 def prepare(experiment, path, place=pipeline.Place(), told=None):  # noqa: B008

@@ -134,6 +134,6 @@ def spend(scores_V: Array, views: Views, nats: Array) -> tuple[Array, Array]:
     KL(q || p) = m KL(q' || p').
     """
     mass = jnp.maximum(views.open_mass, 1e-30)
-    path = make_way(scores_V, views)
-    scale, kl = solve_scale(path, nats / mass, jnp.float32(1))
-    return tilted(path, scale, scores_V, views), mass * kl
+    way = make_way(scores_V, views)
+    scale, kl = solve_scale(way, nats / mass, jnp.float32(1))
+    return tilted(way, scale, scores_V, views), mass * kl

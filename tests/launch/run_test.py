@@ -185,29 +185,13 @@ def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_traces_of_one
     assert digest(hashes(both)) == digest(hashes(alone))
 
 
-SLOPE = """
-import flax.struct
-from adx import experiment as experiments
-from adx.types import Stateless
-
-@flax.struct.dataclass
-class Slope(Stateless):
-    wants_proxies = True
-    wants_tangents = True
-
-    def adjust(self, views, state):
-        return views.teacher_V, state
-
-experiments.REGISTRY['slope'] = Slope
-experiments._NAMES[Slope] = 'slope'
-"""
-
-
 @pytest.mark.slow
 def test_directions_are_prepared_by_one_process_and_by_two(place):
     """On other devices the gradients are the same to rounding; what they belong to is the same."""
     config = place.root / 'slope.py'
-    config.write_text(SLOPE + pathlib.Path(place.config).read_text().replace("Arm('plain')", "Arm('plain', Slope())"))
+    text = pathlib.Path(place.config).read_text()
+    still = "Arm('plain', Antidistillation(lam=0.0))"  # wants derivatives and leaves the teacher as it is
+    config.write_text('from adx.defences import Antidistillation\n' + text.replace("Arm('plain')", still))
     given = (f'--config={config}', '--set=derivative.prompts=2', '--set=derivative.max_new_tokens=8')
     alone, both = (place.root / name for name in ('prepared', 'prepared_by_two'))
     code, out, err = end(start(place, *given, f'--workdir={alone}', '--dry_run'))
