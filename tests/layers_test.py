@@ -12,7 +12,7 @@ import pytest
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
     'types', 'errors', 'fields', 'numerics', 'aggregation', 'automata', 'batching', 'grading', 'hashing', 'losses',
-    'mesh', 'spans', 'sweeping',
+    'mesh', 'outcomes', 'spans', 'sweeping',
 }  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
 STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}
