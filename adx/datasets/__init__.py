@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adx.datasets.arithmetic import Arithmetic
 from adx.datasets.competition_math import CompetitionMath
 from adx.datasets.gsm8k import Gsm8k
 from adx.datasets.jsonl import Jsonl
@@ -12,4 +13,5 @@ MENU: dict[str, type] = {
     'math': CompetitionMath,
     'mmlu': Mmlu,
     'jsonl': Jsonl,
+    'arithmetic': Arithmetic,
 }
