@@ -324,10 +324,10 @@ def _check_holdout(e: Experiment) -> None:
         raise ConfigError(
             "split = 'holdout' is what directions are taken on and the run wants derivatives; serve another split"
         )
-    if not hasattr(e.dataset, 'splits'):
+    if 'holdout' not in getattr(e.dataset, 'split_names', ()):
         raise ConfigError(
             f"the run wants derivatives along directions of the split 'holdout' and dataset {e.dataset.name!r} has no "
-            'splits; give it a `splits` method (datasets/splits.py) or drop what wants them'
+            'splits; give it the five of datasets/splits.py and say so in `split_names`, or drop what wants them'
         )
     try:
         check(holdout(e))

@@ -26,6 +26,7 @@ class Arithmetic:
     seed: int = 0
 
     name = 'arithmetic'
+    split_names = SPLITS
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and the allowed range."""

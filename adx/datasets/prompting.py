@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adx.datasets.rows import Messages, Row, Source
-from adx.datasets.splits import Splits, split_source
+from adx.datasets.splits import SPLITS, Splits, split_source
 from adx.grading import extract
 from adx.types import Prompt
 
@@ -26,6 +26,7 @@ class Questions:
 
     name: str
     instruction: str
+    split_names = SPLITS
 
     def source(self) -> Source:
         """Everything that the dataset's files hold. Raises InputError."""
