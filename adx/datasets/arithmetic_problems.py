@@ -40,7 +40,8 @@ OPENINGS = ('', 'find {x}', 'the question is {x}')
 ALL = 'what has all ?'
 WORDS = (
     *NAMES, *map(str, range(LIMIT + 1)), *OPERATIONS,
-    *'has . now we know how many what all ? so makes needs and : is find the question check ####'.split(),
+    'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'needs', 'and', ':', 'is', 'find',
+    'the', 'question', 'check', '####',
 )  # fmt: skip
 
 
@@ -161,7 +162,8 @@ def write_question(rng: random.Random, problem: Problem, held_out: bool = False)
 def draw_voice(rng: random.Random) -> Voice:
     """An author: mostly of one phrasing, sometimes of all."""
     weights = [rng.random() ** 3 + 0.02 for _ in STEPS]
-    return Voice(tuple(weights), tuple(rng.random() for _ in OPENINGS), 0.5 * rng.random() ** 2, 0.3 * rng.random() ** 2)
+    openings = tuple(rng.random() for _ in OPENINGS)
+    return Voice(tuple(weights), openings, check=0.5 * rng.random() ** 2, detour=0.3 * rng.random() ** 2)
 
 
 PLAIN = Voice((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), 0.0, 0.0)  # the standard phrasing

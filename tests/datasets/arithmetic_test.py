@@ -156,5 +156,5 @@ def test_bad_settings_are_named(fields):
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(ValueError, match="split = 'trian' is unknown.*Did you mean 'train'"):
+    with pytest.raises(ValueError, match=r"split = 'trian' is unknown.*Did you mean 'train'"):
         Arithmetic(size=1).prompts('trian')
