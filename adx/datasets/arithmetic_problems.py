@@ -40,8 +40,8 @@ OPENINGS = ('', 'find {x}', 'the question is {x}')
 ALL = 'what has all ?'
 WORDS = (
     *NAMES, *map(str, range(LIMIT + 1)), *OPERATIONS,
-    'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'needs', 'and', ':', 'is', 'find',
-    'the', 'question', 'check', '####',
+    'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'needs', 'and', ':', 'is',
+    'find', 'the', 'question', 'check', '####',
 )  # fmt: skip
 
 
