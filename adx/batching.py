@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
+import jax
 import numpy as np
 
 SHORTEST = 64  # tokens of the shortest batch; the others double it, so that programs are few
@@ -32,13 +35,20 @@ def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example],
     """
     by_length: dict[int, list[Example]] = {}
     for example in sorted(examples):
-        size = max(SHORTEST, len(example.prompt) + len(example.completion))
-        by_length.setdefault(1 << (size - 1).bit_length(), []).append(example)
+        by_length.setdefault(_bucket(_size(example)), []).append(example)
     return [
         (group[i : i + rows], _pad(group[i : i + rows], rows, length))
         for length, group in sorted(by_length.items())
         for i in range(0, len(group), rows)
     ]
+
+
+def _bucket(size: int) -> int:
+    return 1 << (max(SHORTEST, size) - 1).bit_length()
+
+
+def _size(example: Example) -> int:
+    return len(example.prompt) + len(example.completion)
 
 
 def _pad(examples: Sequence[Example], rows: int, length: int) -> Batch:
@@ -48,3 +58,147 @@ def _pad(examples: Sequence[Example], rows: int, length: int) -> Batch:
         batch.tokens_BL[row, :end] = (*prompt, *completion)
         batch.targets_BL[row, len(prompt) : end] = True
     return batch
+
+
+@flax.struct.dataclass
+class Rows:
+    """What one training step reads; a stack of students has an axis N before all of these.
+
+    targets_BL: the completions' tokens. weights_BL: the factor of each target's loss, float32; it may be negative.
+    segments_BL: which example of a packed row a token belongs to, from 1, 0 for padding; None where nothing is packed.
+    positions_BL: each token's place in its own example.
+    extras: name -> [B, L, ...], what a loss wants to know about a target, at the target's column and 0 elsewhere.
+    """
+
+    tokens_BL: Any
+    targets_BL: Any
+    weights_BL: Any
+    positions_BL: Any
+    segments_BL: Any = None
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What one student learns from, and the seed of the order.
+
+    weights: example id -> factor of its loss, 1 where it is not named.
+    extras: name -> example id -> an array with one entry per token of the completion, the same names for every one.
+    """
+
+    examples: Sequence[Example]
+    seed: int = 0
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+class Stream:
+    """The batches of a stack of students, a function of the step alone: a resumed run reads what it would have read.
+
+    A student reads all its rows once an epoch, in an order of its own that depends on nothing but its corpus; rows of
+    about one length share a batch. All students of a step are padded to the longest of them.
+    pack: several examples share a row of `length` tokens. dropped: per student, the examples longer than `length` or
+    with an empty prompt or completion, which are left out. Raises ValueError where nothing is left.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], rows: int, length: int, pack: bool = False):
+        self.rows, self.length, self.pack = rows, length, pack
+        kept = [[e for e in c.examples if e.prompt and e.completion and _size(e) <= length] for c in corpora]
+        self.dropped = tuple(len(c.examples) - len(k) for c, k in zip(corpora, kept, strict=True))
+        for student, examples in enumerate(kept):
+            if not examples:
+                raise ValueError(
+                    f'student {student} has no example of 1 to length = {length} tokens with prompt and completion, '
+                    f'{self.dropped[student]} were dropped; raise length or give others'
+                )
+        self._decks = [_Deck(c, sorted(k), self) for c, k in zip(corpora, kept, strict=True)]
+
+    @property
+    def steps_per_epoch(self) -> tuple[int, ...]:
+        """Of each student."""
+        return tuple(deck.batches for deck in self._decks)
+
+    def __call__(self, step: int) -> Rows:
+        """[N, rows, L] NumPy arrays."""
+        groups = [deck.batch(step) for deck in self._decks]
+        length = max(self.padded(row) for group in groups for row in group)
+        filled = [deck.fill(group, length) for deck, group in zip(self._decks, groups, strict=True)]
+        return jax.tree.map(lambda *xs: np.stack(xs), *filled)
+
+    def padded(self, row: Sequence[Example]) -> int:
+        return self.length if self.pack else min(self.length, _bucket(_size(row[0])))
+
+
+class _Deck:
+    """The rows of one student, shuffled anew every epoch."""
+
+    def __init__(self, corpus: Corpus, examples: Sequence[Example], stream: Stream):
+        self.corpus, self.stream = corpus, stream
+        self.items = pack(examples, stream.length) if stream.pack else [[example] for example in examples]
+        self.lengths = np.array([stream.padded(row) for row in self.items])
+        self.batches = -(-len(self.items) // stream.rows)
+        self._epoch, self._order = -1, np.empty(0, int)
+
+    def batch(self, step: int) -> list[list[Example]]:
+        epoch, index = divmod(step, self.batches)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return [self.items[i] for i in self._order[index] if i >= 0]
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """[batches, rows] indices of items, -1 where none is left. What a length leaves over joins the next longer."""
+        random = np.random.default_rng((self.corpus.seed, epoch))
+        order = random.permutation(len(self.items))
+        order = order[np.argsort(self.lengths[order], kind='stable')]
+        missing = self.batches * self.stream.rows - len(order)
+        order = np.concatenate([order, np.full(missing, -1)]).reshape(self.batches, self.stream.rows)
+        return order[random.permutation(self.batches)]
+
+    def fill(self, group: Sequence[Sequence[Example]], length: int) -> Rows:
+        shape = (self.stream.rows, length)
+        extras = {name: self._empty(named, shape) for name, named in self.corpus.extras.items()}
+        rows = Rows(
+            np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.float32), np.zeros(shape, np.int32),
+            np.zeros(shape, np.int32) if self.stream.pack else None, extras,
+        )  # fmt: skip
+        for row, examples in enumerate(group):
+            start = 0
+            for segment, example in enumerate(examples, 1):
+                start = self._write(rows, row, start, segment, example)
+        return rows
+
+    def _empty(self, named: Mapping[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        first = np.asarray(named[self.items[0][0].id])
+        return np.zeros(shape + first.shape[1:], first.dtype)
+
+    def _write(self, rows: Rows, row: int, start: int, segment: int, example: Example) -> int:
+        """Writes an example into a row from column `start` on; the column behind it."""
+        first, end = start + len(example.prompt), start + _size(example)
+        rows.tokens_BL[row, start:end] = (*example.prompt, *example.completion)
+        rows.targets_BL[row, first:end] = True
+        rows.weights_BL[row, first:end] = self.corpus.weights.get(example.id, 1.0)
+        rows.positions_BL[row, start:end] = np.arange(end - start)
+        if rows.segments_BL is not None:
+            rows.segments_BL[row, start:end] = segment
+        for name, named in self.corpus.extras.items():
+            rows.extras[name][row, first:end] = named[example.id]
+        return end
+
+
+def pack(examples: Sequence[Example], length: int) -> list[list[Example]]:
+    """Examples of at most `length` tokens together in rows of `length`: the longest first, each into the first row
+    that has room (first-fit decreasing).
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    shortest, opened = min(map(_size, examples)), 0
+    for example in sorted(examples, key=lambda e: (-_size(e), e)):
+        while opened < len(room) and room[opened] < shortest:
+            opened += 1
+        row = next((i for i in range(opened, len(room)) if room[i] >= _size(example)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[row].append(example)
+        room[row] -= _size(example)
+    return rows

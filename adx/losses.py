@@ -26,6 +26,11 @@ def predicting(targets_BL: Array) -> Array:
     return jnp.roll(targets_BL, -1, axis=1).at[:, -1].set(False)
 
 
+def ahead(x_BL: Array) -> Array:
+    """What is said about a target, at the position that predicts it; [B, L, ...]."""
+    return jnp.roll(x_BL, -1, axis=1)
+
+
 def row_losses(logits_BLV: Array, tokens_BL: Array, targets_BL: Array) -> tuple[Array, Array]:
     """Per row the sum of its targets' losses in nats and how many there are: (sums_B float32, counts_B int32)."""
     sums_B = jnp.sum(token_losses(logits_BLV, tokens_BL, targets_BL), axis=-1)

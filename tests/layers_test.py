@@ -15,11 +15,11 @@ NOUNS = {
     'mesh', 'outcomes', 'spans', 'sweeping',
 }  # fmt: skip
 MENUS = {'models', 'datasets', 'defences'}
-STAGES = {'decoding', 'gradients', 'planning', 'selection', 'view'}
+STAGES = {'decoding', 'gradients', 'optimising', 'planning', 'selection', 'training', 'view'}
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
     'directions', 'experiment', 'policy', 'generation', 'loading', 'needs', 'pipeline', 'preparation', 'processes',
-    'selecting', 'session',
+    'selecting', 'session', 'training_io',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}

@@ -144,7 +144,9 @@ class Attention(nnx.Module):
         self.window = config.window if local else None
         self.rope = config.local_rope if local and config.local_rope else config.rope
 
-    def __call__(self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear):
+    def __call__(
+        self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear, segments_BL: Array | None
+    ):
         config = self.config
         q_BLHK, k_BLGK, v_BLGK = (project(x_BLD, w[...], linear) for w in (self.q, self.k, self.v))
         if config.qkv_bias:
@@ -158,9 +160,13 @@ class Attention(nnx.Module):
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
         layer = write(past, k_BLGK, v_BLGK, positions_BL)
         key_positions_S = jnp.arange(layer.v_BGSK.shape[2])
-        mask_BLS = key_positions_S <= positions_BL[..., None]
+        # Packed positions restart within a row: there the columns say what comes before what.
+        columns_BL = positions_BL if segments_BL is None else jnp.arange(x_BLD.shape[1])[None]
+        mask_BLS = key_positions_S <= columns_BL[..., None]
         if self.window is not None:
-            mask_BLS &= key_positions_S > positions_BL[..., None] - self.window
+            mask_BLS &= key_positions_S > columns_BL[..., None] - self.window
+        if segments_BL is not None:
+            mask_BLS &= segments_BL[:, :, None] == segments_BL[:, None, :]
         out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap, linear)
         out_BLM, o_DM = rearrange(out_BLHK, 'B L H K -> B L (H K)'), rearrange(self.o[...], 'D H K -> D (H K)')
         return linear('BLM,DM->BLD', out_BLM, o_DM), layer
@@ -196,8 +202,10 @@ class Block(nnx.Module):
             self.post_attention_norm = Norm('D', config)
             self.post_mlp_norm = Norm('D', config)
 
-    def __call__(self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear):
-        y_BLD, layer = self.attention(self.attention_norm(x_BLD), positions_BL, past, linear)
+    def __call__(
+        self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear, segments_BL: Array | None
+    ):
+        y_BLD, layer = self.attention(self.attention_norm(x_BLD), positions_BL, past, linear, segments_BL)
         x_BLD += self.post_attention_norm(y_BLD) if self.post_norms else y_BLD
         y_BLD = self.mlp(self.mlp_norm(x_BLD), linear)
         return x_BLD + (self.post_mlp_norm(y_BLD) if self.post_norms else y_BLD), layer
@@ -224,9 +232,11 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
         linear: Linear = linear,
         remat: bool = False,
+        segments_BL: Array | None = None,
     ) -> tuple[Array, Cache]:
         """Hidden states [B, L, D] after the last block, and the cache with these tokens written.
 
+        segments_BL: which example of a packed row a token belongs to, without a cache only: attention stays within one.
         remat: a backward pass computes each block again and keeps what passes between blocks only.
         """
         dtype = jnp.dtype(self.config.dtype)
@@ -236,6 +246,7 @@ class Transformer(nnx.Module):
         layers = []
         for i, block in enumerate(self.blocks):
             run = functools.partial(block, past=None if cache is None else cache.layers[i], linear=linear)
+            run = functools.partial(run, segments_BL=segments_BL)
             x_BLD, layer = (jax.checkpoint(run) if remat else run)(x_BLD, positions_BL)
             layers.append(layer)
         return x_BLD, Cache(tuple(layers))
@@ -253,8 +264,16 @@ class Transformer(nnx.Module):
             logits_BLV = jnp.where(jnp.arange(head_VD.shape[0]) < config.vocab_size, logits_BLV, MASKED)
         return logits_BLV
 
-    def __call__(self, tokens_BL: Array, positions_BL: Array, cache: Cache | None = None, linear: Linear = linear):
-        x_BLD, cache = self.hidden(tokens_BL, positions_BL, cache, linear)
+    def __call__(
+        self,
+        tokens_BL: Array,
+        positions_BL: Array,
+        cache: Cache | None = None,
+        linear: Linear = linear,
+        remat: bool = False,
+        segments_BL: Array | None = None,
+    ):
+        x_BLD, cache = self.hidden(tokens_BL, positions_BL, cache, linear, remat, segments_BL)
         return self.unembed(x_BLD, linear), cache
 
 
@@ -265,17 +284,20 @@ Params = dict[str, Array]  # 'blocks.0.attention.q' -> weight
 class Model:
     """A decoder split at the border: pure functions of `params`, a flat dict from path to array.
 
-    axes, shapes: the axis letters and the shape of every path.
+    axes, shapes: the axis letters and the shape of every path. remat: see `Transformer.hidden`, for every call.
     """
 
     config: TransformerConfig
     graphdef: Any
     axes: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    remat: bool = False
 
     def apply(self, params: Params, *args: Any, method: str = '__call__', **kwargs: Any) -> Any:
         """Calls a method of Transformer: '__call__' -> (logits_BLV, cache), 'hidden' or 'unembed'."""
         state = nnx.from_flat_state((_keys(path), nnx.Param(value)) for path, value in params.items())
+        if self.remat and method != 'unembed':
+            kwargs['remat'] = True
         return getattr(nnx.merge(self.graphdef, state), method)(*args, **kwargs)
 
     def init(self, seed: int) -> Params:

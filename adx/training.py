@@ -1,0 +1,199 @@
+"""Training a stack of students of one architecture, in one program whatever their seeds, data, rates and budgets.
+
+All arrays have a leading axis N, also with one student. Students are split over the mesh's `proxy` axis, their rows
+over `data` and their weights over `model` (mesh.proxy_layout). Students never meet: each is what it would be alone, up
+to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jax.sharding import Mesh
+
+from adx import losses
+from adx.batching import Rows
+from adx.mesh import proxy_layout
+from adx.models import lora
+from adx.models.transformer import Model, Params, make_model
+from adx.optimising import Recipe, choose, optimiser, rate
+from adx.types import Array
+
+Loss = Callable[[Model, Params, Rows], tuple[Array, Array]]  # (sum over targets, how many), of one student
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A stack of students on their way.
+
+    weights: what is trained, params or adapters. base: the frozen params under adapters, else {}.
+    step: steps taken by the stack; learning_rate_N, steps_N: each student's own.
+    diverged_N: steps that a student sat out because its loss or its gradient was not finite.
+    """
+
+    weights: Params
+    base: Params
+    optimiser: Any
+    step: Array
+    learning_rate_N: Array
+    steps_N: Array
+    diverged_N: Array
+
+
+@flax.struct.dataclass
+class Metrics:
+    """Of one step, per student: the mean loss over its targets, the gradient's norm before clipping, the learning
+    rate, how many targets, and whether it moved.
+    """
+
+    loss_N: Array
+    norm_N: Array
+    rate_N: Array
+    targets_N: Array
+    moved_N: Array
+
+
+def hard_loss(model: Model, params: Params, rows: Rows) -> tuple[Array, Array]:
+    """The weighted next-token loss of the completions, the end of sequence in it; the count leaves weights out."""
+    logits_BLV = logits(model, params, rows)
+    losses_BL = losses.token_losses(logits_BLV, rows.tokens_BL, rows.targets_BL)
+    return jnp.sum(losses_BL * losses.ahead(rows.weights_BL)), jnp.sum(losses.predicting(rows.targets_BL))
+
+
+def logits(model: Model, params: Params, rows: Rows) -> Array:
+    """logits_BLV of rows, packed or not."""
+    return model.apply(params, rows.tokens_BL, rows.positions_BL, segments_BL=rows.segments_BL)[0]
+
+
+class Trainer:
+    """Trains `count` students of one architecture by one recipe; holds the compiled program.
+
+    loss: of one student's rows, differentiable in its params. Raises ValueError for a recipe that cannot be run.
+    """
+
+    def __init__(self, model: Model, mesh: Mesh, recipe: Recipe, count: int = 1, loss: Loss = hard_loss):
+        recipe.check()
+        config = dataclasses.replace(model.config, dtype=recipe.dtype)
+        self.model = dataclasses.replace(make_model(config), remat=recipe.remat)
+        self.recipe, self.count, self.loss = recipe, count, loss
+        self.layout = proxy_layout(mesh, config.sizes, count)
+        if (recipe.rows // recipe.accumulate) % self.layout.ways('B'):
+            raise ValueError(
+                f'Recipe.rows / accumulate = {recipe.rows // recipe.accumulate} rows do not divide among the '
+                f"{self.layout.ways('B')} devices that split them; they must"
+            )
+        self.optimiser = optimiser(recipe)
+        self._axes = self.model.axes | lora.axes(self.model, recipe.lora_on)
+        self._step = jax.jit(self._advance, donate_argnums=0)
+        self._params = jax.jit(jax.vmap(self._merged))
+
+    def start(
+        self,
+        params: Params,
+        learning_rates: Sequence[float] | None = None,
+        steps: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> TrainState:
+        """Students before their first step. params: float32 stacks [N, ...], copied; None takes the recipe's numbers.
+
+        seeds: of fresh adapters, one a student, 0, 1, ... if None.
+        """
+        rates = self._each('learning_rates', learning_rates, self.recipe.learning_rate)
+        budgets = self._each('steps', steps, self.recipe.steps)
+        keys = jnp.stack([jax.random.key(seed) for seed in (range(self.count) if seeds is None else seeds)])
+        for path, x in params.items():
+            if x.shape != (self.count, *self.model.shapes[path]):
+                raise ValueError(f'{path} has shape {x.shape}; it must be {(self.count, *self.model.shapes[path])}')
+        make = lambda params: self._fresh(params, keys, jnp.asarray(rates, jnp.float32), jnp.asarray(budgets))  # noqa: E731
+        shardings = jax.tree_util.tree_map_with_path(self._sharding, jax.eval_shape(make, params))
+        return jax.jit(make, out_shardings=shardings)(params)
+
+    def step(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        """One step of all students on rows [N, B, ...] that lie on the host or the devices. Gives up `state`."""
+        return self._step(state, self.place(rows))
+
+    def place(self, rows: Rows) -> Rows:
+        """The rows on the devices, split over students and rows; each process has all of them."""
+
+        def put(x: Any) -> Array:
+            sharding = self.layout.sharding('NB' + '.' * (x.ndim - 2))
+            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+        return jax.tree.map(put, rows)
+
+    def params(self, state: TrainState) -> Params:
+        """The students' float32 params [N, ...], adapters merged."""
+        return self._params(state.weights, state.base)
+
+    def _each(self, name: str, values: Sequence[Any] | None, default: Any) -> list[Any]:
+        if values is not None and len(values) != self.count:
+            raise ValueError(f'{name} has {len(values)} entries and there are {self.count} students; give one each')
+        return [default] * self.count if values is None else list(values)
+
+    def _fresh(self, params: Params, keys: Array, rates_N: Array, steps_N: Array) -> TrainState:
+        recipe, weights, base = self.recipe, {path: x.astype(jnp.float32) for path, x in params.items()}, {}
+        if recipe.lora_rank:
+            base = weights
+            weights = jax.vmap(lambda key: lora.init(self.model, recipe.lora_rank, recipe.lora_on, key))(keys)
+        moments = jax.vmap(self.optimiser.init)(weights)
+        return TrainState(weights, base, moments, jnp.int32(0), rates_N, steps_N, jnp.zeros(self.count, jnp.int32))
+
+    def _sharding(self, path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+        """A leaf that is named as a weight, also one of the optimiser's, lies where the weight does."""
+        axes = self._axes.get(str(getattr(path[-1], 'key', '')))
+        if axes is None:
+            return self.layout.sharding('N' if leaf.ndim else '')
+        return self.layout.sharding('N' + axes)
+
+    def _advance(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        each = (state.weights, state.base, state.optimiser, rows, state.learning_rate_N, state.steps_N)
+        student = jax.vmap(self._student, in_axes=(*(0,) * len(each), None))
+        weights, moments, metrics, diverged_N = student(*each, state.step)
+        after = state.replace(
+            weights=weights, optimiser=moments, step=state.step + 1, diverged_N=state.diverged_N + diverged_N
+        )
+        # Said again: the next step's program is then this one.
+        place = lambda path, x: jax.lax.with_sharding_constraint(x, self._sharding(path, x))  # noqa: E731
+        return jax.tree_util.tree_map_with_path(place, after), metrics
+
+    def _student(self, weights, base, moments, rows, learning_rate, steps, step):
+        """One student's step. It stays as it was past its own steps, without targets, and when a number is not finite."""
+        total, count, g = self._gradient(weights, base, rows)
+        norm = optax.global_norm(g)
+        now = rate(self.recipe, learning_rate, steps, step)
+        updates, after = self.optimiser.update(g, moments, weights)
+        moved = jax.tree.map(lambda w, u: w + now * u, weights, updates)
+        awake = (step < steps) & (count > 0)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        keep = awake & finite
+        metrics = Metrics(total / jnp.maximum(count, 1), norm, now, count, keep)
+        return *choose(keep, (moved, after), (weights, moments)), metrics, (awake & ~finite).astype(jnp.int32)
+
+    def _gradient(self, weights: Params, base: Params, rows: Rows) -> tuple[Array, Array, Params]:
+        """(loss summed over targets, their number, gradient of the mean), piece by piece over the rows."""
+
+        def total(weights: Params, piece: Rows) -> tuple[Array, Array]:
+            return self.loss(self.model, self._merged(weights, base), piece)
+
+        def add(sums, piece: Rows):
+            (loss, count), g = jax.value_and_grad(total, has_aux=True)(weights, piece)
+            return jax.tree.map(jnp.add, sums, (loss, count, g)), None
+
+        zeros = (jnp.float32(0), jnp.int32(0), jax.tree.map(jnp.zeros_like, weights))
+        # Neighbouring rows go to different pieces: those of one device stay on it.
+        pieces = jax.tree.map(lambda x: rearrange(x, '(b a) ... -> a b ...', a=self.recipe.accumulate), rows)
+        if self.recipe.accumulate == 1:
+            (loss, count, g), _ = add(zeros, jax.tree.map(lambda x: x[0], pieces))
+        else:
+            (loss, count, g), _ = jax.lax.scan(add, zeros, pieces)
+        return loss, count, jax.tree.map(lambda x: x / jnp.maximum(count, 1), g)
+
+    def _merged(self, weights: Params, base: Params) -> Params:
+        return lora.merge(self.model, base, weights, self.recipe.lora_scale) if self.recipe.lora_rank else weights
