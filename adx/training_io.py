@@ -1,0 +1,191 @@
+"""Training with checkpoints: a run that was stopped goes on from its last one, bit for bit on the same program.
+
+    directory/<step>/training.json   written last: a directory without it is not a checkpoint
+    directory/<step>/params/         Orbax; what is trained, the optimiser and the counts
+    directory/metrics/<step>.jsonl   one line a step, up to that checkpoint
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from adx import files, journal, orbax_io
+from adx.batching import Rows
+from adx.errors import InputError, Interrupted, WorkdirError
+from adx.training import Metrics, Trainer, TrainState
+
+MANIFEST, METRICS = 'training.json', 'metrics'
+FORMAT_VERSION = 1
+BEHIND = 4  # steps: metrics are read this late, so that the host does not wait for the devices
+
+Progress = Callable[[int, int, dict[str, Any]], None]  # step, of how many, the metrics of a step
+Guard = Callable[[], Any]  # a context manager inside which no interruption is raised
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run is kept. identity: what it depends on, as JSON: another run's checkpoints are refused.
+
+    every: steps between checkpoints. keep: how many of the last ones stay.
+    """
+
+    directory: epath.Path
+    identity: dict[str, Any]
+    every: int = 100
+    keep: int = 2
+
+
+def train(
+    trainer: Trainer,
+    state: TrainState,
+    stream: Callable[[int], Rows],
+    run: Run,
+    progress: Progress = lambda step, total, metrics: None,
+    guard: Guard = contextlib.nullcontext,
+) -> TrainState:
+    """Trains until every student has taken its steps, from the last checkpoint of `run` if there is one.
+
+    state: from Trainer.start; given up. Interruptions may be raised anywhere outside `guard`: what is done is saved.
+    Raises WorkdirError where the directory holds another run.
+    """
+    total = int(np.max(jax.device_get(state.steps_N)))
+    state = restore(run, state)
+    step = int(state.step)
+    log = _Log(run, total, progress)
+    try:
+        while step < total:
+            rows = stream(step)
+            with guard():
+                state, metrics = trainer.step(state, rows)
+                step += 1
+                log.add(step, metrics)
+            if step % run.every == 0 or step == total:
+                _save(run, state, log, guard)
+    except (KeyboardInterrupt, Interrupted):
+        if step and step != last_step(run):
+            _save(run, state, log, guard)
+        raise
+    return state
+
+
+class _Log:
+    """Metrics of steps that no checkpoint covers yet."""
+
+    def __init__(self, run: Run, total: int, progress: Progress):
+        self.run, self.total, self.progress = run, total, progress
+        self.waiting: list[tuple[int, Metrics]] = []
+        self.lines: list[str] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.waiting.append((step, metrics))
+        if len(self.waiting) > BEHIND:
+            self._read()
+
+    def _read(self) -> None:
+        step, metrics = self.waiting.pop(0)
+        values = {field.name[:-2]: _plain(getattr(metrics, field.name)) for field in dataclasses.fields(metrics)}
+        self.lines.append(journal.to_json({'step': step, **values}))
+        self.progress(step, self.total, values)
+
+    def write(self, step: int) -> None:
+        while self.waiting:
+            self._read()
+        if self.lines and jax.process_index() == 0:
+            files.make_private_dir(self.run.directory / METRICS)
+            path = self.run.directory / METRICS / f'{step:08d}{journal.SUFFIX}'
+            files.write_private(path, ''.join(f'{line}\n' for line in self.lines).encode())
+        self.lines = []
+
+
+def _plain(x_N: Any) -> list[Any]:
+    """JSON has no nan: what is not finite becomes null."""
+    values = np.asarray(jax.device_get(x_N))
+    return [x if np.isfinite(x) else None for x in values.tolist()]
+
+
+def _save(run: Run, state: TrainState, log: _Log, guard: Guard) -> None:
+    with guard():
+        log.write(int(state.step))
+        save(run, state)
+
+
+def save(run: Run, state: TrainState) -> None:
+    """Saves from all processes, the manifest last; then removes all but the last `keep`. Frozen weights stay out."""
+    step, arrays = int(state.step), _flat(state)
+    directory = files.absolute(run.directory) / f'{step:08d}'
+    if jax.process_index() == 0:
+        files.make_private_dir(directory)
+    orbax_io.write_arrays(directory, arrays)
+    if jax.process_index() == 0:
+        shapes = {name: list(x.shape) for name, x in arrays.items()}
+        manifest = {'format_version': FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
+        files.write_private(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for old in steps(run)[: -run.keep]:
+            # The manifest first: what is half removed is no checkpoint either.
+            (run.directory / f'{old:08d}' / MANIFEST).unlink()
+            (run.directory / f'{old:08d}').rmtree()
+
+
+def steps(run: Run) -> list[int]:
+    """The steps of the finished checkpoints, ascending."""
+    if not run.directory.exists():
+        return []
+    found = [path for path in run.directory.iterdir() if path.name.isdigit() and (path / MANIFEST).exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def last_step(run: Run) -> int | None:
+    """The step of the last finished checkpoint, None without one."""
+    return max(steps(run), default=None)
+
+
+def restore(run: Run, state: TrainState) -> TrainState:
+    """`state` with what the last finished checkpoint holds, on its devices; as it is where there is none."""
+    step = last_step(run)
+    if step is None:
+        return state
+    directory, arrays = files.absolute(run.directory) / f'{step:08d}', _flat(state)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        given, found = json.loads(json.dumps(run.identity)), manifest['identity']
+        shapes, version = {name: tuple(shape) for name, shape in manifest['shapes'].items()}, manifest['format_version']
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); remove {directory}') from error
+    if version != FORMAT_VERSION:
+        raise WorkdirError(f'{directory} has format version {version} and this adx reads {FORMAT_VERSION}; use that adx')
+    if given != found or shapes != {name: x.shape for name, x in arrays.items()}:
+        differing = sorted(name for name in {*given, *found} if given.get(name) != found.get(name)) or ['shapes']
+        raise WorkdirError(f'{directory} is a checkpoint of another run (it differs in {differing}); name a new directory')
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in arrays.items()}
+    restored = orbax_io.restore(directory, abstract)
+    leaves = [restored[name] for name in arrays]
+    kept = jax.tree.unflatten(jax.tree.structure(state.replace(base={})), leaves)
+    return kept.replace(base=state.base)
+
+
+def metrics(run: Run) -> list[dict[str, Any]]:
+    """One record a step that finished checkpoints cover, ascending."""
+    last, by_step = last_step(run) or 0, {}
+    for path in files.list_files(run.directory / METRICS, journal.SUFFIX):
+        for record in map(journal.from_json, path.read_text().splitlines()):
+            if record['step'] <= last:
+                by_step[record['step']] = record
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _flat(state: TrainState) -> dict[str, jax.Array]:
+    """Name -> array of all that changes, in the order of the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.replace(base={}))
+    return {'.'.join(_name(key) for key in path): x for path, x in leaves}
+
+
+def _name(key: Any) -> str:
+    return next(str(getattr(key, kind)) for kind in ('name', 'key', 'idx') if hasattr(key, kind))
