@@ -111,7 +111,8 @@ class Trainer:
         for path, x in params.items():
             if x.shape != (self.count, *self.model.shapes[path]):
                 raise ValueError(f'{path} has shape {x.shape}; it must be {(self.count, *self.model.shapes[path])}')
-        make = lambda params: self._fresh(params, keys, jnp.asarray(rates, jnp.float32), jnp.asarray(budgets))  # noqa: E731
+        numbers = keys, jnp.asarray(rates, jnp.float32), jnp.asarray(budgets, jnp.int32)
+        make = lambda params: self._fresh(params, *numbers)  # noqa: E731
         shardings = jax.tree_util.tree_map_with_path(self._sharding, jax.eval_shape(make, params))
         return jax.jit(make, out_shardings=shardings)(params)
 
@@ -156,8 +157,9 @@ class Trainer:
         each = (state.weights, state.base, state.optimiser, rows, state.learning_rate_N, state.steps_N)
         student = jax.vmap(self._student, in_axes=(*(0,) * len(each), None))
         weights, moments, metrics, diverged_N = student(*each, state.step)
-        after = state.replace(
-            weights=weights, optimiser=moments, step=state.step + 1, diverged_N=state.diverged_N + diverged_N
+        step, diverged_N = state.step + 1, state.diverged_N + diverged_N
+        after = TrainState(
+            weights, state.base, moments, step, state.learning_rate_N, state.steps_N, diverged_N
         )
         # Said again: the next step's program is then this one.
         place = lambda path, x: jax.lax.with_sharding_constraint(x, self._sharding(path, x))  # noqa: E731

@@ -160,15 +160,19 @@ def restore(run: Run, state: TrainState) -> TrainState:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); remove {directory}') from error
     if version != FORMAT_VERSION:
-        raise WorkdirError(f'{directory} has format version {version} and this adx reads {FORMAT_VERSION}; use that adx')
+        raise WorkdirError(
+            f'{directory} has format version {version} and this adx reads {FORMAT_VERSION}; use the adx that wrote it'
+        )
     if given != found or shapes != {name: x.shape for name, x in arrays.items()}:
         differing = sorted(name for name in {*given, *found} if given.get(name) != found.get(name)) or ['shapes']
-        raise WorkdirError(f'{directory} is a checkpoint of another run (it differs in {differing}); name a new directory')
+        raise WorkdirError(
+            f'{directory} is a checkpoint of another run (it differs in {differing}); name a new directory'
+        )
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in arrays.items()}
     restored = orbax_io.restore(directory, abstract)
     leaves = [restored[name] for name in arrays]
-    kept = jax.tree.unflatten(jax.tree.structure(state.replace(base={})), leaves)
-    return kept.replace(base=state.base)
+    kept = jax.tree.unflatten(jax.tree.structure(dataclasses.replace(state, base={})), leaves)
+    return dataclasses.replace(kept, base=state.base)
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:
@@ -183,7 +187,7 @@ def metrics(run: Run) -> list[dict[str, Any]]:
 
 def _flat(state: TrainState) -> dict[str, jax.Array]:
     """Name -> array of all that changes, in the order of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(state.replace(base={}))
+    leaves = jax.tree_util.tree_leaves_with_path(dataclasses.replace(state, base={}))
     return {'.'.join(_name(key) for key in path): x for path, x in leaves}
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adx.losses import loss, row_losses, token_losses
+from adx.losses import feature_losses, full_losses, loss, row_losses, soft_losses, token_losses
 from adx.numerics import MASKED
 
 ROWS, LENGTH, VOCAB = 3, 7, 11
@@ -58,3 +58,51 @@ def test_bfloat16_logits_are_summed_in_float32():
     half = logits.astype(jnp.bfloat16)
     assert loss(half, tokens, TARGETS)[0].dtype == jnp.float32
     assert loss(half, tokens, TARGETS)[0] == loss(half.astype(jnp.float32), tokens, TARGETS)[0]
+
+
+def candidates(count, seed=5):
+    """(ids, log-probs) of the `count` likeliest tokens at every column, and all of the log-probs."""
+    log_p = jax.nn.log_softmax(draw(seed)[0])
+    values, ids = jax.lax.top_k(log_p, count)
+    return ids, values, log_p
+
+
+def test_one_hot_soft_labels_are_the_hard_loss():
+    logits, tokens = draw()
+    ids = jnp.stack([tokens, jnp.zeros_like(tokens)], axis=-1)
+    log_probs = jnp.stack([jnp.zeros(tokens.shape), jnp.full(tokens.shape, MASKED)], axis=-1)
+    hard = lambda z: token_losses(z, tokens, TARGETS).sum()  # noqa: E731
+    soft = lambda z: soft_losses(z, ids, log_probs, TARGETS).sum()  # noqa: E731
+    np.testing.assert_allclose(soft(logits), hard(logits), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(soft)(logits), jax.grad(hard)(logits), atol=1e-6)
+
+
+def test_buckets_bound_the_full_divergence_from_below_and_reach_it_with_all_candidates():
+    logits, _ = draw()
+    teacher = jnp.roll(candidates(1)[2], -1, axis=1)  # at the predicting position
+    full = np.asarray(full_losses(logits, teacher, TARGETS))
+    below = np.zeros_like(full)
+    for count in (1, 4, VOCAB):
+        ids, values, _ = candidates(count)
+        p = np.exp(np.asarray(values, np.float64))
+        rest = np.maximum(1 - p.sum(axis=-1), 1e-300)
+        entropy = -(p * np.log(p)).sum(axis=-1) - np.where(rest > 1e-5, rest * np.log(rest), 0.0)
+        divergence = np.asarray(soft_losses(logits, ids, values, TARGETS))
+        divergence = np.where(full > 0, divergence - np.roll(entropy, -1, axis=1), 0.0)
+        assert (divergence >= below - 1e-5).all()
+        assert (divergence <= full + 1e-5).all()
+        below = divergence
+    np.testing.assert_allclose(below, full, atol=1e-5)
+
+
+def test_a_student_like_the_teacher_has_no_divergence_at_any_temperature_and_no_gradient():
+    logits, _ = draw()
+    value, slope = jax.value_and_grad(lambda z: full_losses(z, logits, TARGETS, 2.0).sum())(logits)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    np.testing.assert_allclose(slope, 0, atol=1e-5)
+
+
+def test_features_are_compared_at_predicting_positions_only():
+    hidden, projection = np.ones((ROWS, LENGTH, 2)), np.array([[1.0, 1.0], [0.0, 2.0], [1.0, 0.0]])
+    found = feature_losses(hidden, projection, np.zeros((ROWS, LENGTH, 3)), TARGETS)
+    np.testing.assert_allclose(found.sum(), 9 * (4 + 4 + 1) / 3)

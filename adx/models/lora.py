@@ -28,7 +28,7 @@ def targets(model: Model, on: Sequence[str]) -> list[str]:
 
 def axes(model: Model, on: Sequence[str]) -> dict[str, str]:
     """The axis letters of every adapter."""
-    letters = {}
+    letters: dict[str, str] = {}
     for path in targets(model, on):
         outputs, inputs = _sides(model.axes[path])
         letters |= {f'{path}.a': 'J' + inputs, f'{path}.b': outputs + 'J'}
