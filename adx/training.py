@@ -154,29 +154,27 @@ class Trainer:
         return self.layout.sharding('N' + axes)
 
     def _advance(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        each = (state.weights, state.base, state.optimiser, rows, state.learning_rate_N, state.steps_N)
-        student = jax.vmap(self._student, in_axes=(*(0,) * len(each), None))
-        weights, moments, metrics, diverged_N = student(*each, state.step)
-        step, diverged_N = state.step + 1, state.diverged_N + diverged_N
-        after = TrainState(
-            weights, state.base, moments, step, state.learning_rate_N, state.steps_N, diverged_N
-        )
+        axes: Any = dataclasses.replace(state, **dict.fromkeys(vars(state), 0) | {'step': None})
+        after, metrics = jax.vmap(self._student, in_axes=(axes, 0), out_axes=(axes, 0))(state, rows)
         # Said again: the next step's program is then this one.
         place = lambda path, x: jax.lax.with_sharding_constraint(x, self._sharding(path, x))  # noqa: E731
         return jax.tree_util.tree_map_with_path(place, after), metrics
 
-    def _student(self, weights, base, moments, rows, learning_rate, steps, step):
-        """One student's step. It stays as it was past its own steps, without targets, and when a number is not finite."""
-        total, count, g = self._gradient(weights, base, rows)
+    def _student(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        """One student's step. It stays as it was past its steps, without targets, or where a number is not finite."""
+        total, count, g = self._gradient(state.weights, state.base, rows)
         norm = optax.global_norm(g)
-        now = rate(self.recipe, learning_rate, steps, step)
-        updates, after = self.optimiser.update(g, moments, weights)
-        moved = jax.tree.map(lambda w, u: w + now * u, weights, updates)
-        awake = (step < steps) & (count > 0)
+        now = rate(self.recipe, state.learning_rate_N, state.steps_N, state.step)
+        updates, moments = self.optimiser.update(g, state.optimiser, state.weights)
+        moved = jax.tree.map(lambda w, u: w + now * u, state.weights, updates)
+        awake = (state.step < state.steps_N) & (count > 0)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        keep = awake & finite
-        metrics = Metrics(total / jnp.maximum(count, 1), norm, now, count, keep)
-        return *choose(keep, (moved, after), (weights, moments)), metrics, (awake & ~finite).astype(jnp.int32)
+        weights, moments = choose(awake & finite, (moved, moments), (state.weights, state.optimiser))
+        diverged = state.diverged_N + (awake & ~finite)
+        after = dataclasses.replace(
+            state, weights=weights, optimiser=moments, step=state.step + 1, diverged_N=diverged
+        )
+        return after, Metrics(total / jnp.maximum(count, 1), norm, now, count, awake & finite)
 
     def _gradient(self, weights: Params, base: Params, rows: Rows) -> tuple[Array, Array, Params]:
         """(loss summed over targets, their number, gradient of the mean), piece by piece over the rows."""
