@@ -154,7 +154,8 @@ class Trainer:
         return self.layout.sharding('N' + axes)
 
     def _advance(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        axes: Any = dataclasses.replace(state, **dict.fromkeys(vars(state), 0) | {'step': None})
+        fields: dict[str, Any] = dict.fromkeys(vars(state), 0) | {'step': None}
+        axes = TrainState(**fields)
         after, metrics = jax.vmap(self._student, in_axes=(axes, 0), out_axes=(axes, 0))(state, rows)
         # Said again: the next step's program is then this one.
         place = lambda path, x: jax.lax.with_sharding_constraint(x, self._sharding(path, x))  # noqa: E731
