@@ -1,0 +1,26 @@
+"""The menu of what distillation attackers do to their data. An Attack composes them and names the loss."""
+
+from adx.attacks.attack import Attack, Prepared, Record, Training
+from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, PerplexityFilter
+from adx.attacks.mixing import MixClean, Reweight, ShuffledPrompts
+from adx.attacks.queries import Accounts, AugmentQueries, Prefill
+from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase, Reconstruct
+
+__all__ = ['MENU', 'Attack', 'Prepared', 'Record', 'Training']
+
+MENU: dict[str, type] = {
+    'deduplicate': Deduplicate,
+    'perplexity_filter': PerplexityFilter,
+    'correctness_filter': CorrectnessFilter,
+    'best_of_k': BestOfK,
+    'prefill': Prefill,
+    'augment_queries': AugmentQueries,
+    'accounts': Accounts,
+    'mix_clean': MixClean,
+    'reweight': Reweight,
+    'shuffled_prompts': ShuffledPrompts,
+    'paraphrase': Paraphrase,
+    'canonicalise': Canonicalise,
+    'answer_only': AnswerOnly,
+    'reconstruct': Reconstruct,
+}
