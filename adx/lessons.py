@@ -173,11 +173,15 @@ class Tally:
 
 
 def sort_out(
-    step: str, lessons: Sequence[Lesson], judge: Callable[[Lesson], Lesson | str], destroyed: str = ''
+    step: str,
+    lessons: Sequence[Lesson],
+    judge: Callable[[Lesson], Lesson | str],
+    change: str = 'rewritten',
+    destroyed: str = '',
 ) -> tuple[list[Lesson], Tally]:
     """Keeps the lessons that `judge` returns, in their order; text that it returns instead is why one is dropped.
 
-    A lesson that comes back other than it was counts as changed. destroyed: the reason that is counted as such.
+    change: how lessons count that come back other than they were. destroyed: the reason that is counted as such.
     """
     judged = [judge(lesson) for lesson in lessons]
     dropped = collections.Counter(verdict for verdict in judged if isinstance(verdict, str))
@@ -185,7 +189,7 @@ def sort_out(
     pairs = zip(lessons, judged, strict=True)
     changed = sum(isinstance(verdict, Lesson) and verdict != lesson for lesson, verdict in pairs)
     tally = Tally(
-        step, len(lessons), dict(sorted(dropped.items())), changed={'rewritten': changed} if changed else {},
+        step, len(lessons), dict(sorted(dropped.items())), changed={change: changed} if changed else {},
         destroyed=dropped[destroyed],
     )  # fmt: skip
     return kept, tally

@@ -80,7 +80,8 @@ class Reweight(Passive):
         if self.how == 'random':
             drawn = shuffled(ids, resources.seed, 'reweight', str)
             weights = dict(zip(drawn, [weights[id_] for id_ in sorted(ids)], strict=True))
-        return sort_out('reweight', lessons, lambda x: dataclasses.replace(x, weight=x.weight * weights[x.id]))
+        how = f'weighted, {self.how}'
+        return sort_out('reweight', lessons, lambda x: dataclasses.replace(x, weight=x.weight * weights[x.id]), how)
 
     def weights(self, scores: np.ndarray) -> np.ndarray:
         """Of mean 1; all 1 where the scores are all the same."""
@@ -117,7 +118,7 @@ class ShuffledPrompts(Passive):
                 lesson, text=other.text, tokens=other.tokens, statistics=other.statistics, stop=other.stop
             )
 
-        return sort_out('shuffled_prompts', lessons, judge)
+        return sort_out('shuffled_prompts', lessons, judge, 'under another prompt')
 
 
 def kind(lesson: Lesson) -> str:

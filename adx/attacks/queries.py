@@ -156,7 +156,7 @@ class Accounts(Passive):
         if names in ([], ['']):
             deal = [f'account_{i}' for i in range(self.count)]
             dealt = {x.id: dataclasses.replace(x, account=self._draw(x, deal, resources)) for x in lessons}
-            return sort_out('accounts', lessons, lambda lesson: dealt[lesson.id])
+            return sort_out('accounts', lessons, lambda lesson: dealt[lesson.id], 'dealt out')
         if len(names) < self.count or '' in names:
             raise ValueError(
                 f'Accounts.count = {self.count} and the lessons were served to {names}; have that many accounts served'

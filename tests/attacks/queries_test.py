@@ -113,7 +113,7 @@ class TestAccounts:
     def test_a_teacher_without_accounts_answers_all_alike(self):
         kept, tally = apply(Accounts(3), lessons(30))
         assert {x.account for x in kept} == {'account_0', 'account_1', 'account_2'}
-        assert (tally.dropped, tally.changed) == ({}, {'rewritten': 30})
+        assert (tally.dropped, tally.changed) == ({}, {'dealt out': 30})
 
     @pytest.mark.parametrize('names', [('a', 'a'), ('a', '')])
     def test_refuses_fewer_accounts(self, names):
