@@ -1,0 +1,72 @@
+"""Readings of the test split: only by a frozen experiment, each logged before it happens, their count in the report.
+
+Both files stand under a workdir's private/: `frozen.json` (experiment hash -> when) and `readings.json`, a list.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+
+from adx import files, locks
+from adx.errors import ConfigError, WorkdirError
+
+FROZEN, READINGS = 'frozen.json', 'readings.json'
+
+
+def freeze(workdir: epath.PathLike, experiment_hash: str) -> None:
+    """Commits to an experiment: from now on it may read the test split. The first date stays."""
+    path = _private(workdir)
+    with locks.exclusive(path / '.readings.lock'):
+        frozen = _load(path / FROZEN, {})
+        if experiment_hash not in frozen:
+            _store(path / FROZEN, frozen | {experiment_hash: locks.utc_now()})
+
+
+def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str) -> int:
+    """Logs one reading of the test split and returns how many there are now. Call it before reading.
+
+    Raises ConfigError unless the experiment is frozen.
+    """
+    path = _private(workdir)
+    with locks.exclusive(path / '.readings.lock'):
+        frozen = _load(path / FROZEN, {})
+        if experiment_hash not in frozen:
+            raise ConfigError(
+                f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
+                f'choose on tune and attack_val, then freeze it'
+            )
+        entry = {'experiment': experiment_hash, 'arm': arm, 'time': locks.utc_now()}
+        log = [*_load(path / READINGS, []), entry]
+        _store(path / READINGS, log)
+    return len(log)
+
+
+def readings(workdir: epath.PathLike) -> list[dict[str, str]]:
+    """Every reading so far, in order: experiment, arm, time (UTC)."""
+    return _load(files.absolute(workdir) / 'private' / READINGS, [])
+
+
+def _private(workdir: epath.PathLike) -> epath.Path:
+    path = files.absolute(workdir) / 'private'
+    files.make_private_dir(path)
+    return path
+
+
+def _load(path: epath.Path, default: Any) -> Any:
+    """The file's value, of the default's type; a damaged log is never taken for an empty one."""
+    if not path.exists():
+        return default
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise WorkdirError(f'{path} is not JSON; restore it, its entries are evidence') from error
+    if not isinstance(value, type(default)):
+        raise WorkdirError(f'{path} holds no {type(default).__name__}; restore it, its entries are evidence')
+    return value
+
+
+def _store(path: epath.Path, value: Any) -> None:
+    files.write_private(path, json.dumps(value, indent=1).encode())
