@@ -15,6 +15,9 @@ import numpy as np
 MIN_UNITS = 20  # a percentile bootstrap over fewer covers far less than it states
 
 
+Values = Sequence[float] | np.ndarray
+
+
 class Interval(NamedTuple):
     """A value with its two-sided interval; `note` says what is unusual about it, '' when nothing is."""
 
@@ -51,7 +54,7 @@ def _check_level(level: float) -> None:
         raise ValueError(f'level = {level!r} is not allowed; it must be in (0, 1), as 0.95')
 
 
-def t_interval(x: Sequence[float], level: float = 0.95) -> Interval:
+def t_interval(x: Values, level: float = 0.95) -> Interval:
     """The mean over units (seeds) with Student's interval. One unit has no interval."""
     _check_level(level)
     values = _values(x, 'x')
@@ -62,13 +65,13 @@ def t_interval(x: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - float(half), mean + float(half))
 
 
-def paired_t(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+def paired_t(a: Values, b: Values, level: float = 0.95) -> Interval:
     """The mean of a - b over the same units in the same order."""
     left, right = _pairs(a, b)
     return t_interval(left - right, level)
 
 
-def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
+def paired_p(a: Values, b: Values) -> float:
     """One-sided p of mean(a - b) <= 0 by Student's t; 1 where one unit, or no spread about 0, decides nothing."""
     left, right = _pairs(a, b)
     difference = left - right
@@ -78,7 +81,7 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
     return float(_stats().t.sf(difference.mean() / (spread / math.sqrt(len(difference))), len(difference) - 1))
 
 
-def fieller(numerators: Sequence[float], denominators: Sequence[float], level: float = 0.95) -> Interval:
+def fieller(numerators: Values, denominators: Values, level: float = 0.95) -> Interval:
     """mean(numerators) / mean(denominators) of paired units, with the set of ratios that a t test doesn't reject.
 
     The set is an interval only where the denominator is clearly not 0; otherwise it is everything outside two numbers,
@@ -117,7 +120,7 @@ def binomial_interval(k: int, n: int, level: float = 0.95) -> Interval:
 
 
 def paired_upper(
-    a: Sequence[float], b: Sequence[float], level: float = 0.95, clusters: Sequence[Hashable] | None = None
+    a: Values, b: Values, level: float = 0.95, clusters: Sequence[Hashable] | None = None
 ) -> float:
     """The one-sided upper bound of the mean of a - b over prompts: a loss below a margin if the bound is.
 
@@ -149,7 +152,7 @@ def _cluster_means(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarr
     return np.bincount(index, values, count) / np.bincount(index, minlength=count)
 
 
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+def mcnemar(a: Values, b: Values) -> float:
     """Exact two-sided p that a and b are right equally often on the same prompts, of one seed. McNemar 1947."""
     left, right = _pairs(np.asarray(a, float), np.asarray(b, float))
     gained, lost = int((left > right).sum()), int((left < right).sum())
@@ -157,7 +160,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 
 def cluster_bootstrap(
-    values: Sequence[float], clusters: Sequence[Hashable], statistic: Callable[[np.ndarray], float],
+    values: Values, clusters: Sequence[Hashable], statistic: Callable[[np.ndarray], float],
     level: float = 0.95, samples: int = 2000, seed: int = 0,
 ) -> Interval:  # fmt: skip
     """statistic(values) with the percentile interval over redrawn whole clusters. Refuses fewer than 20 clusters."""
@@ -175,7 +178,7 @@ def cluster_bootstrap(
     return Interval(float(statistic(data)), float(low), float(high))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Values) -> list[float]:
     """Adjusted p-values, in the order given: reject those at most alpha. Holm 1979, Scand. J. Stat. 6, 65."""
     p = _values(p_values, 'p_values', 0)
     if ((p < 0) | (p > 1)).any():
@@ -187,7 +190,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Interval:
+def rank_correlation(x: Values, y: Values, level: float = 0.95) -> Interval:
     """Spearman's rho, ties sharing their mean rank, with Fisher's interval at the standard error of Bonett and Wright.
 
     Fewer than 4 pairs bound nothing; constant values have no rho (nan). Bonett and Wright 2000, Psychometrika 65, 23.

@@ -1,0 +1,284 @@
+"""The figures of a report: what a defence takes from a thief and what it costs an honest reader, each with its rules.
+
+Every figure is of per-seed pairs: one arm against the clean traces, on the same prompts. Accuracies are in points (0 to
+100), damages are shares of what distillation from clean traces gains. A figure that was not measured is a row without a
+value and with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from adx import statistics
+from adx.cells import Cells, Joined, at_equal, join, missing
+from adx.outcomes import Outcome, Quality
+from adx.quality import quality_rows, teacher_accuracies
+from adx.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.statistics import Interval
+
+MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
+MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation
+Sides = dict[str, dict[int, Outcome]]
+NO_TEACHER = 'own resources alone reach the clean student: the teacher is irrelevant to this attacker'
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the report promises, stated before the outcomes are known.
+
+    attacks: all that are promised; passive: the one of them that adapts to nothing, whose own resources are the base
+    student. undefended: the arm of the clean traces' Quality; temperatures: arms of the temperature baseline.
+    family: the figures over whose defence rows Holm adjusts. split: what is read; only 'test' carries headlines.
+    """
+
+    attacks: tuple[str, ...]
+    passive: str = 'sft'
+    undefended: str = 'undefended'
+    temperatures: tuple[str, ...] = ()
+    family: tuple[str, ...] = ('damage', 'damage_adaptive')
+    split: str = 'test'
+    level: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """The outcomes by cell, with all that a figure needs besides them."""
+
+    cells: Cells
+    plan: Plan
+    quality: Mapping[str, Mapping[int, Quality]]
+
+    def row(self, figure: str, of: Subject, attack: str, found: Interval, joined: Joined, **more: object) -> Row:
+        unit = str(more.pop('unit', 'share'))
+        reason = '; '.join(note for note in (*joined.notes, found.note, str(more.pop('note', ''))) if note)
+        n = len(joined.seeds)
+        ends = dict(zip(('value', 'low', 'high'), found[:3], strict=True))
+        row = of.row(figure, attack, n=n, unit=unit, status=status_of(n), reason=reason, **ends)
+        return dataclasses.replace(row, **more)  # type: ignore[arg-type]
+
+    def clean_pair(self, of: Subject) -> Sides:
+        attack = self.plan.passive
+        return {'clean': self.cells.clean(attack, of.student), of.arm: self.cells.defended(of.arm, attack, of.student)}
+
+    def own(self, attack: str, student: str) -> dict[int, Outcome]:
+        own = self.cells.own(attack, student)
+        return own or (self.cells.base(student) if attack == self.plan.passive else {})
+
+
+def frontier(
+    outcomes: Iterable[Outcome], quality: Sequence[Quality], plan: Plan, verdicts: Verdicts
+) -> list[Row]:
+    """Every figure of every arm and student, in a fixed order. verdicts: arm -> its criteria of eligibility.
+
+    Raises InputError for an outcome without a threat model and for two of the same student and seed.
+    """
+    by_arm: dict[str, dict[int, Quality]] = {}
+    for one in sorted(quality, key=lambda q: (q.arm, q.seed)):
+        by_arm.setdefault(one.arm, {})[one.seed] = one
+    sheet = Sheet(Cells(outcomes, plan.split), plan, by_arm)
+    roles = sheet.cells.arms()
+    rows = quality_rows(by_arm, roles, plan.undefended, verdicts, plan.level)
+    for student, seen in sheet.cells.students().items():
+        rows += _references(sheet, student, seen)
+        for arm, role in roles.items():
+            of = Subject(arm, role, student, seen, is_eligible(arm, verdicts))
+            rows += [_accuracy(sheet, of), _points_lost(sheet, of), *_damages(sheet, of), _excess(sheet, of)]
+            attacked = [_attacked(sheet, of, attack) for attack in plan.attacks]
+            rows += [*attacked, _adaptive(sheet, of, attacked)]
+            rows += [_recovered(sheet, of, attack) for attack in plan.attacks if attack != plan.passive]
+    return _headlines(rows, plan)
+
+
+def _references(sheet: Sheet, student: str, seen: bool) -> list[Row]:
+    """The clean student and the one that was not distilled."""
+    rows = []
+    sides = {sheet.plan.undefended: sheet.cells.clean(sheet.plan.passive, student), 'base': sheet.cells.base(student)}
+    for arm, side in sides.items():
+        of = Subject(arm, 'reference', student, seen, None)
+        rows.append(_level(sheet, of, side))
+    return rows
+
+
+def _accuracy(sheet: Sheet, of: Subject) -> Row:
+    return _level(sheet, of, sheet.cells.defended(of.arm, sheet.plan.passive, of.student))
+
+
+def _level(sheet: Sheet, of: Subject, side: dict[int, Outcome]) -> Row:
+    if lacking := missing(**{of.arm: side}):
+        return of.row('student_accuracy', sheet.plan.passive, unit='points', status=NOT_RUN, reason=lacking)
+    joined = join(**{of.arm: side})
+    found = statistics.t_interval(100 * joined.values()[0], sheet.plan.level)
+    return sheet.row('student_accuracy', of, sheet.plan.passive, found, joined, unit='points')
+
+
+def _empty(figure: str, of: Subject, attack: str, sides: Sides, unit: str = 'share') -> Row | None:
+    """The row of a figure that lacks a side or has no seed in common."""
+    reason = missing(**sides) or ('' if (joined := join(**sides)).seeds else '; '.join(joined.notes))
+    return of.row(figure, attack, unit=unit, status=NOT_RUN, reason=reason) if reason else None
+
+
+def _points_lost(sheet: Sheet, of: Subject) -> Row:
+    sides, attack = sheet.clean_pair(of), sheet.plan.passive
+    if empty := _empty('points_lost', of, attack, sides, 'points'):
+        return empty
+    joined = join(**sides)
+    clean, defended = (100 * x for x in joined.values())
+    found = statistics.paired_t(clean, defended, sheet.plan.level)
+    return sheet.row('points_lost', of, attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))
+
+
+def _gain(sheet: Sheet, clean: np.ndarray, base: np.ndarray) -> str:
+    """Why the gain of distillation is too small to take a share of; '' when it is not."""
+    gain = statistics.paired_t(100 * clean, 100 * base, sheet.plan.level)
+    if gain.low >= MIN_GAIN:
+        return ''
+    return f'clean - base is {gain.value:.1f} points, its lower bound {gain.low:.1f} is below {MIN_GAIN:g}'
+
+
+def _damages(sheet: Sheet, of: Subject) -> list[Row]:
+    """`damage` of the finished students, and at the steps and training tokens that both of a pair reach."""
+    sides, attack = sheet.clean_pair(of) | {'base': sheet.cells.base(of.student)}, sheet.plan.passive
+    names = ('damage', 'damage_at_steps', 'damage_at_tokens')
+    if _empty('damage', of, attack, sides):
+        return [row for name in names if (row := _empty(name, of, attack, sides))]
+    joined = join(**sides)
+    clean, defended, base = joined.values()
+    if reason := _gain(sheet, clean, base):
+        return [of.row(name, attack, n=len(base), status=NO_CREDIT, reason=reason) for name in names]
+    pair = dataclasses.replace(joined, sides=joined.sides[:2])
+    rows = []
+    for name, unit in zip(names, ('', 'steps', 'tokens'), strict=True):
+        (levels, reason) = at_equal(pair, unit) if unit else ([clean, defended], '')
+        reason = reason or _gain(sheet, levels[0], base)
+        if reason:
+            rows.append(of.row(name, attack, status=NOT_RUN, reason=reason))
+            continue
+        found = statistics.fieller(levels[0] - levels[1], levels[0] - base, sheet.plan.level)
+        rows.append(sheet.row(name, of, attack, found, joined, p=statistics.paired_p(*levels)))
+    return rows
+
+
+def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
+    """The damage that is left under one attack, by that attack's own three runs."""
+    sides = {
+        f'clean {attack}': sheet.cells.clean(attack, of.student),
+        f'{of.arm} {attack}': sheet.cells.defended(of.arm, attack, of.student),
+        f'own {attack}': sheet.own(attack, of.student),
+    }
+    if empty := _empty('damage_attacked', of, attack, sides):
+        return empty
+    joined = join(**sides)
+    clean, defended, own = joined.values()
+    if own.mean() >= clean.mean():
+        return of.row('damage_attacked', attack, n=len(own), status=NO_CREDIT, reason=NO_TEACHER)
+    found = statistics.fieller(clean - defended, clean - own, sheet.plan.level)
+    return sheet.row('damage_attacked', of, attack, found, joined, p=statistics.paired_p(clean, defended))
+
+
+def _adaptive(sheet: Sheet, of: Subject, attacked: Sequence[Row]) -> Row:
+    """The least damage over attacks. Its ends are the least of theirs: the minimum exceeds x only if all do."""
+    known = [row for row in attacked if row.value is not None]
+    lacking = [row.attack for row in attacked if row.status == NOT_RUN]
+    reason = f'not run: {", ".join(lacking)}' if lacking else ''
+    if not known:
+        none = NO_TEACHER if attacked and not lacking else reason or 'not run: no attack was promised'
+        status = NO_CREDIT if attacked and not lacking else NOT_RUN
+        return of.row('damage_adaptive', '', status=status, reason=none)
+    worst = min(known, key=lambda row: (row.value or 0.0, row.attack))
+    notes = [f'the least of {len(known)} of {len(attacked)} attacks', reason, worst.reason]
+    return dataclasses.replace(
+        worst, figure='damage_adaptive', low=_least(known, 'low'), high=_least(known, 'high'),
+        n=min(row.n for row in known), status=status_of(min(row.n for row in known)),
+        p=max(row.p or 0.0 for row in known), reason='; '.join(note for note in notes if note),
+    )  # fmt: skip
+
+
+def _least(rows: Sequence[Row], end: str) -> float:
+    return min(getattr(row, end) for row in rows)
+
+
+def _recovered(sheet: Sheet, of: Subject, attack: str) -> Row:
+    sides = {
+        f'{of.arm} {attack}': sheet.cells.defended(of.arm, attack, of.student),
+        f'clean {attack}': sheet.cells.clean(attack, of.student),
+        of.arm: sheet.cells.defended(of.arm, sheet.plan.passive, of.student),
+    }
+    if empty := _empty('recovered', of, attack, sides):
+        return empty
+    joined = join(**sides)
+    attacked, clean, passive = joined.values()
+    if clean.mean() <= passive.mean():
+        reason = 'the passive student lost nothing that an attack could recover'
+        return of.row('recovered', attack, n=len(clean), status=NO_CREDIT, reason=reason)
+    found = statistics.fieller(attacked - passive, clean - passive, sheet.plan.level)
+    return sheet.row('recovered', of, attack, found, joined)
+
+
+def _excess(sheet: Sheet, of: Subject) -> Row:
+    """Damage beyond that of plain temperature at the same teacher accuracy, between two measured neighbours."""
+    attack, plan = sheet.plan.passive, sheet.plan
+    teachers = teacher_accuracies(sheet.quality)
+    if of.arm not in teachers:
+        return of.row('excess_damage', attack, status=NOT_RUN, reason=f'not run: quality of {of.arm}')
+    measured = [arm for arm in (plan.undefended, *plan.temperatures) if arm in teachers and arm != of.arm]
+    baseline = {arm: teachers[arm] for arm in measured}
+    weights, reason = neighbours(baseline, teachers[of.arm])
+    if reason:
+        return of.row('excess_damage', attack, status=NOT_RUN, reason=reason)
+    students = {
+        arm: sheet.cells.clean(attack, of.student)
+        if arm == plan.undefended
+        else sheet.cells.defended(arm, attack, of.student)
+        for arm in weights
+    }
+    sides = sheet.clean_pair(of) | {'base': sheet.cells.base(of.student)}
+    sides |= {f'baseline {arm}': side for arm, side in students.items()}
+    if empty := _empty('excess_damage', of, attack, sides):
+        return empty
+    joined = join(**sides)
+    clean, defended, base, *beside = joined.values()
+    if reason := _gain(sheet, clean, base):
+        return of.row('excess_damage', attack, n=len(base), status=NO_CREDIT, reason=reason)
+    level = sum(weight * side for weight, side in zip(weights.values(), beside, strict=True))
+    found = statistics.fieller(level - defended, clean - base, sheet.plan.level)
+    return sheet.row('excess_damage', of, attack, found, joined, note=f'against {", ".join(weights)}')
+
+
+def neighbours(baseline: Mapping[str, float], accuracy: float) -> tuple[dict[str, float], str]:
+    """The measured arms around a teacher accuracy (points) with their weights, or none and the reason."""
+    below = max(((x, arm) for arm, x in baseline.items() if x <= accuracy), default=None)
+    above = min(((x, arm) for arm, x in baseline.items() if x >= accuracy), default=None)
+    if below is None or above is None:
+        return {}, f'no temperature on both sides of a teacher accuracy of {accuracy:.1f}: never extrapolated'
+    gap = above[0] - below[0]
+    if gap > MAX_GAP:
+        return {}, f'neighbouring temperatures are {gap:.1f} points of teacher accuracy apart, more than {MAX_GAP:g}'
+    if below[0] == above[0]:
+        return {below[1]: 1.0}, ''
+    share = (accuracy - below[0]) / gap
+    return {below[1]: 1 - share, above[1]: share}, ''
+
+
+def _headlines(rows: Sequence[Row], plan: Plan) -> list[Row]:
+    """Holm over the family, and which of its rows may carry a headline; the others say what they lack."""
+    members = [i for i, row in enumerate(rows) if row.figure in plan.family and row.role == 'defence']
+    adjusted = statistics.holm([1.0 if (p := rows[i].p) is None else p for i in members])
+    ran = {(row.arm, row.attack) for row in rows if row.figure == 'damage_attacked' and row.status != NOT_RUN}
+    result = list(rows)
+    for i, p in zip(members, adjusted, strict=True):
+        row, lacks = rows[i], []
+        if row.value is None:
+            continue
+        lacks += [] if row.eligible else ['not eligible']
+        lacks += [] if row.status == MEASURED else [f'{row.n} seeds only screen']
+        lacks += ['a proxy was of this family'] if row.seen else []
+        lacks += [] if plan.split == 'test' else [f'read on {plan.split}']
+        never = [attack for attack in plan.attacks if (row.arm, attack) not in ran and row.figure == 'damage_adaptive']
+        lacks += [f'never run: {", ".join(never)}'] if never else []
+        lacks += [] if p <= 1 - plan.level else [f'p = {p:.2g} after Holm over {len(members)} rows']
+        reason = '; '.join(part for part in (row.reason, f'no headline: {", ".join(lacks)}' if lacks else '') if part)
+        result[i] = dataclasses.replace(row, p=p, headline=not lacks, reason=reason)
+    return result

@@ -1,0 +1,83 @@
+"""What a defence costs an honest reader: figures of the traces themselves, paired with the undefended ones by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from adx import statistics
+from adx.outcomes import Quality
+from adx.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.statistics import Interval
+
+Qualities = Mapping[str, Mapping[int, Quality]]
+
+
+def teacher_accuracies(quality: Qualities) -> dict[str, float]:
+    """Arm -> mean accuracy over its seeds, in points."""
+    return {arm: 100 * float(np.mean([np.mean(one.correct) for one in cell.values()])) for arm, cell in quality.items()}
+
+
+def quality_rows(
+    quality: Qualities, roles: Mapping[str, str], undefended: str, verdicts: Verdicts, level: float
+) -> list[Row]:
+    """Accuracy of every arm's traces; its loss in the mean and in the worst slice, and the cost a token, by pairs."""
+    rows = []
+    for arm in sorted({*quality, *roles}):
+        role = 'reference' if arm == undefended else roles.get(arm, 'control')
+        of = Subject(arm, role, '', None, is_eligible(arm, verdicts))
+        cell = quality.get(arm, {})
+        if not cell:
+            rows.append(of.row('teacher_accuracy', '', unit='points', reason=f'not run: quality of {arm}'))
+            continue
+        found = statistics.t_interval([100 * float(np.mean(one.correct)) for one in cell.values()], level)
+        rows.append(_row(of, 'teacher_accuracy', found, len(cell), 'points'))
+        if arm != undefended:
+            rows += _against(of, cell, quality.get(undefended, {}), level)
+    return rows
+
+
+def _row(of: Subject, figure: str, found: Interval, n: int, unit: str, attack: str = '', reason: str = '') -> Row:
+    ends = dict(zip(('value', 'low', 'high'), found[:3], strict=True))
+    note = '; '.join(part for part in (reason, found.note) if part)
+    return of.row(figure, attack, **ends, n=n, unit=unit, status=status_of(n), reason=note)
+
+
+def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quality], level: float) -> list[Row]:
+    seeds = [seed for seed in cell if seed in clean and cell[seed].prompts == clean[seed].prompts]
+    if not seeds:
+        names = ('teacher_lost', 'teacher_lost_worst_slice', 'cost_per_token')
+        reason = 'not run: the undefended arm on these prompts'
+        return [of.row(name, '', status=NOT_RUN, reason=reason) for name in names]
+    pairs = [(clean[seed], cell[seed]) for seed in seeds]
+    dropped = len(cell) - len(seeds)
+    note = f'{dropped} seeds dropped: no undefended pair' if dropped else ''
+    accuracies = [[100 * float(np.mean(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
+    lost = statistics.paired_t(accuracies[0], accuracies[1], level)
+    rows = [_row(of, 'teacher_lost', lost, len(seeds), 'points', reason=note)]
+    slices = {name: _slice_losses(pairs, name) for name in pairs[0][0].slices}
+    worst = [(float(np.mean(x)), f'{name}={label}', x) for name, by in slices.items() for label, x in by.items()]
+    if worst:
+        _, label, losses = max(worst, key=lambda entry: entry[:2])
+        reason = f'the worst of {len(worst)} slices: {label}'
+        found = statistics.t_interval(losses, level)
+        rows.append(_row(of, 'teacher_lost_worst_slice', found, len(losses), 'points', reason=reason))
+    costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
+    if all(cost > 0 for side in costs for cost in side):
+        found = statistics.fieller(costs[1], costs[0], level)
+        rows.append(_row(of, 'cost_per_token', found, len(seeds), 'x undefended'))
+    else:
+        rows.append(of.row('cost_per_token', '', unit='x undefended', reason='not run: seconds were not recorded'))
+    return rows
+
+
+def _slice_losses(pairs: list[tuple[Quality, Quality]], name: str) -> dict[str, list[float]]:
+    """Label -> accuracy lost in points, a value a seed that has prompts of it."""
+    losses: dict[str, list[float]] = {}
+    for clean, defended in pairs:
+        labels = np.array(clean.slices[name])
+        gap = 100 * (np.array(clean.correct, float) - np.array(defended.correct, float))
+        for label in sorted(set(clean.slices[name])):
+            losses.setdefault(label, []).append(float(gap[labels == label].mean()))
+    return losses

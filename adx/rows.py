@@ -1,0 +1,73 @@
+"""A row of a report: one figure of one arm, or the reason why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+MEASURED, SCREEN, NOT_RUN, NO_CREDIT, CENSORED = 'measured', 'screen', 'not_run', 'no_credit', 'censored'
+MIN_SEEDS = 8  # of a row that may carry a headline; fewer screen
+
+
+class Verdict(NamedTuple):
+    """One criterion of eligibility on the defended stream, with its interval and the limit that it was held to."""
+
+    criterion: str
+    value: float
+    low: float
+    high: float
+    limit: float
+    holds: bool
+
+
+Verdicts = Mapping[str, Sequence[Verdict]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """figure of (arm, attack, student). value is None unless status is 'measured' or 'screen'.
+
+    seen: whether a proxy was of the student's family, None without a student; eligible: None where nobody judged.
+    n: seeds. p: one-sided, of no loss; adjusted by Holm in rows of the family. reason: what the reader must know.
+    """
+
+    figure: str
+    role: str
+    arm: str
+    attack: str
+    student: str
+    seen: bool | None
+    eligible: bool | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: str = 'share'
+    status: str = NOT_RUN
+    reason: str = ''
+    p: float | None = None
+    headline: bool = False
+
+
+class Subject(NamedTuple):
+    """Whom a row is about; student '' for the traces themselves."""
+
+    arm: str
+    role: str
+    student: str
+    seen: bool | None
+    eligible: bool | None
+
+    def row(self, figure: str, attack: str, **more: Any) -> Row:
+        return Row(figure, self.role, self.arm, attack, self.student, self.seen, self.eligible, **more)
+
+
+def is_eligible(arm: str, verdicts: Verdicts) -> bool | None:
+    """Whether every criterion holds; None where the arm was not judged."""
+    judged = verdicts.get(arm)
+    return all(Verdict(*verdict).holds for verdict in judged) if judged else None
+
+
+def status_of(seeds: int) -> str:
+    return MEASURED if seeds >= MIN_SEEDS else SCREEN if seeds else NOT_RUN

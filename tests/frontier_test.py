@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from adx import statistics
+from adx.errors import InputError
+from adx.frontier import NO_TEACHER, Plan, frontier, neighbours
+from adx.outcomes import Outcome, Quality, ThreatModel
+from adx.rows import Verdict
+
+THREAT = ThreatModel(queries=100, samples=1, traces=100, tokens=1000, student='wide', steps=50, settings=6)
+PLAN = Plan(attacks=('sft', 'prefill'), temperatures=('hot',))
+VERDICTS = {'ads': [Verdict('accuracy', 0.2, -0.3, 0.7, 1.0, True)]}
+CLEAN, BASE, ADS, HOT = 80, 20, 50, 74  # right of 100, wobbling by seed
+
+
+def outcome(source, right, seed, arm='', attack='sft', **more):
+    correct = (True,) * right + (False,) * (100 - right)
+    fields = {'role': 'defence', 'student': 'wide', 'seen': False, 'split': 'test', 'prompts': 'p', 'threat': THREAT}
+    return Outcome(arm=arm, attack=attack, source=source, seed=seed, setting={}, correct=correct, rates={},
+                   **(fields | more))  # fmt: skip
+
+
+def outcomes(seeds=8):
+    rows = []
+    for seed in range(seeds):
+        wobble = (0, 1, -1, 2)[seed % 4]
+        rows += [
+            outcome('clean', CLEAN + wobble, seed), outcome('base', BASE, seed, attack='zero_shot'),
+            outcome('base', BASE - 5, seed, attack='few_shot'),
+            outcome('defended', ADS, seed, 'ads'), outcome('defended', HOT - wobble, seed, 'hot', role='control'),
+            outcome('clean', CLEAN, seed, attack='prefill'), outcome('own', 30, seed, attack='prefill'),
+            outcome('defended', 65 + wobble, seed, 'ads', 'prefill'),
+        ]  # fmt: skip
+    return rows
+
+
+def quality(arm, right, seed=0, seconds=1.0):
+    correct = (True,) * right + (False,) * (1000 - right)
+    labels = ('1',) * 500 + ('2',) * 500
+    return Quality(arm, seed, 'q', correct, correct, correct, {'difficulty': labels}, 50.0, 40.0, 1.0, 0.0, 1.0, 0.0,
+                   0.0, 0.0, 1.0, seconds=seconds)  # fmt: skip
+
+
+QUALITY = [
+    quality(arm, right, seed, seconds)
+    for seed in (0, 1)
+    for arm, right, seconds in (('undefended', 950, 1.0), ('hot', 930, 1.0), ('ads', 945, 2.0))
+]
+
+
+def regraded(source, right):
+    correct = (True,) * right + (False,) * (100 - right)
+    return [dataclasses.replace(o, correct=correct) if o.source == source else o for o in outcomes()]
+
+
+def rows(given=None, plan=PLAN, verdicts=VERDICTS):
+    return frontier(outcomes() if given is None else given, QUALITY, plan, verdicts)
+
+
+def find(found, figure, arm='ads', attack=None):
+    [row] = [r for r in found if (r.figure, r.arm) == (figure, arm) and attack in (None, r.attack)]
+    return row
+
+
+def test_figures_are_those_worked_by_hand():
+    """Clean is 80.5 in the mean (wobble 0.5), base 20, ads 50; under prefill 65.5 against 80 clean and 30 alone."""
+    found = rows()
+    assert find(found, 'points_lost').value == pytest.approx(30.5)
+    assert find(found, 'damage').value == pytest.approx(30.5 / 60.5)
+    assert find(found, 'damage_attacked', attack='prefill').value == pytest.approx(14.5 / 50)
+    assert find(found, 'recovered').value == pytest.approx(15.5 / 30)
+    worst = find(found, 'damage_adaptive')
+    assert (worst.attack, worst.value) == ('prefill', pytest.approx(14.5 / 50))
+    # Teacher 94.5 lies a quarter of the way from 95 to 93: the baseline is 3/4 of 80.5 and 1/4 of 73.5.
+    assert find(found, 'excess_damage').value == pytest.approx((0.75 * 80.5 + 0.25 * 73.5 - 50) / 60.5)
+    assert find(found, 'teacher_lost').value == pytest.approx(0.5)
+    worst_slice = find(found, 'teacher_lost_worst_slice')
+    assert (worst_slice.value, worst_slice.reason) == (pytest.approx(1.0), 'the worst of 2 slices: difficulty=2')
+    assert find(found, 'cost_per_token').value == pytest.approx(2.0)
+    clean, defended = [80, 81, 79, 82] * 2, [50] * 8
+    expected = statistics.fieller([a - b for a, b in zip(clean, defended, strict=True)], [x - 20 for x in clean])
+    assert (find(found, 'damage').low, find(found, 'damage').high) == pytest.approx(expected[1:3])
+
+
+def test_order_changes_nothing():
+    given, expected = outcomes(), rows()
+    random.Random(0).shuffle(given)
+    assert frontier(given, QUALITY[::-1], PLAN, VERDICTS) == expected
+
+
+def test_a_seed_of_one_arm_only_drops_its_pair_and_says_so():
+    given = [o for o in outcomes(9) if not (o.arm == 'ads' and o.attack == 'sft' and o.seed == 3)]
+    row = find(rows(given), 'points_lost')
+    assert (row.n, row.reason) == (8, 'seed 3 dropped: not in ads')
+    assert row.value == pytest.approx(30.25)  # the clean wobble is 2 over 8
+    assert find(rows(given), 'points_lost', 'hot').n == 9
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [({'prompts': 'other'}, 'graded on other prompts'),
+     ({'threat': dataclasses.replace(THREAT, queries=200)}, 'unequal queries or samples')],
+)  # fmt: skip
+def test_unlike_pairs_are_never_compared(change, reason):
+    given = [dataclasses.replace(o, **change) if o.arm == 'ads' and o.seed == 0 else o for o in outcomes()]
+    assert find(rows(given), 'damage').reason.startswith(f'seed 0 dropped: {reason}')
+
+
+def test_headlines_need_every_rule():
+    assert find(rows(), 'damage').headline
+    assert find(rows(), 'damage_adaptive').headline
+    for given, plan, verdicts, reason in [
+        (outcomes(3), PLAN, VERDICTS, '3 seeds only screen'),
+        ([dataclasses.replace(o, seen=True) for o in outcomes()], PLAN, VERDICTS, 'a proxy was of this family'),
+        (None, PLAN, {}, 'not eligible'),
+        ([dataclasses.replace(o, split='tune') for o in outcomes()], dataclasses.replace(PLAN, split='tune'), VERDICTS,
+         'read on tune'),
+    ]:  # fmt: skip
+        row = find(rows(given, plan, verdicts), 'damage')
+        assert not row.headline
+        assert reason in row.reason
+    row = find(rows(plan=dataclasses.replace(PLAN, attacks=(*PLAN.attacks, 'paraphrase'))), 'damage_adaptive')
+    assert not row.headline
+    assert 'never run: paraphrase' in row.reason
+
+
+def test_nobody_gets_credit_where_the_teacher_is_irrelevant():
+    given = regraded('own', 90)
+    row = find(rows(given), 'damage_attacked', attack='prefill')
+    assert (row.value, row.status, row.reason) == (None, 'no_credit', NO_TEACHER)
+    assert find(rows(given), 'damage_adaptive').attack == 'sft'
+
+
+def test_no_share_of_a_small_gain_and_no_filled_cell():
+    given = regraded('base', 75)
+    assert find(rows(given), 'damage').value is None
+    assert 'is below 10' in find(rows(given), 'damage').reason
+    given = [o for o in outcomes() if o.source != 'own']
+    row = find(rows(given), 'damage_attacked', attack='prefill')
+    assert (row.value, row.reason) == (None, 'not run: own prefill')
+    assert find(rows(), 'damage_at_steps').reason == 'not run: curves'
+
+
+def test_equal_steps_read_both_curves_where_the_shorter_ends():
+    def curve(*points):
+        return tuple({'step': step, 'tokens': 10 * step, 'accuracy': accuracy} for step, accuracy in points)
+
+    given = [
+        dataclasses.replace(o, curve=curve((0, 0.2), (100, 0.9)) if o.source == 'clean' else curve((0, 0.2), (50, 0.4)))
+        for o in outcomes()
+    ]
+    assert find(rows(given), 'damage_at_steps').value == pytest.approx((0.55 - 0.4) / 0.35)
+
+
+def test_a_result_without_a_threat_model_or_given_twice_is_refused():
+    with pytest.raises(InputError, match='has no threat model'):
+        rows([dataclasses.replace(outcomes()[0], threat=None)])
+    with pytest.raises(InputError, match='has no queries'):
+        rows([dataclasses.replace(outcomes()[0], threat=dataclasses.replace(THREAT, queries=0))])
+    with pytest.raises(InputError, match='stands twice'):
+        rows(outcomes() + outcomes()[:1])
+
+
+def test_the_baseline_is_never_extrapolated_nor_joined_over_a_gap():
+    assert neighbours({'a': 95.0, 'b': 93.0}, 94.5)[0] == {'b': 0.25, 'a': 0.75}
+    assert 'never extrapolated' in neighbours({'a': 95.0}, 94.0)[1]
+    assert '4.0 points of teacher accuracy apart' in neighbours({'a': 95.0, 'b': 91.0}, 94.0)[1]
