@@ -1,0 +1,128 @@
+"""The report: one sentence, the rows with their reasons, the pictures and the threat models; as HTML and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from adx.charts import frontier_chart, recovery_chart
+from adx.outcomes import Outcome
+from adx.rows import Row, Verdict, Verdicts
+from adx.spans import visible
+
+COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the report says besides its figures. readings: of the test split; traces: a fragment that `view.html` made.
+
+    proxies: arm -> families of its proxies, for the matrix against the students' families.
+    """
+
+    testbed: str
+    readings: int
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    commands: Sequence[str] = ()
+    licence: str = ''
+    disclosure: str = ''
+    traces: str = ''
+    proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+
+def sentence(rows: Sequence[Row], testbed: str) -> str:
+    """Which defence to use at what price, or none and why; names the testbed."""
+    heads = [row for row in rows if row.headline and row.figure == 'damage_adaptive']
+    kind = 'even the worst attack tried'
+    if not heads:
+        heads, kind = [row for row in rows if row.headline and row.figure == 'damage'], 'a passive thief'
+    if not heads:
+        judged = [row for row in rows if row.role == 'defence' and row.figure == 'damage']
+        why = 'no defence was measured' if not judged else f'none of {len(judged)} measured rows passes every rule'
+        return f'On {testbed}, use none: {why} for a headline.'
+    best = max(heads, key=lambda row: (row.low or 0.0, row.arm))
+    prices = [row for row in rows if row.arm == best.arm and row.value is not None]
+    lost = next((f'{row.value:.1f} points of accuracy' for row in prices if row.figure == 'teacher_lost'), '')
+    cost = next((f'{row.value:.2f} times the cost a token' for row in prices if row.figure == 'cost_per_token'), '')
+    price = ' and '.join(part for part in (lost, cost) if part) or 'a price that was not measured'
+    return (
+        f'On {testbed}, {best.arm} takes at least {100 * (best.low or 0.0):.0f} % of what {kind} would gain '
+        f'(student {best.student}), for {price}.'
+    )
+
+
+def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
+    """Everything that the page shows, as JSON: infinite and undefined numbers are null."""
+    threats = {(o.attack, o.source, o.student): dataclasses.asdict(o.threat) for o in outcomes}
+    about = {k: v for k, v in dataclasses.asdict(facts).items() if k != 'traces'}
+    return _finite({
+        'headline': sentence(rows, facts.testbed),
+        'rows': [dataclasses.asdict(row) for row in rows],
+        'eligibility': {arm: [Verdict(*v)._asdict() for v in judged] for arm, judged in sorted(verdicts.items())},
+        'threat_models': [
+            {'attack': attack, 'source': source} | threat for (attack, source, _), threat in sorted(threats.items())
+        ],
+        **about,
+    })  # fmt: skip
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(row: Row | None) -> str:
+    """A cell of a table: the value with its interval, or what is missing."""
+    if row is None:
+        return 'not run'
+    if row.value is None:
+        return row.reason or row.status
+    low, high = ('unbounded' if x is None or not math.isfinite(x) else f'{x:.2f}' for x in (row.low, row.high))
+    return f'{row.value:.2f} [{low}, {high}]'
+
+
+def _table(rows: Sequence[Row], eligible: bool) -> list[tuple[Row, list[Row | None]]]:
+    """A line per defence or control and student; the figures of the traces stand on each line of the arm."""
+    lines = []
+    by = {(row.figure, row.arm, row.student): row for row in rows}
+    for row in rows:
+        if row.figure == 'points_lost' and bool(row.eligible) == eligible:
+            cells = [by.get((name, row.arm, row.student), by.get((name, row.arm, ''))) for name in COLUMNS]
+            lines.append((row, cells))
+    return lines
+
+
+def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[tuple[str, str, Row]]:
+    return [(family, row.arm, row) for row in rows if row.figure == 'damage' for family in proxies.get(row.arm, ())]
+
+
+def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> str:
+    """One self-contained page: inline style, no script, nothing loaded."""
+    students = sorted({row.student for row in rows if row.student})
+    failed = {
+        arm: ', '.join(v.criterion for v in (Verdict(*one) for one in judged) if not v.holds)
+        for arm, judged in verdicts.items()
+    }
+    return _template().render(
+        content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
+        good=_table(rows, True), bad=_table(rows, False), recovery=recovery_chart(rows),
+        matrix=_matrix(rows, facts.proxies), charts=[chart for s in students if (chart := frontier_chart(rows, s))],
+    )  # fmt: skip
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('adx'), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(visible=visible, number=number)
+    return environment.get_template('report.html')

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+
+from frontier_test import VERDICTS, outcomes, rows
+
+from adx.reporting import Facts, report, sentence
+from adx.reporting import html as page
+
+FACTS = Facts(
+    'the testbed', 3, {'adx': '1'}, ('run --stages=report',), 'licence', 'disclosure', proxies={'ads': ['narrow']}
+)
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag != 'meta':
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_sentence_names_testbed_defence_and_price_or_none():
+    text = sentence(rows(), 'the testbed')
+    low = next(row.low for row in rows() if row.figure == 'damage_adaptive' and row.arm == 'ads')
+    assert text.startswith(f'On the testbed, ads takes at least {100 * low:.0f} % of what even the worst attack')
+    assert '0.5 points of accuracy and 2.00 times the cost a token' in text
+    assert sentence(rows(verdicts={}), 'the testbed').startswith('On the testbed, use none: none of 1 measured')
+
+
+def test_the_page_parses_loads_nothing_and_escapes():
+    evil = '<script>alert(1)</script>'
+    given = [dataclasses.replace(o, arm=evil) if o.arm == 'hot' else o for o in outcomes()]
+    found = rows(given)
+    text = page(found, given, VERDICTS, dataclasses.replace(FACTS, testbed=evil))
+    reader = Reader()
+    reader.feed(text.replace('<!doctype html>', ''))
+    assert not reader.open
+    assert not {'script', 'link', 'img'} & {tag for tag, _ in reader.tags}
+    assert not {'src', 'href'} & {name for _, attrs in reader.tags for name in attrs}
+    assert evil not in text
+    assert '&lt;script&gt;' in text
+    assert text.count('<th scope="row">' + 'damage_attacked') == sum(r.figure == 'damage_attacked' for r in found)
+    assert len([t for t in reader.tags if t[0] == 'svg']) == 2
+
+
+def test_json_is_strict_and_holds_every_row():
+    found = rows(outcomes(1))
+    content = json.loads(json.dumps(report(found, outcomes(1), VERDICTS, FACTS), allow_nan=False))
+    assert len(content['rows']) == len(found)
+    assert content['readings'] == 3
+    assert content['threat_models'][0]['queries'] == 100
