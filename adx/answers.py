@@ -41,14 +41,18 @@ class Reader:
     grade: Grade
     lenient: Grade | None = None
     forms: Forms | None = None
-    same: Callable[[str, str], bool] = grading.same_answer
+    same: Callable[[str, str], bool] = lambda a, b: grading.same_answer(a, b) or grading.same_number(a, b)
 
     def read(self, text: str, gold: str) -> Verdict:
         strict, late = _within_time(self.grade, text, gold)
         lenient, later = _within_time(self.lenient or functools.partial(lenient_grade, self.grade), text, gold)
-        forms = (self.forms or (letters if gold in LETTERS else grading.final_forms))(text)
+        forms = self.stated(text, gold)
         differs = len(forms) > 1 and not self.same(forms[0], forms[-1])
         return Verdict(strict, lenient, len(forms), differs, late or later)
+
+    def stated(self, text: str, gold: str) -> Sequence[str]:
+        """Every complete final-answer form, in order."""
+        return (self.forms or (letters if gold in LETTERS else grading.final_forms))(text)
 
 
 def _within_time(grade: Grade, text: str, gold: str) -> tuple[bool, bool]:

@@ -6,6 +6,7 @@ with a unit or a variable inside, a comparison, an approximation, a term of some
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -35,10 +36,11 @@ _OPERATORS = {'×': '*', '·': '*', 'x': '*', 'X': '*', '÷': '/', '−': '-', '
 _MATH = {'number', 'operator', 'bracket', 'percent'}
 _MARKS = frozenset(',;:.!?"\'“”‘’`[]{}|_#…→⇒—>')  # what a side may stand beside
 # A number that follows belongs to them; so does one after a variable, a function or a command.
-_BINDING = frozenset(
-    'of times plus minus and by divided multiplied over mod modulo from than per half double twice triple third quarter '
-    'thirds quarters percent cent cents step part problem question case log ln sqrt root sin cos tan'.split()
-)
+_BINDING = {
+    'of', 'times', 'plus', 'minus', 'and', 'by', 'divided', 'multiplied', 'over', 'mod', 'modulo', 'from', 'than',
+    'per', 'half', 'double', 'twice', 'triple', 'third', 'quarter', 'thirds', 'quarters', 'percent', 'cent', 'cents',
+    'step', 'part', 'problem', 'question', 'case', 'log', 'ln', 'sqrt', 'root', 'sin', 'cos', 'tan',
+}  # fmt: skip
 _MAX_TOKENS, _MAX_DEPTH, _MAX_DIGITS, _MAX_POWER = 200, 40, 60, 64
 
 
@@ -70,7 +72,7 @@ def statements(text: str) -> list[tuple[str, bool]]:
     found = []
     for line in _plain(text).split('\n'):
         sides = _sides(_LINE_START.sub('', line))
-        for left, right in zip(sides, sides[1:], strict=False):
+        for left, right in itertools.pairwise(sides):
             if left and right and left.values and right.values and (left.computes or right.computes):
                 true = any(a == b for a, b in zip(left.values, right.values, strict=True))
                 found.append((f'{left.text} = {right.text}', true))
@@ -160,7 +162,8 @@ def _may_precede(last: _Token, after: _Token, rest: Sequence[_Token]) -> bool:
         glued = beside and after.text in ',.:\'’_' and following and following.start == after.end
         if beside and after.text in '.…' and (after.text == '…' or (following and following.text == '.')):
             return False  # '3.33...' is rounded
-        return after.kind == 'other' or (after.text in _MARKS and not (glued and following.kind == 'number'))
+        numbered = following is not None and glued and following.kind == 'number'
+        return after.kind == 'other' or (after.text in _MARKS and not numbered)
     if after.text.startswith('\\') or after.text.lower() in _BINDING - {'and', 'from', 'per', 'than'}:
         return after.text.startswith('\\text')
     if (beside and len(after.text) == 1) or (after.text == 'and' and _is_fraction(rest)):

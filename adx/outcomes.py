@@ -88,7 +88,9 @@ class Quality:
     repetition (of 4-grams that occurred before in the trace), true_steps (of arithmetic statements that are true,
     nan where there are none), unparsed, several (more than one final answer form), first_differs (the first form
     states another answer than the last). nll: nats a token under a model that is neither proxy nor teacher.
-    kl_mean, kl_95: nats a token from the teacher.
+    kl_mean, kl_95: nats a token from the teacher. timed_out: share of answers whose grader ran out of time (wrong).
+    by_prompt: what intervals are taken over, one number a prompt: tokens, reasoning_tokens, finished, repetition,
+    statements and true_statements (counts), nats and scored_tokens (of nll).
     """
 
     arm: str
@@ -110,3 +112,5 @@ class Quality:
     kl_mean: float = 0.0
     kl_95: float = 0.0
     seconds: float = 0.0
+    timed_out: float = 0.0
+    by_prompt: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
