@@ -167,8 +167,8 @@ def _relative(name: str, new: Sequence[float], old: Sequence[float], limit: tupl
     ratio = _ratio(new, old)
     if math.isnan(ratio):
         return _unmeasured(name, limit, not sum(new))
-    _, low, high = t_interval(_influence(new, old), LEVEL)
-    return _criterion(name, (ratio, ratio + low, ratio + high), limit)
+    change = t_interval(_influence(new, old), LEVEL)
+    return _criterion(name, (ratio, ratio + change.low, ratio + change.high), limit)
 
 
 def _perplexity(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]]) -> Criterion:
@@ -177,8 +177,8 @@ def _perplexity(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[f
     after, before = (_ratio(*column) for column in columns)
     if math.isnan(after - before):
         return _unmeasured(name, limit, False)
-    _, low, high = t_interval(_influence(*columns[0]) - _influence(*columns[1]), LEVEL)
-    return _criterion(name, tuple(math.exp(after - before + x) for x in (0.0, low, high)), limit)
+    change = t_interval(_influence(*columns[0]) - _influence(*columns[1]), LEVEL)
+    return _criterion(name, tuple(math.exp(after - before + x) for x in (0.0, change.low, change.high)), limit)
 
 
 def _true_steps(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]]) -> Criterion:
@@ -208,9 +208,9 @@ def _interval(differences: np.ndarray) -> tuple[float, float, float]:
     Where all are 0 a t interval has no width, whatever their number: then the exact bound for no changed prompt in n.
     """
     if np.any(differences):
-        mean, low, high = t_interval(differences, LEVEL)
-        return float(mean), float(low), float(high)
-    bound = float(binomial_interval(0, len(differences), LEVEL)[1])
+        found = t_interval(differences, LEVEL)
+        return found.value, found.low, found.high
+    bound = binomial_interval(0, len(differences), LEVEL).high
     return 0.0, -bound, bound
 
 

@@ -17,14 +17,13 @@ if importlib.util.find_spec('adx.statistics') is None:  # the three functions th
     def _t_interval(x, level=0.95):
         x = np.asarray(x, float)
         half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-        return x.mean(), x.mean() - half, x.mean() + half
+        return types.SimpleNamespace(value=x.mean(), low=x.mean() - half, high=x.mean() + half)
 
     def _paired_upper(a, b, level=0.95):
-        return _t_interval(np.asarray(a, float) - np.asarray(b, float), 2 * level - 1)[2]
+        return _t_interval(np.asarray(a, float) - np.asarray(b, float), 2 * level - 1).high
 
     def _binomial_interval(k, n, level=0.95):
-        found = stats.binomtest(k, n).proportion_ci(level)
-        return found.low, found.high
+        return stats.binomtest(k, n).proportion_ci(level)
 
     sys.modules['adx.statistics'] = types.ModuleType('adx.statistics')
     vars(sys.modules['adx.statistics']).update(
