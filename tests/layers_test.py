@@ -11,18 +11,21 @@ import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
-    'types', 'errors', 'fields', 'numerics', 'aggregation', 'automata', 'batching', 'grading', 'hashing', 'losses',
-    'mesh', 'outcomes', 'spans', 'sweeping',
+    'types', 'errors', 'fields', 'numerics', 'aggregation', 'answers', 'automata', 'batching', 'equations', 'grading',
+    'hashing', 'lessons', 'losses', 'mesh', 'outcomes', 'sandbox', 'spans', 'statistics', 'sweeping',
 }  # fmt: skip
-MENUS = {'models', 'datasets', 'defences'}
-STAGES = {'decoding', 'gradients', 'optimising', 'planning', 'selection', 'training', 'view'}
+MENUS = {'attacks', 'models', 'datasets', 'defences'}
+STAGES = {
+    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'optimising', 'planning', 'quality', 'reporting',
+    'selection', 'training', 'view',
+}  # fmt: skip
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'policy', 'generation', 'loading', 'needs', 'pipeline', 'preparation', 'processes',
-    'selecting', 'session', 'training_io',
+    'directions', 'experiment', 'forcing', 'policy', 'generation', 'loading', 'needs', 'pipeline', 'preparation',
+    'processes', 'readings', 'selecting', 'session', 'training_io',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
-NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax'}
+NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}
 
 
 def level(unit: str) -> int:

@@ -6,8 +6,8 @@ import json
 
 from frontier_test import VERDICTS, outcomes, rows
 
-from adx.reporting import Facts, report, sentence
-from adx.reporting import html as page
+from adx.reporting.page import Facts, report, sentence
+from adx.reporting.page import html as page
 
 FACTS = Facts(
     'the testbed', 3, {'adx': '1'}, ('run --stages=report',), 'licence', 'disclosure', proxies={'ads': ['narrow']}

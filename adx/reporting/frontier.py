@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from adx import statistics
-from adx.cells import Cells, Joined, at_equal, join, missing
 from adx.outcomes import Outcome, Quality
-from adx.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.cells import Cells, Joined, at_equal, join, missing
+from adx.reporting.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
-from adx.utility import quality_rows, teacher_accuracies
 
 MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
 MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation

@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adx.charts import frontier_chart, recovery_chart
 from adx.outcomes import Outcome
-from adx.rows import Row, Verdict, Verdicts
+from adx.reporting.charts import frontier_chart, recovery_chart
+from adx.reporting.rows import Row, Verdict, Verdicts
 from adx.spans import visible
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')

@@ -7,9 +7,9 @@ import pytest
 
 from adx import statistics
 from adx.errors import InputError
-from adx.frontier import NO_TEACHER, Plan, frontier, neighbours
 from adx.outcomes import Outcome, Quality, ThreatModel
-from adx.rows import Verdict
+from adx.reporting.frontier import NO_TEACHER, Plan, frontier, neighbours
+from adx.reporting.rows import Verdict
 
 THREAT = ThreatModel(queries=100, samples=1, traces=100, tokens=1000, student='wide', steps=50, settings=6)
 PLAN = Plan(attacks=('sft', 'prefill'), temperatures=('hot',))

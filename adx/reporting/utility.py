@@ -8,7 +8,7 @@ import numpy as np
 
 from adx import statistics
 from adx.outcomes import Quality
-from adx.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
 from adx.statistics import Interval
 
 Qualities = Mapping[str, Mapping[int, Quality]]
