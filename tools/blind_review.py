@@ -29,7 +29,10 @@ from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from launch import program
 
-WORKDIR = flags.DEFINE_string('workdir', '', 'The workdir of a run with both arms, local or gs://.')
+# Tests load several programs into one process.
+WORKDIR = flags.DEFINE_string(
+    'workdir', '', 'The workdir of a run with both arms, local or gs://.', allow_override=True
+)
 CLEAN = flags.DEFINE_string('clean', 'plain', 'The arm of the undefended teacher.')
 DEFENDED = flags.DEFINE_string('defended', '', 'The arm that is compared with it.')
 PAIRS = flags.DEFINE_integer('pairs', 50, 'How many pairs.', lower_bound=1)
