@@ -19,7 +19,8 @@ class Recipe:
 
     learning_rate, steps: of a student that is given none of its own. warmup: share of the steps over which the rate
     rises; after it 'cosine' falls to 0 at the end and 'constant' stays.
-    weight_decay: not on norms and biases. clip: the largest norm of a gradient, 0 for none.
+    weight_decay: not on norms and biases. beta2: of Adam's second moment, lower for runs of few steps.
+    clip: the largest norm of a gradient, 0 for none.
     rows: of one step and one student, in `accumulate` pieces one after the other.
     lora_rank: 0 trains every weight; else adapters on the projections `lora_on`, scaled by lora_alpha / lora_rank.
     dtype: of activations and products; weights and the optimiser are float32.
@@ -30,6 +31,7 @@ class Recipe:
     schedule: str = 'cosine'
     warmup: float = 0.1
     weight_decay: float = 0.1
+    beta2: float = 0.999
     clip: float = 1.0
     rows: int = 32
     accumulate: int = 1
@@ -47,6 +49,7 @@ class Recipe:
         check_range('Recipe.learning_rate', self.learning_rate, 0.0, open_low=True)
         check_choice('Recipe.schedule', self.schedule, ('cosine', 'constant'))
         check_range('Recipe.warmup', self.warmup, 0.0, 1.0)
+        check_range('Recipe.beta2', self.beta2, 0.0, 1.0)
         for name in ('weight_decay', 'clip', 'lora_rank'):
             check_range(f'Recipe.{name}', getattr(self, name), 0)
         for name in ('rows', 'accumulate', 'steps'):
@@ -82,7 +85,7 @@ def optimiser(recipe: Recipe) -> optax.GradientTransformation:
     """AdamW of one student at a rate of 1 (Loshchilov and Hutter, arXiv 1711.05101): the caller scales its updates."""
     clip = optax.clip_by_global_norm(recipe.clip) if recipe.clip else optax.identity()
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=decayed)
-    return optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), decay, optax.scale(-1.0))
+    return optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=recipe.beta2, eps=1e-8), decay, optax.scale(-1.0))
 
 
 def decayed(params: Params) -> dict[str, bool]:

@@ -1,0 +1,219 @@
+r"""Makes the testbed's models: their tokenizer, their weights, and what they can do.
+
+Every model learns the language of the arithmetic testbed from the worked solutions of many authors, easier tasks first:
+recalling numbers, sums, then problems of one step and more. The teacher learns problems as long as those that are
+served; proxies and students stop before, and read other shards of text than the teacher and each other.
+
+    python -m tools.train_testbed --out=/data/testbed
+
+Killing it at any moment and running the same command again continues. Exit codes: 0 done, 2 flags, 3 input, 4 a
+directory of another run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+from absl import flags
+from etils import epath
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tqdm import tqdm
+
+from adx import checkpoints, training_io
+from adx.answers import reader_of
+from adx.batching import Corpus, Example, Rows, Stream, pack
+from adx.datasets import Arithmetic
+from adx.datasets import arithmetic_problems as problems
+from adx.datasets.chat import Prompting, encode_conversation
+from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.decoding.engine import DecodeConfig
+from adx.errors import ConfigError
+from adx.evaluation import evaluate, make_exam, student_engine
+from adx.fields import hint
+from adx.mesh import make_mesh
+from adx.models.tiny import PRESETS
+from adx.models.transformer import Model, Params, make_model
+from adx.optimising import Recipe
+from adx.training import Trainer
+from adx.types import Sampling
+from launch import program
+
+SPECIAL = ('<pad>', '<unk>', '<eos>', '<user>', '<assistant>')
+TEMPLATE = (
+    "{% for message in messages %}{{ '<user>' if message.role == 'user' else '' }}{{ message.content }}"
+    "{{ '<assistant>' if message.role == 'user' else '<eos>' }}{% endfor %}"
+)
+TARGET = Arithmetic(steps=(3, 3), distractors=1)
+OPERATING = Sampling(temperature=0.7)
+LENGTH = 256  # tokens of a row, which holds several lessons
+FULL = 0.94  # of a step's tokens, at which no more lessons are drawn
+EXAM = 256  # prompts
+
+_OUT = flags.DEFINE_string('out', None, 'The directory of the models.', required=True)
+_ONLY = flags.DEFINE_list('only', [], f'Which of {", ".join(PRESETS)}; all if empty.')
+_STEPS = flags.DEFINE_integer('steps', 0, 'Optimiser steps of every model instead of its own: a trial.', lower_bound=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of the curriculum, up to the share `until` of the steps: how often a row is of which task.
+
+    steps: weights of problems of 1, 2, ... steps.
+    """
+
+    until: float
+    recall: float
+    drill: float
+    steps: tuple[float, ...] = ()
+
+
+TEACHER = (
+    Phase(0.14, 1, 2),
+    Phase(0.27, 0.3, 1, (3,)),
+    Phase(0.45, 0.2, 0.5, (1, 2)),
+    Phase(1.0, 0.1, 0.3, (0.5, 1, 2)),
+)
+OTHERS = (Phase(0.25, 1, 2), Phase(0.6, 0.3, 1, (3,)), Phase(1.0, 0.2, 0.5, (1.5, 1.5, 0.15)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one model is made. shard: of the text that it reads, and the seed of its weights."""
+
+    curriculum: tuple[Phase, ...]
+    shard: int
+    recipe: Recipe
+
+
+def make_plan(name: str, shard: int) -> Plan:
+    steps = _STEPS.value or (3000 if name == 'testbed-teacher' else 1500)
+    recipe = Recipe(
+        learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=20, steps=steps, pack=True, length=LENGTH
+    )
+    return Plan(TEACHER if name == 'testbed-teacher' else OTHERS, shard, recipe)
+
+
+class Lessons:
+    """The rows of one model's step, a function of the step alone."""
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer):
+        self.plan, self.tokenizer = plan, tokenizer
+
+    def __call__(self, step: int) -> Rows:
+        recipe = self.plan.recipe
+        rng = random.Random(f'{self.plan.shard}/{step}')
+        phase = next(phase for phase in self.plan.curriculum if step < phase.until * recipe.steps)
+        examples: list[Example] = []
+        left = FULL * recipe.rows * LENGTH
+        while left > 0:
+            question, text = draw_lesson(rng, phase)
+            messages = ({'role': 'user', 'content': question},)
+            prompt, completion = encode_conversation(messages, text, self.tokenizer, Prompting())
+            examples.append(Example(f'{len(examples):04}', prompt, completion))
+            left -= len(prompt) + len(completion)
+        packed = pack(examples, LENGTH)[: recipe.rows]
+        return Stream([Corpus([example for row in packed for example in row])], recipe.rows, LENGTH, pack=True)(0)
+
+
+def draw_lesson(rng: random.Random, phase: Phase) -> tuple[str, str]:
+    """(question, solution) of a task of the phase."""
+    task = rng.choices(range(2 + len(phase.steps)), (phase.recall, phase.drill, *phase.steps))[0]
+    if task < 2:
+        return (problems.draw_recall, problems.draw_drill)[task](rng)
+    return dataclasses.replace(TARGET, steps=(task - 1, task - 1)).draw_lesson(rng)
+
+
+def write_tokenizer(directory: epath.Path) -> None:
+    """A token a word, in the files that `load_tokenizer` reads."""
+    vocabulary = [*SPECIAL, *(f'▁{word}' for word in ('\n', *problems.WORDS))]
+    backend = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token='<unk>'))
+    backend.normalizer = normalizers.Replace('\n', ' \n ')
+    backend.pre_tokenizer = pre_tokenizers.Metaspace('▁', prepend_scheme='always')
+    decoder = [decoders.Metaspace('▁', prepend_scheme='always'), decoders.Fuse(), decoders.Replace(' \n ', '\n')]
+    backend.decoder = decoders.Sequence(decoder)
+    backend.add_special_tokens(list(SPECIAL))
+    directory.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory / 'tokenizer.json'))
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': False, 'eos_token': '<eos>'}
+    for name, value in (('tokenizer_config', config), ('generation_config', {'eos_token_id': SPECIAL.index('<eos>')})):
+        (directory / f'{name}.json').write_text(json.dumps(value, indent=1))
+    (directory / 'chat_template.jinja').write_text(TEMPLATE)
+
+
+def first_weights(model: Model, seed: int) -> Params:
+    """Embeddings as large as the norms make activations, and blocks that hardly change them yet."""
+    scales = {'embed': model.config.embed_dim**0.5, 'attention.o': 0.1, 'mlp.down': 0.1, 'head': 0.5}
+    factors = {path: next((f for name, f in scales.items() if path.endswith(name)), 1.0) for path in model.shapes}
+    return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}
+
+
+def train(name: str, plan: Plan, tokenizer: Tokenizer, directory: epath.Path) -> tuple[Model, Params, float]:
+    """The model, its weights and the seconds that this run took."""
+    config = dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)
+    model, began = make_model(config), time.monotonic()
+    trainer = Trainer(model, make_mesh(), plan.recipe)
+    run = training_io.Run(directory, {'model': repr(config), 'plan': repr(plan)}, every=250, keep=1)
+    with tqdm(total=plan.recipe.steps, desc=name, unit='step') as bar:
+
+        def progress(step: int, total: int, metrics: dict[str, Any]) -> None:
+            bar.n = step
+            bar.set_postfix_str(f'loss {metrics["loss"][0]:.3f}')
+
+        start = trainer.start(first_weights(model, plan.shard))
+        state = training_io.train(trainer, start, Lessons(plan, tokenizer), run, progress)
+    params = {path: w[0] for path, w in trainer.params(state).items()}
+    return model, params, time.monotonic() - began
+
+
+def examine(model: Model, params: Params, tokenizer: Tokenizer, sampling: Sampling) -> dict[str, float]:
+    """Accuracy by the number of steps, and in the wording that only `test` has."""
+    config = DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224)
+    engine = student_engine(model, params, make_mesh(), config, seed=0, eos=sorted(tokenizer.eos_ids))
+    found = {}
+    for steps, split in [*((n, 'tune') for n in range(1, TARGET.steps[1] + 1)), (TARGET.steps[1], 'test')]:
+        dataset = dataclasses.replace(TARGET, steps=(steps, steps), size=EXAM)
+        exam = make_exam(dataset.prompts(split), tokenizer, Prompting(), reader_of(dataset), 120, sampling)
+        found[f'{split}-{steps}'] = next(iter(evaluate(engine, {'': params}, exam)))[1].accuracy
+    return found
+
+
+def make(name: str, shard: int, out: epath.Path) -> None:
+    """Trains, examines and saves a model that is not there yet."""
+    place = out / name
+    if place.exists():
+        print(f'{name} is there')
+        return
+    plan = make_plan(name, shard)
+    write_tokenizer(out / 'tokenizer')
+    tokenizer = load_tokenizer(str(out / 'tokenizer'))
+    model, params, seconds = train(name, plan, tokenizer, out / 'training' / name)
+    found = examine(model, params, tokenizer, OPERATING)
+    half = {path: w if path.endswith('.scale') else w.astype('float16') for path, w in params.items()}
+    checkpoints.save_hf(str(place), model, jax.device_get(half), write_tokenizer)
+    record = {'parameters': model.num_params, 'shard': plan.shard, 'steps': plan.recipe.steps, 'seconds': seconds}
+    print(json.dumps({'model': name} | record | found))
+    (place / 'testbed.json').write_text(json.dumps(record | {'accuracy': found}, indent=1))
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in PRESETS:
+            raise ConfigError(f'--only has {name!r}; the models are {list(PRESETS)}{hint(name, PRESETS)}')
+    return list(names) or list(PRESETS)
+
+
+def main() -> None:
+    for name in chosen(_ONLY.value):
+        make(name, list(PRESETS).index(name), epath.Path(_OUT.value))
+
+
+if __name__ == '__main__':
+    program.start(main)
