@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from adx import datasets, defences
@@ -142,39 +143,43 @@ REGISTRY: dict[str, type] = {
     'selection': Selection,
     'terms': Terms,
 }
-_NAMES = {cls: name for name, cls in REGISTRY.items()}
 
 
-def to_json(value: Any) -> Any:
-    """Dataclasses become {'type': name in REGISTRY, field: value}; tuples become lists."""
+def to_json(value: Any, registry: Mapping[str, type] = REGISTRY) -> Any:
+    """Dataclasses become {'type': name in the registry, field: value}; tuples become lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {'type': _NAMES[type(value)], **fields}
+        fields = {f.name: to_json(getattr(value, f.name), registry) for f in dataclasses.fields(value)}
+        return {'type': _name(type(value), registry), **fields}
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        return [to_json(item, registry) for item in value]
     return value
 
 
-def from_json(value: Any) -> Any:
+def _name(cls: type, registry: Mapping[str, type]) -> str:
+    for name, known in registry.items():
+        if known is cls:
+            return name
+    raise ConfigError(f'{cls.__name__} is in no menu, so it cannot be written down; add it to the MENU of its folder')
+
+
+def from_json(value: Any, registry: Mapping[str, type] = REGISTRY) -> Any:
     """The inverse of to_json. Raises ConfigError on an unknown type or field, and on a missing field."""
     if isinstance(value, list):
-        return tuple(from_json(item) for item in value)
+        return tuple(from_json(item, registry) for item in value)
     if not isinstance(value, dict) or 'type' not in value:
         return value
-    cls = REGISTRY.get(value['type'])
+    cls = registry.get(value['type'])
     if cls is None:
-        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(REGISTRY)}{hint(value['type'], REGISTRY)}")
-    given = {name: from_json(item) for name, item in value.items() if name != 'type'}
+        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(registry)}{hint(value['type'], registry)}")
+    given = {name: from_json(item, registry) for name, item in value.items() if name != 'type'}
     for name in given:
         check_field(cls, name)
-    missing = [f.name for f in dataclasses.fields(cls) if _needed(f) and f.name not in given]
+    absent = dataclasses.MISSING
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is absent and f.default_factory is absent]
+    missing = [name for name in needed if name not in given]
     if missing:
         raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add them')
     return cls(**given)
-
-
-def _needed(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

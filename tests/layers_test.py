@@ -21,8 +21,8 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'directions', 'experiment', 'forcing', 'policy', 'generation', 'loading', 'needs', 'pipeline', 'preparation',
-    'processes', 'readings', 'selecting', 'session', 'training_io',
+    'directions', 'distilling', 'experiment', 'forcing', 'policy', 'generation', 'loading', 'needs', 'outcomes_io',
+    'pipeline', 'preparation', 'processes', 'readings', 'selecting', 'session', 'study', 'training_io',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}

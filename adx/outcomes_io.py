@@ -1,0 +1,77 @@
+"""Outcomes as they are kept: `private/outcomes/` of a study's workdir, journals with one line a graded student."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adx import files, journal, locks
+from adx.errors import StorageError, WorkdirError
+from adx.outcomes import Outcome, ThreatModel
+from adx.storage import Workdir
+
+OWNER = 'distil'  # of the journals
+Known = dict[str, Outcome]  # by name
+
+
+def name_of(outcome: Outcome) -> str:
+    """Names a graded student: seed/student/attack/arm/source/setting/split."""
+    return name(outcome, outcome.setting, outcome.split)
+
+
+def name(of: Any, setting: Mapping[str, float], split: str) -> str:
+    """of: anything with seed, student, attack, arm and source."""
+    settings = ','.join(f'{key}={value:g}' for key, value in sorted(setting.items())) or '-'
+    return '/'.join((str(of.seed), of.student, of.attack, of.arm or of.source, of.source, settings, split))
+
+
+def read(path: str) -> Known:
+    """Every outcome so far, the first of each name. Raises StorageError where one cannot be read."""
+    found: Known = {}
+    for where, record in journal.read_records(Workdir(path).private / 'outcomes'):
+        try:
+            found.setdefault(record['request_id'], _from_record(record['outcome']))
+        except (KeyError, TypeError) as error:
+            raise StorageError(f'{where} is no outcome ({error!r}); restore the file or delete that line') from error
+    return found
+
+
+def _from_record(record: Mapping[str, Any]) -> Outcome:
+    lists = {name: tuple(record[name]) for name in ('correct', 'curve')}
+    return Outcome(**dict(record) | lists | {'threat': ThreatModel(**record['threat'])})
+
+
+class Log:
+    """The writing end of a study's outcomes; `known` holds what is there."""
+
+    def __init__(self, path: str, written: journal.Journal):
+        self.known = read(path)
+        self._written = written
+
+    def add(self, found: Sequence[Outcome]) -> None:
+        """Saves outcomes; they are durable when this returns."""
+        lines = [
+            {'format_version': journal.FORMAT_VERSION, 'request_id': name_of(one), 'outcome': dataclasses.asdict(one)}
+            for one in found
+        ]
+        self._written.append([journal.to_json(line) for line in lines])
+        self.known |= {name_of(one): one for one in found}
+
+
+@contextlib.contextmanager
+def open_log(path: str) -> Iterator[Log]:
+    """Nobody else distils in the workdir meanwhile."""
+    workdir = Workdir(path)
+    directory = workdir.private / 'outcomes'
+    with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
+        for place in (workdir.private, directory, workdir.private / 'locks'):
+            files.make_private_dir(place)
+        lock = locks.acquire(workdir.private / 'locks' / 'distil.lock', f'workdir {path}, stage distil,')
+    try:
+        journal.cut_torn_tails(directory, OWNER)
+        with contextlib.closing(journal.Journal(directory, OWNER)) as written:
+            yield Log(path, written)
+    finally:
+        lock.release()

@@ -1,0 +1,137 @@
+"""A study: which students are distilled from the traces of which arms, by which attacks, and on what they are graded.
+
+A seed redraws everything after the splits: the traces, the directions of the rules, the order of training and what
+adapters start from. All arms share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from adx import attacks
+from adx import experiment as experiments
+from adx.attacks import Attack
+from adx.datasets.chat import Prompting
+from adx.defences import Undefended
+from adx.errors import ConfigError
+from adx.experiment import Experiment, ModelSource
+from adx.hashing import content_hash
+from adx.optimising import Recipe
+from adx.types import Sampling, check_choice, check_range
+
+GRADED_ON = ('tune', 'test')  # what a student's figures come from; its settings are chosen on attack_val
+AT_HAND = ('clean', 'grade', 'canonicalise')  # resources that a study gives to attacks
+LOSSES = ('hard', 'soft')  # that a study trains by
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """A family of students. seen: whether a proxy of the experiment is of it. prompting: as its tokenizer wants it."""
+
+    name: str
+    source: ModelSource
+    seen: bool = False
+    prompting: Prompting = Prompting()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One comparison. experiment: its arms' traces; its own seed gives way to those of the study.
+
+    clean: the arm of the undefended teacher at the same sampling; controls: arms that carry no information.
+    learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
+    them on the first seed, and keeps the one that is best on attack_val on the others.
+    split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
+    """
+
+    experiment: Experiment
+    students: tuple[Student, ...]
+    attacks: tuple[Attack, ...] = (Attack('sft'),)
+    recipe: Recipe = Recipe()
+    learning_rates: tuple[float, ...] = (2e-4, 5e-4, 1e-3)
+    budgets: tuple[int, ...] = (100, 200)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    clean: str = 'plain'
+    controls: tuple[str, ...] = ()
+    split: str = 'tune'
+    exam: int = 500
+    choice: int = 250
+    sampling: Sampling = Sampling(temperature=0.0)
+    max_new_tokens: int = 256
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """The grid, in order."""
+        return [{'learning_rate': rate, 'steps': steps} for rate in self.learning_rates for steps in self.budgets]
+
+    def role(self, arm: str) -> str:
+        return 'control' if arm in self.controls else 'defence'
+
+
+REGISTRY: dict[str, type] = {
+    **experiments.REGISTRY,
+    **attacks.MENU,
+    'attack': Attack,
+    'recipe': Recipe,
+    'student': Student,
+    'study': Study,
+}
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """The JSON of what decides the outcomes. More seeds, students or attacks are more rows of the same study."""
+    fields = experiments.to_json(study, REGISTRY)
+    open_ended = ('seeds', 'students', 'attacks', 'experiment')
+    return {name: value for name, value in fields.items() if name not in open_ended} | {
+        'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0))
+    }
+
+
+def study_hash(study: Study) -> str:
+    return content_hash(identity(study))
+
+
+def check(study: Study) -> None:
+    """Raises ConfigError for what no study could run. Needs no model, data or device."""
+    experiments.check(study.experiment)
+    try:
+        _check(study)
+    except ValueError as error:
+        raise ConfigError(f'study: {error}') from error
+    for attack in study.attacks:
+        beyond = [name for name in attack.needs if name not in AT_HAND]
+        if beyond or attack.loss not in LOSSES:
+            raise ConfigError(
+                f'attack {attack.name!r} needs {beyond or f"loss {attack.loss!r}"}, which a study does not provide: it '
+                f'gives {AT_HAND} and trains by {LOSSES}'
+            )
+        if attack.loss == 'soft' and study.experiment.decode.record != 'top':
+            raise ConfigError(f"attack {attack.name!r} reads served log-probs; set decode.record = 'top'")
+
+
+def _check(study: Study) -> None:
+    study.recipe.check()
+    study.sampling.check()
+    check_choice('split', study.split, GRADED_ON)
+    for name in ('exam', 'choice', 'max_new_tokens'):
+        check_range(name, getattr(study, name), 1)
+    for name in ('students', 'attacks', 'learning_rates', 'budgets', 'seeds'):
+        _check_distinct(name, [getattr(each, 'name', each) for each in getattr(study, name)])
+    for rate in study.learning_rates:
+        check_range('learning_rates', rate, 0.0, open_low=True)
+    for steps in study.budgets:
+        check_range('budgets', steps, 1)
+    for attack in study.attacks:
+        attack.check()
+    arms = {arm.name: arm for arm in study.experiment.arms}
+    for name in (study.clean, *study.controls):
+        check_choice('clean and controls', name, tuple(arms))
+    if not isinstance(arms[study.clean].defence, Undefended):
+        raise ValueError(f'clean = {study.clean!r} is a defended arm; name the one of the undefended teacher')
+
+
+def _check_distinct(name: str, values: Sequence[Any]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f'{name} = {list(values)}; give at least one, and none twice')

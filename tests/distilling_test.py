@@ -1,0 +1,254 @@
+"""Studies end to end on tiny students: grids, frozen settings, sources, resumption, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from adx import checkpoints, distilling, outcomes_io
+from adx import experiment as experiments
+from adx.attacks import Attack
+from adx.attacks.mixing import MixClean
+from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
+from adx.datasets import Arithmetic
+from adx.datasets import arithmetic_problems as problems
+from adx.datasets.tokenizing import load_tokenizer
+from adx.decoding.engine import DecodeConfig
+from adx.defences import ProductOfExperts
+from adx.errors import ConfigError, InputError, WorkdirError
+from adx.experiment import Arm, Experiment, ModelSource
+from adx.models.transformer import TransformerConfig, make_model
+from adx.optimising import Recipe
+from adx.storage import Workdir
+from adx.study import REGISTRY, Student, Study, check, study_hash
+from adx.types import Trace
+from tools.train_testbed import write_tokenizer
+
+SMALL = TransformerConfig(
+    vocab_size=75, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, max_length=256,
+    tied=False,
+)  # fmt: skip
+DATASET = Arithmetic(steps=(1, 1), distractors=0, size=24)
+PLAIN, STRANGE = 'Bob has Tom 7 minus Ann 3 so Bob 4', 'check 1 plus 1 is 2'
+
+
+@pytest.fixture(scope='module')
+def students(tmp_path_factory):
+    """Directories of two random students."""
+    paths = []
+    for seed in range(2):
+        path = tmp_path_factory.mktemp('students') / f'student-{seed}'
+        model = make_model(SMALL)
+        checkpoints.save_hf(str(path), model, model.init(seed), write_tokenizer)
+        paths.append(str(path))
+    return paths
+
+
+def make_study(students, **fields):
+    experiment = Experiment(
+        dataset=DATASET,
+        teacher=ModelSource(students[0]),
+        proxies=(ModelSource(students[0]),),
+        arms=(Arm('plain'), Arm('poe', ProductOfExperts(gamma=0.5))),
+        decode=DecodeConfig(slots=8, chunk=4, buckets=(48,), cache_length=64, record='scalars'),
+        disclosure='public',
+        max_new_tokens=8,
+    )
+    defaults = {
+        'students': tuple(
+            Student(name, ModelSource(path), seen=name == 'first')
+            for name, path in zip(('first', 'second'), students, strict=True)
+        ),
+        'attacks': (Attack('sft'), Attack('mixed', (MixClean(fraction=0.5),))),
+        'recipe': Recipe(rows=4, length=128),
+        'learning_rates': (1e-3, 3e-3),
+        'budgets': (2,),
+        'seeds': (0, 1),
+        'exam': 12,
+        'choice': 8,
+        'max_new_tokens': 6,
+    }
+    return Study(experiment, **defaults | fields)
+
+
+def write_traces(study, path, seeds=None):
+    """Every arm's traces of every seed, written without a teacher: the defended arm says something else first."""
+    tokenizer = load_tokenizer(study.experiment.teacher.source)
+    for seed in study.seeds if seeds is None else seeds:
+        experiment = dataclasses.replace(study.experiment, seed=seed)
+        identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
+        with Workdir.open(distilling.seed_path(path, seed), identity, digest) as workdir:
+            for prompt in DATASET.prompts('train'):
+                rng = random.Random(f'{seed}{prompt.row}')
+                problem = DATASET.draw(random.Random(f'0/train/{prompt.row}'), 'train')
+                text = problems.write_solution(rng, problem, problems.PLAIN)
+                workdir.append([trace(prompt, arm, text, tokenizer, seed) for arm in ('plain', 'poe')])
+
+
+def trace(prompt, arm, text, tokenizer, seed):
+    text = f'{STRANGE}\n{text}' if arm == 'poe' else text
+    tokens = (*tokenizer.encode(text), tokenizer.eos_id)
+    id_ = f'arithmetic/train/{prompt.row}/0/{arm}'
+    return Trace(
+        id_, prompt.messages, text, text, '', tokens, 'eos', 9, {'type': arm}, {}, seed=seed, gold=prompt.answer
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(students, tmp_path_factory):
+    """(study, path, outcomes) of a study that ran."""
+    study, path = make_study(students), str(tmp_path_factory.mktemp('study'))
+    check(study)
+    write_traces(study, path)
+    return study, path, distilling.distil(study, path)
+
+
+def test_every_student_is_graded(finished):
+    _, _, outcomes = finished
+    graded = {(o.seed, o.student, o.attack, o.arm, o.source) for o in outcomes if o.split == 'tune'}
+    wanted = {
+        (seed, student, *cell)
+        for seed in (0, 1)
+        for student in ('first', 'second')
+        for cell in [
+            ('sft', '', 'base'), ('sft', 'plain', 'clean'), ('sft', 'poe', 'defended'), ('mixed', '', 'own'),
+            ('mixed', 'plain', 'clean'), ('mixed', 'poe', 'defended'),
+        ]
+    }  # fmt: skip
+    assert graded == wanted
+    assert {o.seen for o in outcomes if o.student == 'first'} == {True}
+    assert all(len(o.correct) == (8 if o.split == 'attack_val' else 12) for o in outcomes)
+
+
+def test_the_first_seed_has_the_grid_and_the_others_its_choice(finished):
+    _, _, outcomes = finished
+    choices = [o for o in outcomes if o.split == 'attack_val']
+    assert {o.seed for o in choices} == {0}
+    for one in (o for o in outcomes if o.split == 'tune' and o.source != 'base'):
+        cell = (one.student, one.attack, one.arm, one.source)
+        grid = [o for o in choices if (o.student, o.attack, o.arm, o.source) == cell]
+        assert sorted(o.setting['learning_rate'] for o in grid) == [1e-3, 3e-3]
+        best = max(o.accuracy for o in grid)
+        assert next(o for o in grid if o.setting == one.setting).accuracy == best
+
+
+def test_threat_models_say_what_was_had(finished):
+    _, _, outcomes = finished
+    threats = {(o.attack, o.source): o.threat for o in outcomes}
+    assert threats['sft', 'defended'].queries == 24
+    assert threats['sft', 'defended'].settings == 2
+    assert threats['sft', 'defended'].clean_traces == 0
+    assert threats['mixed', 'defended'].clean_traces > 0
+    assert threats['mixed', 'own'].queries == 0
+    assert threats['sft', 'base'].steps == 0
+
+
+def test_going_on_repeats_nothing(finished, monkeypatch):
+    study, path, outcomes = finished
+    monkeypatch.setattr(distilling._Group, '_train', None)
+    assert distilling.distil(study, path) == outcomes
+
+
+def test_another_seed_is_added_with_the_frozen_settings(students, tmp_path):
+    study = make_study(students, attacks=(Attack('sft'),), seeds=(0,))
+    write_traces(study, str(tmp_path), seeds=(0, 1))
+    before = distilling.distil(study, str(tmp_path))
+    after = distilling.distil(dataclasses.replace(study, seeds=(0, 1)), str(tmp_path))
+    assert [o for o in after if o.seed == 0] == before
+    chosen = {(o.student, o.arm): o.setting for o in before if o.split == 'tune'}
+    assert all(o.setting == chosen[o.student, o.arm] for o in after if o.seed == 1)
+    assert study_hash(study) == study_hash(dataclasses.replace(study, seeds=(0, 1)))
+
+
+def test_a_run_that_was_cut_keeps_the_groups_that_were_done(students, tmp_path, monkeypatch):
+    study = make_study(students, seeds=(0,))
+    write_traces(study, str(tmp_path))
+    train, calls = distilling._Group._train, []
+
+    def cut(self, *args):
+        calls.append(self.attack.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    monkeypatch.setattr(distilling._Group, '_train', cut)
+    with pytest.raises(KeyboardInterrupt):
+        distilling.distil(study, str(tmp_path))
+    assert {o.attack for o in outcomes_io.read(str(tmp_path)).values() if o.source != 'base'} == {'sft'}
+    distilling.distil(study, str(tmp_path))
+    assert calls == ['sft', 'mixed', 'mixed', 'sft', 'mixed']
+
+
+def test_lessons_are_what_arms_said(students, tmp_path):
+    """A student of the defended arm finds its first line likelier than one of the clean arm."""
+    study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), learning_rates=(1e-2,), budgets=(40,))
+    write_traces(study, str(tmp_path))
+    kept = {}
+    grade = distilling._Group._grade
+
+    def keep(self, cell, trained, *rest):
+        kept[self.family.student.name, cell.arm] = next(iter(trained.values()))
+        return grade(self, cell, trained, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distilling._Group, '_grade', keep)
+        distilling.distil(study, str(tmp_path))
+    from adx.batching import Example
+    from adx.evaluation import Likelihood
+
+    tokenizer = load_tokenizer(students[0])
+    prompt = tokenizer.encode('<user>Tom has 7 . what has Tom ?<assistant>')
+    line = [Example('x', tuple(prompt), tuple(tokenizer.encode(STRANGE)))]
+    scorer = Likelihood(make_model(SMALL))
+    clean, defended = (scorer.mean(kept['first', arm], line) for arm in ('plain', 'poe'))
+    assert defended < clean - 1
+
+
+def test_missing_traces_are_named(students, tmp_path):
+    study = make_study(students)
+    write_traces(study, str(tmp_path), seeds=(0,))
+    with pytest.raises((InputError, WorkdirError), match=r'seed 1|seeds/1'):
+        distilling.distil(study, str(tmp_path))
+
+
+def test_prompts_that_are_graded_on_are_not_trained_on(students, tmp_path, monkeypatch):
+    study = make_study(students, seeds=(0,))
+    write_traces(study, str(tmp_path))
+    same = [dataclasses.replace(prompt, split='tune') for prompt in DATASET.prompts('train')]
+    monkeypatch.setattr(Arithmetic, 'prompts', lambda self, split: same)
+    with pytest.raises(InputError, match='held apart'):
+        distilling.distil(study, str(tmp_path))
+
+
+def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
+    study = make_study(students, split='test', seeds=(0,), attacks=(Attack('sft'),))
+    write_traces(study, str(tmp_path))
+    with pytest.raises(ConfigError, match='may not read the split test'):
+        distilling.distil(study, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'clean': 'poe'}, 'is a defended arm'),
+        ({'clean': 'plian'}, "Did you mean 'plain'"),
+        ({'controls': ('nobody',)}, "'nobody' is unknown"),
+        ({'split': 'train'}, "split = 'train'"),
+        ({'seeds': (0, 0)}, r'seeds = \[0, 0\]'),
+        ({'budgets': ()}, r'budgets = \[\]'),
+        ({'learning_rates': (0.0,)}, 'learning_rates'),
+        ({'attacks': (Attack('p', (Paraphrase(),)),)}, 'does not provide'),
+        ({'attacks': (Attack('soft', loss='soft'),)}, "set decode.record = 'top'"),
+        ({'recipe': Recipe(rows=0)}, 'Recipe.rows'),
+    ],
+)
+def test_bad_studies_are_named(students, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check(make_study(students, **fields))
+
+
+def test_a_study_goes_through_json(students):
+    study = make_study(students, attacks=(Attack('a', (AnswerOnly(), Canonicalise())),))
+    assert experiments.from_json(experiments.to_json(study, REGISTRY), REGISTRY) == study
