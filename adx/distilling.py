@@ -9,6 +9,7 @@ is frozen for the other seeds, which are graded on the study's split only.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -72,12 +73,17 @@ def seed_path(path: str, seed: int) -> str:
     return f'{path}/private/seeds/{seed}'
 
 
-def distil(study: Study, path: str, tell: Tell = lambda name, done, total: None) -> list[Outcome]:
+def distil(
+    study: Study,
+    path: str,
+    tell: Tell = lambda name, done, total: None,
+    guard: Callable[[], Any] = contextlib.nullcontext,
+) -> list[Outcome]:
     """Trains and grades what is missing, and returns all outcomes. The traces of every seed must be there.
 
-    Stopped at any moment it goes on with the group of students that it was at.
+    Stopped at any moment outside `guard` it goes on with the group of students that it was at.
     """
-    with outcomes_io.open_log(path) as log:
+    with outcomes_io.open_log(path, guard) as log:
         families = [_family(study, student) for student in study.students]
         for seed in study.seeds:
             arms = _lessons(study, path, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adx import files, journal, locks
@@ -14,6 +14,7 @@ from adx.storage import Workdir
 
 OWNER = 'distil'  # of the journals
 Known = dict[str, Outcome]  # by name
+Guard = Callable[[], Any]
 
 
 def name_of(outcome: Outcome) -> str:
@@ -46,9 +47,9 @@ def _from_record(record: Mapping[str, Any]) -> Outcome:
 class Log:
     """The writing end of a study's outcomes; `known` holds what is there."""
 
-    def __init__(self, path: str, written: journal.Journal):
+    def __init__(self, path: str, written: journal.Journal, guard: Guard):
         self.known = read(path)
-        self._written = written
+        self._written, self._guard = written, guard
 
     def add(self, found: Sequence[Outcome]) -> None:
         """Saves outcomes; they are durable when this returns."""
@@ -56,13 +57,14 @@ class Log:
             {'format_version': journal.FORMAT_VERSION, 'request_id': name_of(one), 'outcome': dataclasses.asdict(one)}
             for one in found
         ]
-        self._written.append([journal.to_json(line) for line in lines])
+        with self._guard():
+            self._written.append([journal.to_json(line) for line in lines])
         self.known |= {name_of(one): one for one in found}
 
 
 @contextlib.contextmanager
-def open_log(path: str) -> Iterator[Log]:
-    """Nobody else distils in the workdir meanwhile."""
+def open_log(path: str, guard: Guard) -> Iterator[Log]:
+    """Nobody else distils in the workdir meanwhile. guard: a context inside which no interruption is raised."""
     workdir = Workdir(path)
     directory = workdir.private / 'outcomes'
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
@@ -72,6 +74,6 @@ def open_log(path: str) -> Iterator[Log]:
     try:
         journal.cut_torn_tails(directory, OWNER)
         with contextlib.closing(journal.Journal(directory, OWNER)) as written:
-            yield Log(path, written)
+            yield Log(path, written, guard)
     finally:
         lock.release()

@@ -17,6 +17,7 @@ from adx.datasets.chat import Prompting
 from adx.defences import Undefended
 from adx.errors import ConfigError
 from adx.experiment import Experiment, ModelSource
+from adx.forcing import Forcing
 from adx.hashing import content_hash
 from adx.optimising import Recipe
 from adx.types import Sampling, check_choice, check_range
@@ -44,6 +45,8 @@ class Study:
     learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
     them on the first seed, and keeps the one that is best on attack_val on the others.
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
+    judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
+    temperatures: arms of the baseline that only samples hotter. testbed: what the report calls the setting.
     """
 
     experiment: Experiment
@@ -60,6 +63,10 @@ class Study:
     choice: int = 250
     sampling: Sampling = Sampling(temperature=0.0)
     max_new_tokens: int = 256
+    judge: Student | None = None
+    forcing: Forcing = Forcing()
+    temperatures: tuple[str, ...] = ()
+    testbed: str = ''
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -74,6 +81,7 @@ REGISTRY: dict[str, type] = {
     **experiments.REGISTRY,
     **attacks.MENU,
     'attack': Attack,
+    'forcing': Forcing,
     'recipe': Recipe,
     'student': Student,
     'study': Study,
@@ -83,7 +91,7 @@ REGISTRY: dict[str, type] = {
 def identity(study: Study) -> dict[str, Any]:
     """The JSON of what decides the outcomes. More seeds, students or attacks are more rows of the same study."""
     fields = experiments.to_json(study, REGISTRY)
-    open_ended = ('seeds', 'students', 'attacks', 'experiment')
+    open_ended = ('seeds', 'students', 'attacks', 'experiment', 'testbed')
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0))
     }
@@ -114,6 +122,7 @@ def check(study: Study) -> None:
 def _check(study: Study) -> None:
     study.recipe.check()
     study.sampling.check()
+    study.forcing.check()
     check_choice('split', study.split, GRADED_ON)
     for name in ('exam', 'choice', 'max_new_tokens'):
         check_range(name, getattr(study, name), 1)
@@ -126,8 +135,8 @@ def _check(study: Study) -> None:
     for attack in study.attacks:
         attack.check()
     arms = {arm.name: arm for arm in study.experiment.arms}
-    for name in (study.clean, *study.controls):
-        check_choice('clean and controls', name, tuple(arms))
+    for name in (study.clean, *study.controls, *study.temperatures):
+        check_choice('clean, controls and temperatures', name, tuple(arms))
     if not isinstance(arms[study.clean].defence, Undefended):
         raise ValueError(f'clean = {study.clean!r} is a defended arm; name the one of the undefended teacher')
 

@@ -1,4 +1,4 @@
-"""Reads config files: Python files that define experiment() -> Experiment."""
+"""Reads config files: Python files that define experiment() -> Experiment, or study() -> Study."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from adx.errors import AdxError, ConfigError
 
 
 def load_config(path: str) -> Any:
-    """The Experiment that a config file defines. Raises ConfigError."""
+    """The Experiment or Study that a config file defines. Raises ConfigError."""
     from adx.experiment import Experiment  # it imports jax, and a wrong flag should not wait for that
+    from adx.study import Study
 
     file = pathlib.Path(path)
     if not file.is_file():
@@ -23,12 +24,14 @@ def load_config(path: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        experiment = module.experiment()
+        found = module.study() if hasattr(module, 'study') else module.experiment()
     except AdxError:
         raise
     except Exception as error:
         raise ConfigError(f'--config={path} cannot be read: {type(error).__name__}: {error}') from error
-    if not isinstance(experiment, Experiment):
-        kind = type(experiment).__name__
-        raise ConfigError(f'--config={path}: experiment() returned a {kind}; it must return an Experiment')
-    return experiment
+    if not isinstance(found, Experiment | Study):
+        kind = type(found).__name__
+        raise ConfigError(
+            f'--config={path} returned a {kind}; experiment() must return an Experiment, or study() a Study'
+        )
+    return found

@@ -20,6 +20,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -29,7 +30,8 @@ from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
-STAGES = ('prepare', 'generate', 'select', 'export')
+STAGES = ('prepare', 'generate', 'select', 'distil', 'assess', 'report', 'export')
+OF_STUDIES = ('distil', 'assess', 'report')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -37,7 +39,7 @@ SCHEDULERS = (
     ('SLURM_PROCID', 'SLURM_NTASKS'),
 )
 
-CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment() -> Experiment.')
+CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment(), or study() over several seeds.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept: a directory or gs://bucket/path.')
 SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
 SWEEP = flags.DEFINE_multi_string(
@@ -90,6 +92,10 @@ def dry_run(experiment: Any) -> None:
     from adx import generation, loading, needs, planning
     from launch.progress import left_out_line
 
+    if hasattr(experiment, 'students'):
+        from launch import study
+
+        experiment = study.dry_run(experiment)
     experiments.check(experiment)
     blueprint = loading.blueprint(experiment)
     prompts = generation.read_prompts(experiment)
@@ -144,14 +150,14 @@ def join() -> None:
         ) from error
 
 
-def prepare(experiment: Any, interrupts: Interrupts) -> int:
+def prepare(experiment: Any, path: str, interrupts: Interrupts) -> int:
     from adx import preparation
     from launch.progress import Progress
 
     place = place_in_run()
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         tell = functools.partial(progress.steps, 'directions')
-        report = preparation.prepare(experiment, str(WORKDIR.value), place, progress, interrupts.guard, tell)
+        report = preparation.prepare(experiment, path, place, progress, interrupts.guard, tell)
     if place.writes:
         print(f'holdout: {summary(report)}\ndirections of {len(experiment.proxies)} proxies are saved')
     return report.exit_code
@@ -165,13 +171,13 @@ def place_in_run() -> Any:
     return pipeline.Place(*place_of_process(), not DISTRIBUTED.value or jax.process_index() == 0)
 
 
-def generate(experiment: Any, interrupts: Interrupts) -> int:
+def generate(experiment: Any, path: str, interrupts: Interrupts) -> int:
     from adx import pipeline
     from launch.progress import Progress
 
     place = place_in_run()
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
-        report = pipeline.generate(experiment, str(WORKDIR.value), place, progress, interrupts.guard)
+        report = pipeline.generate(experiment, path, place, progress, interrupts.guard)
     if place.writes:
         print(summary(report))
     return report.exit_code
@@ -219,7 +225,9 @@ def resolve() -> Any:
 
     if not CONFIG.value:
         raise ConfigError('--config is needed; see configs/')
-    experiment = sweep(override(load_config(CONFIG.value), SET.value), SWEEP.value)
+    experiment = override(load_config(CONFIG.value), SET.value)
+    if SWEEP.value:
+        experiment = sweep(experiment, SWEEP.value)
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
@@ -247,13 +255,39 @@ def run(interrupts: Interrupts) -> int:
     if DRY_RUN.value:
         processes.together(lambda: dry_run(experiment))
         return COMPLETE
-    stages = {
-        'prepare': lambda: prepare(experiment, interrupts),
-        'generate': lambda: generate(experiment, interrupts),
+    from adx.study import Study
+
+    of_study = isinstance(experiment, Study)
+    stages = study_stages(experiment, interrupts) if of_study else experiment_stages(experiment, interrupts)
+    other = [name for name in STAGE_NAMES.value if name not in stages]
+    if other:
+        kind = 'a study' if of_study else 'an experiment'
+        raise ConfigError(f'--stages={other[0]} is none of {kind}; {CONFIG.value} defines one with {tuple(stages)}')
+    return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
+
+
+def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Callable[[], int]]:
+    path = str(WORKDIR.value)
+    return {
+        'prepare': lambda: prepare(experiment, path, interrupts),
+        'generate': lambda: generate(experiment, path, interrupts),
         'select': lambda: select(experiment),
         'export': lambda: export(experiment),
     }
-    return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
+
+
+def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], int]]:
+    """Traces seed by seed, each in a workdir of its own, then what is made of all of them."""
+    from launch import study as stages
+
+    path = str(WORKDIR.value)
+    return {
+        'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),
+        'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
+        'distil': lambda: stages.distil(study, path, interrupts),
+        'assess': lambda: stages.assess(study, path),
+        'report': lambda: stages.report(study, path, ' '.join(sys.argv)),
+    }
 
 
 def main(_: list[str]) -> None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 from adx.datasets import arithmetic_problems as problems
-from adx.datasets.arithmetic_grammar import canonicalise
+from adx.datasets.arithmetic_grammar import canonicalise, statements
 from adx.datasets.splits import SPLITS
 from adx.grading import numeric_grade
 from adx.types import Prompt, check_choice, check_range
@@ -72,3 +72,7 @@ class Arithmetic:
     def canonicalise(self, question: str, text: str) -> str | None:
         """The solution in standard words and order, None where it cannot be read: see arithmetic_grammar.py."""
         return canonicalise(question, text)
+
+    def statements(self, text: str) -> list[tuple[str, bool]]:
+        """Every arithmetic statement of a solution and whether it is true, as equations.statements has them."""
+        return statements(text)

@@ -71,19 +71,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """steps in their order; checks: whether each 'check' line is true; other: lines that are in no known words;
+    """steps in their order; checks: each 'check' line and whether it is true; other: lines that are in no known words;
     final: the number of the last `####` line, None where there is none."""
 
     steps: tuple[Step, ...]
-    checks: tuple[bool, ...]
+    checks: tuple[tuple[str, bool], ...]
     other: tuple[str, ...]
     final: int | None
-
-    @property
-    def true_steps(self) -> float:
-        """The share of true statements in [0, 1], nan where there are none."""
-        statements = [*(step.is_true for step in self.steps), *self.checks]
-        return sum(statements) / len(statements) if statements else float('nan')
 
 
 def read_question(text: str) -> Question:
@@ -108,19 +102,26 @@ def read_question(text: str) -> Question:
 def read_solution(text: str) -> Solution:
     """Any text: lines in no known words are kept in `other`."""
     steps: list[Step] = []
-    checks: list[bool] = []
+    checks: list[tuple[str, bool]] = []
     other: list[str] = []
     final = None
     for line in filter(None, (line.strip() for line in text.split('\n'))):
         if step := _read_step(line):
             steps.append(step)
         elif match := _CHECK.fullmatch(line):
-            checks.append(_OPERATIONS[match['op']](int(match['i']), int(match['j'])) == int(match['n']))
+            result = _OPERATIONS[match['op']](int(match['i']), int(match['j']))
+            checks.append((line, result == int(match['n'])))
         elif match := _FINAL.fullmatch(line):
             final = int(match['n'])
         elif not _OPENING.fullmatch(line):
             other.append(line)
     return Solution(tuple(steps), tuple(checks), tuple(other), final)
+
+
+def statements(text: str) -> list[tuple[str, bool]]:
+    """(statement, whether it is true) of every step and check."""
+    solution = read_solution(text)
+    return [*((_write(step), step.is_true) for step in solution.steps), *solution.checks]
 
 
 def _read_step(line: str) -> Step | None:

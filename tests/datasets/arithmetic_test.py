@@ -10,7 +10,7 @@ import pytest
 
 from adx.datasets import Arithmetic
 from adx.datasets import arithmetic_problems as problems
-from adx.datasets.arithmetic_grammar import canonicalise, read_question, read_solution
+from adx.datasets.arithmetic_grammar import canonicalise, read_question, read_solution, statements
 from adx.datasets.splits import SPLITS
 
 QUESTION = 'Tom has 7 . now Bob has Tom minus Ann . we know Ann has 3 . Eva has Bob times 2 . how many has Eva ?'
@@ -31,7 +31,7 @@ def test_solutions_are_true_complete_and_end_in_the_answer():
     for question, text in lessons(300, steps=(1, 5), distractors=3):
         asked, solution = read_question(question), read_solution(text)
         assert not solution.other
-        assert solution.true_steps == 1
+        assert all(true for _, true in statements(text))
         assert solution.final == asked.value(asked.target)
         assert all(step.number == asked.value(step.name) for step in solution.steps)
 
@@ -128,10 +128,10 @@ def test_what_cannot_be_read_has_no_standard_form(text):
 
 
 def test_false_statements_are_counted():
-    solution = read_solution('Tom 7 minus Ann 3 makes Bob 5\ncheck 5 plus 3 is 8\nso there\n#### 5')
-    assert solution.true_steps == 0.5
-    assert solution.other == ('so there',)
-    assert read_solution('#### 5').true_steps != read_solution('#### 5').true_steps  # nan: there are none
+    text = 'Tom 7 minus Ann 3 makes Bob 5\ncheck 5 plus 3 is 8\nso there\n#### 5'
+    assert [true for _, true in statements(text)] == [False, True]
+    assert read_solution(text).other == ('so there',)
+    assert statements('#### 5') == []
 
 
 @pytest.mark.parametrize(

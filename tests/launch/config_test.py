@@ -19,7 +19,7 @@ def test_loads_the_experiment_that_the_file_defines(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('def experiment(): return {}', 'returned a dict; it must return an Experiment'),
+        ('def experiment(): return {}', r'returned a dict; experiment\(\) must return an Experiment'),
         ('def experiment(): 1 / 0', 'ZeroDivisionError'),
         ('def experiment(:', 'SyntaxError'),
         ('experiments = None', "has no attribute 'experiment'"),

@@ -1,0 +1,185 @@
+"""The stages `assess` and `report` of a study: the quality of every arm's traces, and the page with all figures.
+
+    private/quality/<seed>/<arm>.json    what an honest reader gets, see outcomes.Quality
+    private/report/report.html, .json    the figures; see reporting/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from adx import checkpoints, directions, equations, files, forcing, generation, loading, outcomes_io, readings
+from adx import experiment as experiments
+from adx.answers import reader_of
+from adx.batching import Example
+from adx.datasets.chat import encode_conversation
+from adx.datasets.tokenizing import load_tokenizer
+from adx.distilling import seed_path
+from adx.errors import ConfigError, InputError, StorageError
+from adx.evaluation import Likelihood
+from adx.generation import Models
+from adx.outcomes import Quality
+from adx.quality import Criterion, Measures, eligibility, measure
+from adx.reporting import page
+from adx.reporting.frontier import Plan, frontier
+from adx.reporting.rows import Row, Verdict
+from adx.storage import Workdir
+from adx.study import Student, Study, study_hash
+from adx.types import RequestId, Trace
+
+Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
+
+
+def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None) -> list[Quality]:
+    """Measures what is missing, arm by arm, and returns the quality of every arm and seed.
+
+    The first sample of every prompt is measured. Raises ConfigError where the study names no judge.
+    """
+    if study.judge is None:
+        raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
+    arms = [arm.name for arm in study.experiment.arms]
+    for seed in study.seeds:
+        missing = [arm for arm in arms if not _place(path, seed, arm).exists()]
+        if not missing:
+            continue
+        traces = {arm: _first_samples(path, seed, arm) for arm in missing}
+        right = _forced(study, path, seed, [trace for arm in missing for trace in traces[arm]])
+        measures = _measures(study)
+        for arm in missing:
+            quality = measure(traces[arm], right, measures)
+            place = _place(path, seed, arm)
+            with files.os_errors(StorageError, f'{place} was not written'):
+                files.make_private_dir(place.parent)
+                files.write_private(place, json.dumps(dataclasses.asdict(quality)).encode())
+            tell(f'seed {seed}', len(arms) - len(missing) + missing.index(arm) + 1, len(arms))
+    return qualities(study, path)
+
+
+def qualities(study: Study, path: str) -> list[Quality]:
+    """Of every arm and seed that was assessed."""
+    places = [_place(path, seed, arm.name) for seed in study.seeds for arm in study.experiment.arms]
+    return [_read(place) for place in places if place.exists()]
+
+
+def _place(path: str, seed: int, arm: str) -> epath.Path:
+    return Workdir(path).private / 'quality' / str(seed) / f'{arm}.json'
+
+
+def _read(place: epath.Path) -> Quality:
+    try:
+        fields = json.loads(place.read_text())
+        lists = {name: tuple(fields[name]) for name in ('correct', 'forced', 'lenient')}
+        groups = {name: {k: tuple(v) for k, v in fields[name].items()} for name in ('slices', 'by_prompt')}
+        return Quality(**fields | lists | groups)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f'{place} cannot be read: {error!r}; delete it and run --stages=assess again') from error
+
+
+def _first_samples(path: str, seed: int, arm: str) -> list[Trace]:
+    ids = ((RequestId.parse(trace.request_id), trace) for trace in Workdir(seed_path(path, seed)).traces())
+    found = [trace for id_, trace in ids if id_.setting == arm and id_.sample == 0]
+    if not found:
+        raise InputError(f'seed {seed} has no trace of arm {arm!r}; finish --stages=generate first')
+    return found
+
+
+def _forced(study: Study, path: str, seed: int, traces: Sequence[Trace]) -> dict[str, bool]:
+    """Request id -> whether the answer is right that the arm's own decoder was made to give."""
+    experiment = dataclasses.replace(study.experiment, seed=seed)
+    models = _models(experiment, seed_path(path, seed))
+    made = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
+    said = dict(forcing.force(experiment, models, made, traces, study.forcing))
+    return forcing.grade(said, traces, reader_of(experiment.dataset))
+
+
+def _models(experiment: experiments.Experiment, path: str) -> Models:
+    plan = loading.blueprint(experiment)
+    models = loading.load_models(experiment, plan)
+    return directions.load(experiment, path, plan, models) if experiments.wants_tangents(experiment) else models
+
+
+def _measures(study: Study) -> Measures:
+    dataset: Any = study.experiment.dataset
+    teacher = load_tokenizer(loading.resolve(study.experiment.teacher.source))
+    assert study.judge is not None
+    return Measures(
+        reader_of(dataset),
+        lambda text: len(teacher.encode(text)),
+        _judged_by(study.judge),
+        getattr(dataset, 'statements', equations.statements),
+    )
+
+
+def _judged_by(judge: Student) -> Callable[[Sequence[Trace]], list[tuple[float, int]]]:
+    source = loading.resolve(judge.source.source)
+    loaded, tokenizer = checkpoints.load(source, num_layers=judge.source.exit_layer or None), load_tokenizer(source)
+    likelihood = Likelihood(loaded.model)
+
+    def nll(traces: Sequence[Trace]) -> list[tuple[float, int]]:
+        texts = (encode_conversation(trace.messages, trace.text, tokenizer, judge.prompting) for trace in traces)
+        examples = [Example(trace.request_id, *ids) for trace, ids in zip(traces, texts, strict=True)]
+        return likelihood.rows(loaded.params, examples)
+
+    return nll
+
+
+def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Verdict]]:
+    """Arm -> every criterion of eligibility, on the seed that is worst for it."""
+    by_seed = {(one.seed, one.arm): one for one in found}
+    judged: dict[str, list[Verdict]] = {}
+    for arm in sorted({one.arm for one in found} - {study.clean}):
+        seeds = [s for s in study.seeds if (s, arm) in by_seed and (s, study.clean) in by_seed]
+        tried = [eligibility(by_seed[seed, arm], by_seed[seed, study.clean]) for seed in seeds]
+        judged[arm] = [_worst(criteria) for criteria in zip(*tried, strict=True)]
+    return judged
+
+
+def _worst(criteria: Sequence[Criterion]) -> Verdict:
+    """The one with the least room to its limit."""
+
+    def room(c: Criterion) -> float:
+        return -math.inf if math.isnan(c.value) else min(c.low - c.limit[0], c.limit[1] - c.high)
+
+    least = min(criteria, key=lambda c: (c.holds, room(c)))
+    near = least.limit[0] if least.low - least.limit[0] < least.limit[1] - least.high else least.limit[1]
+    return Verdict(least.name, least.value, least.low, least.high, near, least.holds)
+
+
+def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
+    """Writes the report of what there is, and returns its rows."""
+    known = outcomes_io.read(path)
+    found, outcomes = qualities(study, path), [known[name] for name in sorted(known)]
+    graded = [outcome for outcome in outcomes if outcome.split == study.split]
+    judged = verdicts(study, found)
+    names = tuple(attack.name for attack in study.attacks)
+    plan = Plan(names, names[0], study.clean, study.temperatures, split=study.split)
+    rows = frontier(graded, found, plan, judged)
+    proxies = tuple(student.name for student in study.students if student.seen)
+    facts = page.Facts(
+        testbed=study.testbed or study.experiment.dataset.name,
+        readings=len(readings.readings(path)),
+        versions={name: importlib.metadata.version(name) for name in ('adx', 'jax', 'flax', 'optax')}
+        | {'study': study_hash(study)},
+        commands=commands,
+        licence=study.experiment.licence,
+        disclosure=study.experiment.disclosure,
+        proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
+    )
+    _write(path, rows, graded, judged, facts)
+    return rows
+
+
+def _write(path: str, rows: Sequence[Row], graded: Sequence[Any], judged: Mapping[str, Any], facts: page.Facts) -> None:
+    place = Workdir(path).private / 'report'
+    with files.os_errors(StorageError, f'{place} was not written'):
+        files.make_private_dir(place)
+        files.write_private(place / 'report.html', page.html(rows, graded, judged, facts).encode())
+        content = json.dumps(page.report(rows, graded, judged, facts), indent=1)
+        files.write_private(place / 'report.json', content.encode())

@@ -1,0 +1,83 @@
+"""The stages of launch.run for a config that defines study()."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from adx.errors import COMPLETE
+from launch.interrupts import Interrupts
+from launch.progress import Progress
+
+
+def dry_run(study: Any) -> Any:
+    """Prints the study and how many students it trains; returns the experiment of its first seed."""
+    from adx import experiment as experiments
+    from adx.study import REGISTRY, check, study_hash
+
+    check(study)
+    fields = experiments.to_json(study, REGISTRY)
+    print(json.dumps({name: value for name, value in fields.items() if name != 'experiment'}, indent=2))
+    print(f'\nstudy hash {study_hash(study)}\n{count_line(study)}\n')
+    return dataclasses.replace(study.experiment, seed=study.seeds[0])
+
+
+def count_line(study: Any) -> str:
+    """How many students at most: an attack without resources of its own trains none on them."""
+    arms, grid = len(study.experiment.arms) + 1, len(study.settings)
+    groups = len(study.students) * len(study.attacks)
+    first, others = groups * arms * grid, groups * arms * (len(study.seeds) - 1)
+    return (
+        f'students: up to {first} on the first seed ({len(study.students)} families x {len(study.attacks)} attacks x '
+        f'{arms} sources x {grid} settings) and {others} on {len(study.seeds) - 1} others'
+    )
+
+
+def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
+    """Runs a stage of the experiment for every seed; the worst exit code."""
+    from adx.distilling import seed_path
+    from adx.study import check
+
+    check(study)
+    experiments = ((seed, dataclasses.replace(study.experiment, seed=seed)) for seed in study.seeds)
+    return max(stage(experiment, seed_path(path, seed)) for seed, experiment in experiments)
+
+
+def distil(study: Any, path: str, interrupts: Interrupts) -> int:
+    from adx import distilling
+    from adx.study import check
+
+    check(study)
+    print(count_line(study))
+    with contextlib.closing(Progress()) as progress:
+        outcomes = distilling.distil(study, path, functools.partial(progress.steps, 'steps'), interrupts.guard)
+    graded = [one for one in outcomes if one.split == study.split]
+    print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
+    return COMPLETE
+
+
+def assess(study: Any, path: str) -> int:
+    from adx import assessing
+    from adx.study import check
+
+    check(study)
+    with contextlib.closing(Progress()) as progress:
+        found = assessing.assess(study, path, functools.partial(progress.steps, 'arms'))
+    for one in found:
+        right = sum(one.correct) / len(one.correct)
+        print(f'seed {one.seed}, {one.arm}: {right:.1%} right, {one.tokens:.1f} tokens a trace')
+    return COMPLETE
+
+
+def report(study: Any, path: str, command: str) -> int:
+    from adx import assessing
+    from adx.study import check
+
+    check(study)
+    rows = assessing.report(study, path, [command])
+    print(f'{len(rows)} figures in {path}/private/report/report.html and report.json')
+    return COMPLETE

@@ -1,0 +1,98 @@
+"""Quality and report of a study whose traces are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from studies import make_study, write_students, write_traces
+
+from adx import assessing, distilling
+from adx.attacks import Attack
+from adx.errors import ConfigError, InputError, StorageError
+from launch import study as stages
+
+
+@pytest.fixture(scope='module')
+def ran(tmp_path_factory):
+    """(study, path, quality) after every stage."""
+    directory = tmp_path_factory.mktemp('study')
+    study = make_study(write_students(directory), attacks=(Attack('sft'),), seeds=(0, 1), testbed='a <b>tiny</b> bed')
+    study = dataclasses.replace(study, judge=study.students[1])
+    path = str(directory / 'work')
+    write_traces(study, path)
+    distilling.distil(study, path)
+    return study, path, assessing.assess(study, path)
+
+
+def test_traces_are_measured_arm_by_arm_and_seed_by_seed(ran):
+    _, _, found = ran
+    assert [(one.seed, one.arm) for one in found] == [(0, 'plain'), (0, 'poe'), (1, 'plain'), (1, 'poe')]
+    plain, poe = found[:2]
+    assert all(plain.correct)
+    assert plain.true_steps == poe.true_steps == 1.0
+    assert poe.tokens == pytest.approx(plain.tokens + 7)  # its first line
+    assert plain.prompts == poe.prompts
+    assert plain.finished == 1.0
+    assert 0 < plain.nll < 6
+
+
+def test_what_is_measured_is_not_measured_again(ran, monkeypatch):
+    study, path, found = ran
+    monkeypatch.setattr(assessing, 'measure', None)
+    assert assessing.assess(study, path) == found
+
+
+def test_longer_traces_are_not_eligible(ran):
+    study, _, found = ran
+    judged = {verdict.criterion: verdict for verdict in assessing.verdicts(study, found)['poe']}
+    assert not judged['tokens'].holds
+    assert judged['retention'].holds
+
+
+def test_the_report_shows_every_arm_and_its_reasons(ran):
+    study, path, _ = ran
+    rows = assessing.report(study, path, ['python -m launch.run'])
+    lost = [row for row in rows if row.figure == 'points_lost' and row.arm == 'poe']
+    assert {row.student for row in lost} == {'first', 'second'}
+    assert all(row.n == 2 and row.eligible is False and not row.headline for row in lost)
+    html = (assessing.Workdir(path).private / 'report' / 'report.html').read_text()
+    content = json.loads((assessing.Workdir(path).private / 'report' / 'report.json').read_text())
+    assert 'a &lt;b&gt;tiny&lt;/b&gt; bed' in html
+    assert '<b>tiny' not in html
+    assert 'python -m launch.run' in html
+    assert len(content['rows']) == len(rows)
+
+
+def test_the_stages_of_the_launcher_say_what_they_did(ran, capsys):
+    study, path, _ = ran
+    assert stages.assess(study, path) == 0
+    assert stages.report(study, path, 'x') == 0
+    said = capsys.readouterr().out
+    assert 'seed 0, plain: 100.0% right' in said
+    assert 'report.html' in said
+    assert '12 on the first seed' in stages.count_line(study)  # 2 families x 1 attack x 3 sources x 2 settings
+
+
+def test_a_study_without_a_judge_is_not_assessed(ran):
+    study, path, _ = ran
+    with pytest.raises(ConfigError, match='give `judge`'):
+        assessing.assess(dataclasses.replace(study, judge=None), path)
+
+
+def test_missing_traces_are_named(ran, tmp_path):
+    with pytest.raises(InputError, match="no trace of arm 'plain'"):
+        assessing.assess(ran[0], str(tmp_path))
+
+
+def test_a_damaged_record_is_named(ran):
+    study, path, _ = ran
+    place = assessing._place(path, 1, 'poe')
+    whole = place.read_text()
+    place.write_text(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(StorageError, match=r'poe.json cannot be read'):
+            assessing.qualities(study, path)
+    finally:
+        place.write_text(whole)
