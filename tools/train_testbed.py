@@ -76,9 +76,9 @@ class Phase:
 
 
 TEACHER = (
-    Phase(0.14, 1, 2),
-    Phase(0.27, 0.3, 1, (3,)),
-    Phase(0.45, 0.2, 0.5, (1, 2)),
+    Phase(0.10, 1, 2),
+    Phase(0.20, 0.3, 1, (3,)),
+    Phase(0.40, 0.2, 0.5, (1, 2)),
     Phase(1.0, 0.1, 0.3, (0.5, 1, 2)),
 )
 OTHERS = (Phase(0.25, 1, 2), Phase(0.6, 0.3, 1, (3,)), Phase(1.0, 0.2, 0.5, (1.5, 1.5, 0.15)))
@@ -94,7 +94,7 @@ class Plan:
 
 
 def make_plan(name: str, shard: int) -> Plan:
-    steps = _STEPS.value or (3000 if name == 'testbed-teacher' else 1500)
+    steps = _STEPS.value or (5000 if name == 'testbed-teacher' else 1500)
     recipe = Recipe(
         learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=20, steps=steps, pack=True, length=LENGTH
     )

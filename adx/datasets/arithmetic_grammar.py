@@ -19,7 +19,7 @@ _STEPS = tuple(
     re.compile(pattern)
     for pattern in (
         rf'(?P<x>\w+) has {_A} {_OP} {_B} so (?P=x) (?P<n>\d+)',
-        rf'{_A} {_OP} {_B} makes (?P<x>[A-Z]\w*) (?P<n>\d+)',
+        rf'(?P<x>\w+) : {_A} {_OP} {_B} makes (?P=x) (?P<n>\d+)',
         rf'(?P<x>\w+) needs {_A} and {_B} : (?P=i) {_OP} (?P=j) is (?P<n>\d+) so (?P=x) (?P=n)',
     )
 )

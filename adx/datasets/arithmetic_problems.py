@@ -31,9 +31,10 @@ OPERATIONS = ('plus', 'minus', 'times')
 OPENERS = ('', 'now ', 'we know ', 'now we know ')
 GIVEN, DERIVED = '{x} has {n} .', '{x} has {a} {op} {b} .'
 ASKED = ('how many has {x} ?', 'what has {x} ?', 'now what has {x} ?')
+# A step names what it finds before it says how: what to look up is then known at every word.
 STEPS = (
     '{x} has {a} {op} {b} so {x} {n}',
-    '{a} {op} {b} makes {x} {n}',
+    '{x} : {a} {op} {b} makes {x} {n}',
     '{x} needs {a} and {b} : {i} {op} {j} is {n} so {x} {n}',
 )
 OPENINGS = ('', 'find {x}', 'the question is {x}')

@@ -98,7 +98,7 @@ def test_every_word_is_in_the_vocabulary():
 
 def test_canonicalise_puts_steps_in_the_order_of_the_question():
     text = (
-        'find Eva\nTom 7 minus Ann 3 makes Bob 4\ncheck 4 plus 3 is 7\n'
+        'find Eva\nBob : Tom 7 minus Ann 3 makes Bob 4\ncheck 4 plus 3 is 7\n'
         'Eva needs Bob 4 and 2 : 4 times 2 is 8 so Eva 8\n#### 8'
     )
     standard = 'Bob has Tom 7 minus Ann 3 so Bob 4\nEva has Bob 4 times 2 so Eva 8\n#### 8'
@@ -117,18 +117,18 @@ def test_canonicalise_is_the_same_for_all_solutions_without_detours():
 
 
 def test_canonicalise_keeps_what_a_solution_states_wrongly():
-    assert canonicalise(QUESTION, 'Tom 7 minus Ann 3 makes Bob 5\n#### 5') == (
+    assert canonicalise(QUESTION, 'Bob : Tom 7 minus Ann 3 makes Bob 5\n#### 5') == (
         'Bob has Tom 7 minus Ann 3 so Bob 5\n#### 5'
     )
 
 
-@pytest.mark.parametrize('text', ['', '#### 8', 'Tom 7 minus Ann 3 makes Bob 4', 'Bob is 4\n#### 4', '??'])
+@pytest.mark.parametrize('text', ['', '#### 8', 'Bob : Tom 7 minus Ann 3 makes Bob 4', 'Bob is 4\n#### 4', '??'])
 def test_what_cannot_be_read_has_no_standard_form(text):
     assert canonicalise(QUESTION, text) is None
 
 
 def test_false_statements_are_counted():
-    text = 'Tom 7 minus Ann 3 makes Bob 5\ncheck 5 plus 3 is 8\nso there\n#### 5'
+    text = 'Bob : Tom 7 minus Ann 3 makes Bob 5\ncheck 5 plus 3 is 8\nso there\n#### 5'
     assert [true for _, true in statements(text)] == [False, True]
     assert read_solution(text).other == ('so there',)
     assert statements('#### 5') == []
