@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from adx import study
 from adx.defences import Permutation, ProductOfExperts
 from adx.errors import ConfigError
 from adx.experiment import Arm, Derivative, check, experiment_hash, from_json, holdout, override, sweep, to_json
@@ -25,10 +26,11 @@ def with_arm(**fields):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_checks_and_round_trips(path):
-    experiment = load_config(str(path))
-    check(experiment)
-    assert from_json(to_json(experiment)) == experiment
-    assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+    config = load_config(str(path))
+    (study.check if isinstance(config, study.Study) else check)(config)
+    written = to_json(config, study.REGISTRY)
+    assert from_json(written, study.REGISTRY) == config
+    assert from_json(json.loads(json.dumps(written)), study.REGISTRY) == config
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The testbed's models: a teacher, two families of proxies and two of students, of about a million weights or fewer.
+"""The testbed's models: a teacher, two families of proxies, two of students, and a judge of how fluent traces are.
 
 Families differ in width, depth, attention layout and mechanism, so that what is learned about one is no knowledge of
 another. `tools/train_testbed` makes their weights.
@@ -28,4 +28,5 @@ PRESETS = {
     'testbed-student-biased': dataclasses.replace(
         TEACHER, num_layers=4, embed_dim=112, mlp_dim=224, num_heads=7, num_kv_heads=1, head_dim=16, qkv_bias=True
     ),
+    'testbed-judge': dataclasses.replace(TEACHER, num_layers=5, embed_dim=80, mlp_dim=240, num_heads=5, num_kv_heads=5),
 }
