@@ -31,7 +31,7 @@ from adx.reporting import page
 from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdict
 from adx.storage import Workdir
-from adx.study import Student, Study, study_hash
+from adx.study import Student, Study, identity, study_hash
 from adx.types import RequestId, Trace
 
 Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
@@ -44,6 +44,7 @@ def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None)
     """
     if study.judge is None:
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
+    outcomes_io.claim(path, identity(study))
     arms = [arm.name for arm in study.experiment.arms]
     for seed in study.seeds:
         missing = [arm for arm in arms if not _place(path, seed, arm).exists()]

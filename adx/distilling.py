@@ -1,5 +1,6 @@
 """The stage `distil`: trains students on the traces of every arm under every attack, and grades them.
 
+    private/study.json        which study this is
     private/seeds/<seed>/     a workdir of its own: the traces of one seed
     private/outcomes/         journals of adx.outcomes.Outcome, one line a graded student
 
@@ -36,7 +37,7 @@ from adx.models.transformer import Model, Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
 from adx.storage import Workdir
-from adx.study import Student, Study, study_hash
+from adx.study import Student, Study, identity, study_hash
 from adx.types import Prompt, RequestId
 
 CHOICE = 'attack_val'
@@ -83,6 +84,7 @@ def distil(
 
     Stopped at any moment outside `guard` it goes on with the group of students that it was at.
     """
+    outcomes_io.claim(path, identity(study))
     with outcomes_io.open_log(path, guard) as log:
         families = [_family(study, student) for student in study.students]
         for seed in study.seeds:

@@ -1,16 +1,19 @@
-"""Outcomes as they are kept: `private/outcomes/` of a study's workdir, journals with one line a graded student."""
+"""What a study keeps in its workdir: `private/study.json`, which study it is, and `private/outcomes/`, journals with
+one line a graded student.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adx import files, journal, locks
 from adx.errors import StorageError, WorkdirError
 from adx.outcomes import Outcome, ThreatModel
-from adx.storage import Workdir
+from adx.storage import SHOWN_DIFFERENCES, Workdir, diff
 
 OWNER = 'distil'  # of the journals
 Known = dict[str, Outcome]  # by name
@@ -26,6 +29,22 @@ def name(of: Any, setting: Mapping[str, float], split: str) -> str:
     """of: anything with seed, student, attack, arm and source."""
     settings = ','.join(f'{key}={value:g}' for key, value in sorted(setting.items())) or '-'
     return '/'.join((str(of.seed), of.student, of.attack, of.arm or of.source, of.source, settings, split))
+
+
+def claim(path: str, identity: Mapping[str, Any]) -> None:
+    """Makes the workdir this study's. Raises WorkdirError, with the difference, where it is another's."""
+    place, ours = Workdir(path).private / 'study.json', json.loads(json.dumps(identity))
+    with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
+        files.make_private_dir(place.parent)
+        if not place.exists():
+            files.write_private(place, json.dumps(ours, indent=1).encode())
+        theirs = json.loads(place.read_text())
+    if differences := diff(theirs, ours):
+        more = f'; and {len(differences) - SHOWN_DIFFERENCES} more' if len(differences) > SHOWN_DIFFERENCES else ''
+        raise WorkdirError(
+            f'workdir {path} belongs to another study (theirs != ours): {"; ".join(differences[:SHOWN_DIFFERENCES])}'
+            f'{more}; give another workdir or undo the change'
+        )
 
 
 def read(path: str) -> Known:

@@ -31,7 +31,6 @@ from launch.config import load_config
 from launch.interrupts import Interrupts
 
 STAGES = ('prepare', 'generate', 'select', 'distil', 'assess', 'report', 'export')
-OF_STUDIES = ('distil', 'assess', 'report')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -242,10 +241,11 @@ def resolve() -> Any:
 def run(interrupts: Interrupts) -> int:
     if STATUS.value:
         from adx.storage import status
+        from launch import study
 
         if not WORKDIR.value:
             raise ConfigError('--status needs --workdir')
-        print(json.dumps(status(WORKDIR.value), indent=2))
+        print(json.dumps(study.status(WORKDIR.value) or status(WORKDIR.value), indent=2))
         return COMPLETE
     from adx import processes
 

@@ -47,6 +47,17 @@ def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
     return max(stage(experiment, seed_path(path, seed)) for seed, experiment in experiments)
 
 
+def status(path: str) -> dict[str, Any] | None:
+    """How a study's workdir is doing: its seeds' runs and how many students are graded; None where it is no study's."""
+    from adx import outcomes_io, storage
+
+    seeds = storage.Workdir(path).private / 'seeds'
+    if not seeds.exists():
+        return None
+    runs = {place.name: storage.status(place) for place in sorted(seeds.iterdir()) if place.is_dir()}
+    return {'seeds': runs, 'outcomes': len(outcomes_io.read(path))}
+
+
 def distil(study: Any, path: str, interrupts: Interrupts) -> int:
     from adx import distilling
     from adx.study import check
