@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -25,11 +25,11 @@ from adx.distilling import seed_path
 from adx.errors import ConfigError, InputError, StorageError
 from adx.evaluation import Likelihood
 from adx.generation import Models
-from adx.outcomes import Quality
+from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
 from adx.reporting.frontier import Plan, frontier
-from adx.reporting.rows import Row, Verdict
+from adx.reporting.rows import Row, Verdicts
 from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
 from adx.types import RequestId, Trace
@@ -131,10 +131,10 @@ def _judged_by(judge: Student) -> Callable[[Sequence[Trace]], list[tuple[float, 
     return nll
 
 
-def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Verdict]]:
+def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Criterion]]:
     """Arm -> every criterion of eligibility, on the seed that is worst for it."""
     by_seed = {(one.seed, one.arm): one for one in found}
-    judged: dict[str, list[Verdict]] = {}
+    judged: dict[str, list[Criterion]] = {}
     for arm in sorted({one.arm for one in found} - {study.clean}):
         seeds = [s for s in study.seeds if (s, arm) in by_seed and (s, study.clean) in by_seed]
         tried = [eligibility(by_seed[seed, arm], by_seed[seed, study.clean]) for seed in seeds]
@@ -142,15 +142,13 @@ def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Verdict]]
     return judged
 
 
-def _worst(criteria: Sequence[Criterion]) -> Verdict:
+def _worst(criteria: Sequence[Criterion]) -> Criterion:
     """The one with the least room to its limit."""
 
     def room(c: Criterion) -> float:
         return -math.inf if math.isnan(c.value) else min(c.low - c.limit[0], c.limit[1] - c.high)
 
-    least = min(criteria, key=lambda c: (c.holds, room(c)))
-    near = least.limit[0] if least.low - least.limit[0] < least.limit[1] - least.high else least.limit[1]
-    return Verdict(least.name, least.value, least.low, least.high, near, least.holds)
+    return min(criteria, key=lambda c: (c.holds, room(c)))
 
 
 def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
@@ -177,7 +175,7 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
-def _write(path: str, rows: Sequence[Row], graded: Sequence[Any], judged: Mapping[str, Any], facts: page.Facts) -> None:
+def _write(path: str, rows: Sequence[Row], graded: Sequence[Outcome], judged: Verdicts, facts: page.Facts) -> None:
     place = Workdir(path).private / 'report'
     with files.os_errors(StorageError, f'{place} was not written'):
         files.make_private_dir(place)

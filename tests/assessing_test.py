@@ -46,7 +46,7 @@ def test_what_is_measured_is_not_measured_again(ran, monkeypatch):
 
 def test_longer_traces_are_not_eligible(ran):
     study, _, found = ran
-    judged = {verdict.criterion: verdict for verdict in assessing.verdicts(study, found)['poe']}
+    judged = {one.name: one for one in assessing.verdicts(study, found)['poe']}
     assert not judged['tokens'].holds
     assert judged['retention'].holds
 

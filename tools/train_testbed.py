@@ -57,7 +57,8 @@ LENGTH = 256  # tokens of a row, which holds several lessons
 FULL = 0.94  # of a step's tokens, at which no more lessons are drawn
 EXAM = 256  # prompts
 
-_OUT = flags.DEFINE_string('out', None, 'The directory of the models.', required=True)
+# Tests load several programs into one process.
+_OUT = flags.DEFINE_string('out', None, 'The directory of the models.', required=True, allow_override=True)
 _ONLY = flags.DEFINE_list('only', [], f'Which of {", ".join(PRESETS)}; all if empty.')
 _STEPS = flags.DEFINE_integer('steps', 0, 'Optimiser steps of every model instead of its own: a trial.', lower_bound=0)
 

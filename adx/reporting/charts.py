@@ -45,9 +45,10 @@ def frontier_chart(rows: Sequence[Row], student: str) -> str:
 
     parts = [_line(LEFT, y(v), WIDTH - RIGHT, y(v), 'grid') + _text(LEFT - 8, y(v) + 4, f'{v}', 'end', 'tick')
              for v in range(0, 101, 20)]  # fmt: skip
-    for i in range(5):
-        value = left + (100 - left) * i / 4
-        parts.append(_text(x(value), HEIGHT - BOTTOM + 18, f'{value:.0f}', 'middle', 'tick'))
+    step = next(step for step in (1, 2, 5, 10, 20, 25) if (100 - left) / step <= 6)
+    for value in range(100, int(left) - 1, -step):
+        if value >= left:
+            parts.append(_text(x(value), HEIGHT - BOTTOM + 18, f'{value}', 'middle', 'tick'))
     parts.append(_text(LEFT + span / 2, HEIGHT - 10, 'Teacher accuracy (points of 100)', 'middle', 'axis'))
     turn = f' transform="rotate(-90 16 {TOP + tall / 2:.1f})"'
     parts.append(_text(16, TOP + tall / 2, f'Student accuracy, {student} (points)', 'middle', 'axis', turn))

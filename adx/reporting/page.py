@@ -10,7 +10,7 @@ from typing import Any
 
 from adx.outcomes import Outcome
 from adx.reporting.charts import frontier_chart, recovery_chart
-from adx.reporting.rows import Row, Verdict, Verdicts
+from adx.reporting.rows import Row, Verdicts
 from adx.spans import visible
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
@@ -61,7 +61,7 @@ def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts,
     return _finite({
         'headline': sentence(rows, facts.testbed),
         'rows': [dataclasses.asdict(row) for row in rows],
-        'eligibility': {arm: [Verdict(*v)._asdict() for v in judged] for arm, judged in sorted(verdicts.items())},
+        'eligibility': {arm: [one._asdict() for one in judged] for arm, judged in sorted(verdicts.items())},
         'threat_models': [
             {'attack': attack, 'source': source} | threat for (attack, source, _), threat in sorted(threats.items())
         ],
@@ -105,14 +105,12 @@ def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[t
 def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> str:
     """One self-contained page: inline style, no script, nothing loaded."""
     students = sorted({row.student for row in rows if row.student})
-    failed = {
-        arm: ', '.join(v.criterion for v in (Verdict(*one) for one in judged) if not v.holds)
-        for arm, judged in verdicts.items()
-    }
+    failed = {arm: ', '.join(one.name for one in judged if not one.holds) for arm, judged in verdicts.items()}
     return _template().render(
         content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
-        good=_table(rows, True), bad=_table(rows, False), recovery=recovery_chart(rows),
-        matrix=_matrix(rows, facts.proxies), charts=[chart for s in students if (chart := frontier_chart(rows, s))],
+        judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),
+        recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies),
+        charts=[chart for s in students if (chart := frontier_chart(rows, s))],
     )  # fmt: skip
 
 

@@ -6,22 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from adx.quality import Criterion
+
 MEASURED, SCREEN, NOT_RUN, NO_CREDIT, CENSORED = 'measured', 'screen', 'not_run', 'no_credit', 'censored'
 MIN_SEEDS = 8  # of a row that may carry a headline; fewer screen
 
 
-class Verdict(NamedTuple):
-    """One criterion of eligibility on the defended stream, with its interval and the limit that it was held to."""
-
-    criterion: str
-    value: float
-    low: float
-    high: float
-    limit: float
-    holds: bool
-
-
-Verdicts = Mapping[str, Sequence[Verdict]]
+Verdicts = Mapping[str, Sequence[Criterion]]  # by arm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Subject(NamedTuple):
 def is_eligible(arm: str, verdicts: Verdicts) -> bool | None:
     """Whether every criterion holds; None where the arm was not judged."""
     judged = verdicts.get(arm)
-    return all(Verdict(*verdict).holds for verdict in judged) if judged else None
+    return all(criterion.holds for criterion in judged) if judged else None
 
 
 def status_of(seeds: int) -> str:

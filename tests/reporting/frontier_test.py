@@ -8,12 +8,12 @@ import pytest
 from adx import statistics
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
+from adx.quality import Criterion
 from adx.reporting.frontier import NO_TEACHER, Plan, frontier, neighbours
-from adx.reporting.rows import Verdict
 
 THREAT = ThreatModel(queries=100, samples=1, traces=100, tokens=1000, student='wide', steps=50, settings=6)
 PLAN = Plan(attacks=('sft', 'prefill'), temperatures=('hot',))
-VERDICTS = {'ads': [Verdict('accuracy', 0.2, -0.3, 0.7, 1.0, True)]}
+VERDICTS = {'ads': [Criterion('accuracy', 0.2, -0.3, 0.7, (-1.0, 1.0), True)]}
 CLEAN, BASE, ADS, HOT = 80, 20, 50, 74  # right of 100, wobbling by seed
 
 
