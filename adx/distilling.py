@@ -47,6 +47,17 @@ Tell = Callable[[str, int, int], None]  # what is trained, steps done, of how ma
 
 
 @dataclasses.dataclass(frozen=True)
+class Lab:
+    """What all students of a study share. teacher: its tokenizer; held_apart: prompts that nobody is trained on."""
+
+    study: Study
+    path: str
+    teacher: Tokenizer
+    held_apart: tuple[Prompt, ...]
+    tell: Tell
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """A student as it is before it is distilled, and what it is graded with."""
 
@@ -86,14 +97,21 @@ def distil(
     """
     outcomes_io.claim(path, identity(study))
     with outcomes_io.open_log(path, guard) as log:
+        lab = _lab(study, path, tell)
         families = [_family(study, student) for student in study.students]
         for seed in study.seeds:
             arms = _lessons(study, path, seed)
             for family in families:
-                _grade_base(study, path, family, seed, log)
+                _grade_base(lab, family, seed, log)
                 for attack in study.attacks:
-                    _Group(study, path, family, attack, seed, tell).run(arms, log)
+                    _Group(lab, family, attack, seed).run(arms, log)
         return [log.known[name] for name in sorted(log.known)]
+
+
+def _lab(study: Study, path: str, tell: Tell) -> Lab:
+    prompts = study.experiment.dataset.prompts
+    held_apart = tuple(prompt for split in (CHOICE, study.split, 'holdout') for prompt in prompts(split))
+    return Lab(study, path, load_tokenizer(resolve(study.experiment.teacher.source)), held_apart, tell)
 
 
 def _family(study: Study, student: Student) -> Family:
@@ -131,12 +149,13 @@ def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
     return found
 
 
-def _grade_base(study: Study, path: str, family: Family, seed: int, log: Log) -> None:
+def _grade_base(lab: Lab, family: Family, seed: int, log: Log) -> None:
     """The student that was not distilled, by the first attack's name, once a seed: seeds pair it with the others."""
+    study = lab.study
     settled = _Settled(family.student.name, study.attacks[0].name, '', BASE, seed)
     if outcomes_io.name(settled, {}, study.split) not in log.known:
         threat = ThreatModel(0, 0, 0, 0, family.student.name, 0, 0)
-        graded = _graded(study, path, family, {'': family.params}, study.split)['']
+        graded = _graded(lab, family, {'': family.params}, study.split)['']
         log.add([settled.outcome(study, family, {}, study.split, graded, threat)])
 
 
@@ -161,21 +180,19 @@ class _Settled:
         )  # fmt: skip
 
 
-def _graded(
-    study: Study, path: str, family: Family, students: Mapping[str, Params], split: str
-) -> dict[str, Evaluation]:
+def _graded(lab: Lab, family: Family, students: Mapping[str, Params], split: str) -> dict[str, Evaluation]:
     if split == 'test':
-        readings.read_test(path, study_hash(study), ', '.join(students))
+        readings.read_test(lab.path, study_hash(lab.study), ', '.join(students))
     return dict(evaluate(family.engine, students, family.exams[split]))
 
 
 class _Group:
     """The students of one seed, family and attack, which are trained together."""
 
-    def __init__(self, study: Study, path: str, family: Family, attack: Attack, seed: int, tell: Tell):
-        self.study, self.path, self.family, self.attack, self.seed = study, path, family, attack, seed
-        self.tell = functools.partial(tell, f'seed {seed}, {family.student.name}, {attack.name}')
-        self.first = seed == study.seeds[0]
+    def __init__(self, lab: Lab, family: Family, attack: Attack, seed: int):
+        self.lab, self.study, self.family, self.attack, self.seed = lab, lab.study, family, attack, seed
+        self.tell = functools.partial(lab.tell, f'seed {seed}, {family.student.name}, {attack.name}')
+        self.first = seed == lab.study.seeds[0]
 
     def run(self, arms: Mapping[str, Sequence[Lesson]], log: Log) -> None:
         """Trains what is missing and notes its outcomes, all at once: a group is done or it is not."""
@@ -193,10 +210,19 @@ class _Group:
         found = []
         for name, cell in cells.items():
             if cell.encoded is None:
+                found += self._untrained(name, log.known)
                 continue
             trained = {i: params for i, params in students.items() if jobs[int(i)][0] == name}
             found += self._grade(cell, trained, [job[1] for job in jobs], diverged, seconds / len(jobs))
         log.add(found)
+
+    def _untrained(self, name: str, known: Known) -> list[Outcome]:
+        """Without resources of its own an attacker keeps the student as it was. An arm without lessons has none."""
+        if name != OWN:
+            return []
+        base = dataclasses.replace(self._settled(name), attack=self.study.attacks[0].name, source=BASE)
+        found = known[outcomes_io.name(base, {}, self.study.split)]
+        return [dataclasses.replace(found, attack=self.attack.name, source=OWN)]
 
     def _settled(self, name: str) -> _Settled:
         source = OWN if name == OWN else 'clean' if name == self.study.clean else 'defended'
@@ -204,10 +230,11 @@ class _Group:
 
     def _is_done(self, name: str, known: Known) -> bool:
         of = self._settled(name)
-        return any(outcomes_io.name(of, setting, self.study.split) in known for setting in self.study.settings)
+        settings = [*self.study.settings, {}]
+        return any(outcomes_io.name(of, setting, self.study.split) in known for setting in settings)
 
     def _frozen(self, name: str, known: Known) -> Setting:
-        """The setting that the first seed chose. A source that had no lessons then has a grid now."""
+        """The setting that the first seed chose; the first of all where it had no lessons."""
         of = dataclasses.replace(self._settled(name), seed=self.study.seeds[0])
         chosen = [s for s in self.study.settings if outcomes_io.name(of, s, self.study.split) in known]
         return chosen[0] if chosen else self.study.settings[0]
@@ -225,11 +252,9 @@ class _Group:
             prepared = self.attack.prepare(arms[name], resources)
         if prepared is None or not prepared.lessons:
             return Cell(self.attack, of.arm, of.source, prepared, None)
-        held_apart = [prompt for split in (CHOICE, study.split, 'holdout') for prompt in dataset.prompts(split)]
-        check_apart(prepared.lessons, held_apart)
-        teacher = load_tokenizer(resolve(study.experiment.teacher.source))
-        family = self.family
-        encoded = encode(prepared.lessons, family.tokenizer, family.student.prompting, study.recipe.length, teacher)
+        check_apart(prepared.lessons, self.lab.held_apart)
+        tokenizer, prompting = self.family.tokenizer, self.family.student.prompting
+        encoded = encode(prepared.lessons, tokenizer, prompting, study.recipe.length, self.lab.teacher)
         return Cell(self.attack, of.arm, of.source, prepared, encoded)
 
     def _sent(self, arms: Mapping[str, Sequence[Lesson]]) -> tuple[Prompt, ...]:
@@ -276,11 +301,11 @@ class _Group:
 
         best = next(iter(students))
         if self.first:
-            choice = _graded(study, self.path, family, students, CHOICE)
+            choice = _graded(self.lab, family, students, CHOICE)
             for i, graded in choice.items():
                 note(i, CHOICE, graded)
             best = max(choice, key=lambda i: choice[i].accuracy)
-        note(best, study.split, _graded(study, self.path, family, {best: students[best]}, study.split)[best])
+        note(best, study.split, _graded(self.lab, family, {best: students[best]}, study.split)[best])
         return found
 
     def _threat(self, cell: Cell, setting: Setting) -> ThreatModel:

@@ -43,8 +43,8 @@ def test_every_student_is_graded(finished):
         for seed in (0, 1)
         for student in ('first', 'second')
         for cell in [
-            ('sft', '', 'base'), ('sft', 'plain', 'clean'), ('sft', 'poe', 'defended'), ('mixed', '', 'own'),
-            ('mixed', 'plain', 'clean'), ('mixed', 'poe', 'defended'),
+            ('sft', '', 'base'), ('sft', '', 'own'), ('sft', 'plain', 'clean'), ('sft', 'poe', 'defended'),
+            ('mixed', '', 'own'), ('mixed', 'plain', 'clean'), ('mixed', 'poe', 'defended'),
         ]
     }  # fmt: skip
     assert graded == wanted
@@ -56,7 +56,7 @@ def test_the_first_seed_has_the_grid_and_the_others_its_choice(finished):
     _, _, outcomes = finished
     choices = [o for o in outcomes if o.split == 'attack_val']
     assert {o.seed for o in choices} == {0}
-    for one in (o for o in outcomes if o.split == 'tune' and o.source != 'base'):
+    for one in (o for o in outcomes if o.split == 'tune' and o.setting):
         cell = (one.student, one.attack, one.arm, one.source)
         grid = [o for o in choices if (o.student, o.attack, o.arm, o.source) == cell]
         assert sorted(o.setting['learning_rate'] for o in grid) == [1e-3, 3e-3]
@@ -75,6 +75,12 @@ def test_threat_models_say_what_was_had(finished):
     assert threats['sft', 'base'].steps == 0
 
 
+def test_an_attacker_with_nothing_of_its_own_keeps_the_student_as_it_was(finished):
+    _, _, outcomes = finished
+    of = {(o.seed, o.student, o.attack, o.source): o.correct for o in outcomes if o.split == 'tune'}
+    assert all(of[0, name, 'sft', 'own'] == of[0, name, 'sft', 'base'] for name in ('first', 'second'))
+
+
 def test_going_on_repeats_nothing(finished, monkeypatch):
     study, path, outcomes = finished
     monkeypatch.setattr(distilling._Group, '_train', None)
@@ -87,7 +93,7 @@ def test_another_seed_is_added_with_the_frozen_settings(students, tmp_path):
     before = distilling.distil(study, str(tmp_path))
     after = distilling.distil(dataclasses.replace(study, seeds=(0, 1)), str(tmp_path))
     assert [o for o in after if o.seed == 0] == before
-    chosen = {(o.student, o.arm): o.setting for o in before if o.split == 'tune'}
+    chosen = {(o.student, o.arm): o.setting for o in before if o.split == 'tune'}  # {} of those not trained
     assert all(o.setting == chosen[o.student, o.arm] for o in after if o.seed == 1)
     assert study_hash(study) == study_hash(dataclasses.replace(study, seeds=(0, 1)))
 

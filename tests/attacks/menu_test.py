@@ -16,6 +16,7 @@ from adx.attacks.mixing import Reweight
 from adx.attacks.queries import AugmentQueries
 from adx.attacks.rewrites import Reconstruct
 from adx.lessons import RESOURCES, Transform
+from adx.study import REGISTRY
 
 ALL = [(name, cls()) for name, cls in MENU.items()] + [
     ('best_of_k', BestOfK(2, 'self_consistency')),
@@ -32,14 +33,6 @@ WRONG = {
 every = pytest.mark.parametrize(('name', 'transform'), ALL, ids=lambda value: value if isinstance(value, str) else '')
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """A transform is an option like any other once it is named."""
-    names = {**MENU, 'attack': Attack}
-    monkeypatch.setattr(experiment, 'REGISTRY', {**experiment.REGISTRY, **names})
-    monkeypatch.setattr(experiment, '_NAMES', experiment._NAMES | {cls: name for name, cls in names.items()})
-
-
 def given():
     return lessons(6, 4)
 
@@ -53,7 +46,8 @@ def test_is_a_frozen_option_under_its_own_name_that_survives_json(name, transfor
     with pytest.raises(dataclasses.FrozenInstanceError):
         transform.anything = 1
     attack = Attack('a', (transform,), arguments=())
-    assert experiment.from_json(json.loads(json.dumps(experiment.to_json(attack)))) == attack
+    written = json.loads(json.dumps(experiment.to_json(attack, REGISTRY)))
+    assert experiment.from_json(written, REGISTRY) == attack
 
 
 @every

@@ -90,20 +90,20 @@ def test_a_study_runs_to_its_report(config, tmp_path):
     command = (f'--config={config}', f'--workdir={tmp_path}')
     shown = run(*command, '--stages=generate,distil,assess,report')
     assert shown.count('24 traces decoded') == 2
-    assert '6 students graded on tune, 2 on attack_val' in shown  # base, clean and defended of two seeds
+    assert '8 students graded on tune, 2 on attack_val' in shown  # base, own, clean and defended of two seeds
     assert 'seed 1, poe:' in shown
     content = json.loads((tmp_path / 'private' / 'report' / 'report.json').read_text())
     lost = [row for row in content['rows'] if row['figure'] == 'points_lost']
     assert [(row['arm'], row['n'], row['status']) for row in lost] == [('poe', 2, 'screen')]
     assert (tmp_path / 'private').stat().st_mode & 0o777 == 0o700
     status = json.loads(run('--status', f'--workdir={tmp_path}'))
-    assert status['outcomes'] == 8
+    assert status['outcomes'] == 10
     assert {seed: one['done'] for seed, one in status['seeds'].items()} == {'0': 24, '1': 24}
     again = run(*command, '--stages=generate,distil,assess,report')
     assert again.count('0 traces decoded') == 2
     foreign = run(*command, '--stages=distil', '--set=recipe.rows=8', code=4)
     assert 'belongs to another study (theirs != ours): recipe.rows: 4 != 8' in foreign
-    assert '6 students graded on tune, 2 on attack_val' in again
+    assert '8 students graded on tune, 2 on attack_val' in again
 
 
 def test_a_stage_of_the_other_kind_is_named(config, tmp_path):

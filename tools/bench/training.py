@@ -1,0 +1,115 @@
+"""Measures training on the testbed's shapes: against its own products, and students together against one by one.
+
+    python -m tools.bench.training
+
+`products_share_of_step` is the time of all products with weights, forward and backward, over the time of a step, of one
+student. `stack_speedup` is how much sooner STACK students are trained as one stack than one after the other.
+Appends to results/training.json, see figures.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+
+from adx.batching import Corpus, Example, Stream
+from adx.mesh import make_mesh
+from adx.models.products import linear
+from adx.models.tiny import PRESETS
+from adx.models.transformer import Model, Params, make_model
+from adx.optimising import Recipe
+from adx.training import Trainer
+from tools.bench import figures
+from tools.bench.timers import reads_a_weight, timer
+
+TABLE, COMMAND = 'training', 'python -m tools.bench.training'
+STUDENT, STACK, REPEATS, STEPS = 'testbed-student-wide', 8, 7, 6
+RECIPE = Recipe(rows=32, length=128, steps=10**6)
+PROMPT, COMPLETION = 55, 60  # tokens of a lesson of three steps, about
+
+
+def corpus(seed: int, vocab: int) -> Corpus:
+    ids = np.random.default_rng(seed).integers(5, vocab, (256, PROMPT + COMPLETION)).tolist()
+    return Corpus([Example(f'{i:03}', tuple(row[:PROMPT]), tuple(row[PROMPT:])) for i, row in enumerate(ids)], seed)
+
+
+def step_timer(model: Model, count: int) -> Callable[[], float]:
+    """Seconds of a step of a stack of `count` students, as a run takes them: rows are made and placed meanwhile."""
+    trainer = Trainer(model, make_mesh(), RECIPE, count)
+    stream = Stream([corpus(i, model.config.vocab_size) for i in range(count)], RECIPE.rows, RECIPE.length)
+    params = [model.init(i) for i in range(count)]
+    held = [trainer.start({path: jnp.stack([one[path] for one in params]) for path in model.shapes})]
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        for step in range(STEPS):
+            held[0], _ = trainer.step(held[0], stream(step))
+        jax.block_until_ready(held[0])
+        return (time.perf_counter() - begin) / STEPS
+
+    seconds()
+    return seconds
+
+
+def products_timer(model: Model) -> Callable[[], float]:
+    """Seconds of the products with weights in a step, and of their two backward products each."""
+    params = model.init(0)
+    tokens_BL = jnp.zeros((RECIPE.rows, 128), jnp.int32)
+    inputs: dict[tuple[int, ...], jax.Array] = {}
+
+    def visit(product: Callable[..., jax.Array], params: Params) -> Any:
+        return model.apply(params, tokens_BL, jnp.zeros_like(tokens_BL), linear=product)
+
+    def record(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+        if reads_a_weight(equation):
+            inputs.setdefault(x.shape, jax.random.normal(jax.random.key(0), x.shape))
+        return linear(equation, x, w, dtype)
+
+    jax.eval_shape(lambda params: visit(lambda *args: record(*args), params), params)
+
+    def total(params: Params, inputs: dict[tuple[int, ...], jax.Array]) -> jax.Array:
+        sums: list[jax.Array] = []
+
+        def alone(equation: str, x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+            if not reads_a_weight(equation):
+                return linear(equation, x, w, dtype)
+            y = linear(equation, inputs[x.shape], w)
+            sums.append(jnp.sum(y * y))  # so that both backward products read an array
+            return y
+
+        visit(alone, params)
+        return sum(sums, jnp.float32(0))
+
+    return timer(jax.grad(total, argnums=(0, 1)), params, inputs)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    model = make_model(PRESETS[STUDENT])
+    one, stack, products = step_timer(model, 1), step_timer(model, STACK), products_timer(model)
+    taken: dict[str, list[float]] = {'one': [], 'stack': [], 'products': []}
+    for _ in range(REPEATS):
+        for name, seconds in (('one', one), ('stack', stack), ('products', products)):
+            taken[name].append(seconds())
+    ones = np.array(taken['one'])
+    rows = [
+        ('products_share_of_step_cpu', np.array(taken['products']) / ones, 'of a step', '>= 0.6'),
+        ('stack_speedup_cpu', STACK * ones / np.array(taken['stack']), 'x', '> 1'),
+        ('train_tokens_per_second_cpu', RECIPE.rows * (PROMPT + COMPLETION) / ones, 'tokens/s', ''),
+    ]
+    for figure, samples, unit, goal in rows:
+        row = figures.append(TABLE, figure, samples.tolist(), unit=unit, goal=goal, command=COMMAND)
+        print(f'{figure}: {row["value"]:.3g} {unit} ({row["low"]:.3g} to {row["high"]:.3g}, n = {row["n"]})')
+    figures.not_run(
+        TABLE, 'model_flops_utilisation_gpu', unit='of peak', goal='>= 0.45', command=COMMAND, machine='GPU'
+    )
+
+
+if __name__ == '__main__':
+    app.run(main)
