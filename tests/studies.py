@@ -86,6 +86,8 @@ def trace(prompt, arm, text, tokenizer, seed):
     text = f'{STRANGE}\n{text}' if arm == 'poe' else text
     tokens = (*tokenizer.encode(text), tokenizer.eos_id)
     id_ = f'arithmetic/train/{prompt.row}/0/{arm}'
+    served = {'top_ids': [[i, 0] for i in tokens], 'top_log_probs': [[-0.1, -3.0] for _ in tokens]}
     return Trace(
-        id_, prompt.messages, text, text, '', tokens, 'eos', 9, {'type': arm}, {}, seed=seed, gold=prompt.answer
-    )
+        id_, prompt.messages, text, text, '', tokens, 'eos', 9, {'type': arm}, {}, seed=seed, gold=prompt.answer,
+        statistics=served,
+    )  # fmt: skip
