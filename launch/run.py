@@ -30,7 +30,7 @@ from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
-STAGES = ('prepare', 'generate', 'select', 'distil', 'assess', 'report', 'export')
+STAGES = ('prepare', 'generate', 'select', 'freeze', 'distil', 'assess', 'report', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -284,6 +284,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
     return {
         'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
+        'freeze': lambda: stages.freeze(study, path),
         'distil': lambda: stages.distil(study, path, interrupts),
         'assess': lambda: stages.assess(study, path),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv)),

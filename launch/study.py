@@ -58,6 +58,17 @@ def status(path: str) -> dict[str, Any] | None:
     return {'seeds': runs, 'outcomes': len(outcomes_io.read(path))}
 
 
+def freeze(study: Any, path: str) -> int:
+    """Commits to the study: from now on it, and no other, may grade on the split test."""
+    from adx import readings
+    from adx.study import check, study_hash
+
+    check(study)
+    readings.freeze(path, study_hash(study))
+    print(f'study {study_hash(study)} is frozen: it may read the split test, and each reading is counted')
+    return COMPLETE
+
+
 def distil(study: Any, path: str, interrupts: Interrupts) -> int:
     from adx import distilling
     from adx.study import check

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from studies import DATASET, SMALL, STRANGE, make_study, write_students, write_traces
 
-from adx import distilling, outcomes_io
+from adx import distilling, outcomes_io, readings
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
@@ -19,6 +19,7 @@ from adx.evaluation import Likelihood
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
 from adx.study import REGISTRY, check, study_hash
+from launch import study as launch
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +172,10 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
     write_traces(study, str(tmp_path))
     with pytest.raises(ConfigError, match='may not read the split test'):
         distilling.distil(study, str(tmp_path))
+    assert launch.freeze(study, str(tmp_path)) == 0
+    outcomes = distilling.distil(study, str(tmp_path))
+    assert {o.split for o in outcomes} == {'attack_val', 'test'}
+    assert len(readings.readings(str(tmp_path))) == sum(o.split == 'test' and o.source != 'own' for o in outcomes)
 
 
 @pytest.mark.parametrize(
