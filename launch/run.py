@@ -1,4 +1,6 @@
-"""Runs an experiment: python -m launch.run --config=configs/<name>.py --workdir=<directory or gs://bucket/path>
+"""Runs an experiment, or a study of several seeds:
+
+    python -m launch.run --config=configs/<name>.py --workdir=<directory or gs://bucket/path>
 
 Killing it at any moment and running the same command again continues the run. Exit codes:
   0 complete          2 flags or config       3 input            4 workdir busy or foreign
@@ -230,7 +232,7 @@ def resolve() -> Any:
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
-    alone = [name for name in ('select', 'export') if name in STAGE_NAMES.value]
+    alone = [name for name in STAGES[2:] if name in STAGE_NAMES.value]
     if DISTRIBUTED.value and alone:
         raise ConfigError(f'--stages={alone[0]} is the work of one process; run it afterwards, without --distributed')
     if not WORKDIR.value and not DRY_RUN.value:
