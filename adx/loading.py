@@ -21,7 +21,7 @@ from adx.models.transformer import Params, TransformerConfig, make_model
 
 CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
-FETCH = './tools/demo fetches SmolLM2'
+FETCH = './tools/demo fetches SmolLM2, tools/train_testbed makes the models of the testbed'
 
 
 def cache_directory() -> pathlib.Path:
