@@ -24,7 +24,6 @@ from etils import epath
 from adx import experiment as experiments
 from adx import files, generation, orbax_io
 from adx.batching import Example
-from adx.datasets.splits import normalise
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.derivative import difference_weights
 from adx.decoding.ensemble import Group, Weights
@@ -37,6 +36,7 @@ from adx.loading import Blueprint
 from adx.models.transformer import Params
 from adx.needs import differentiated
 from adx.storage import Workdir, diff
+from adx.texts import canonical
 from adx.types import Array, Prompt, Trace
 
 HOLDOUT, DIRECTIONS, IDENTITY = 'holdout', 'directions', 'identity.json'
@@ -85,7 +85,7 @@ def check_apart(holdout: Sequence[Prompt], served: Sequence[Prompt]) -> None:
 
 def _text(prompt: Prompt) -> str:
     text = '\n'.join(message['content'] for message in prompt.messages)
-    return normalise(text) or text
+    return canonical(text)
 
 
 def holdout_path(workdir: epath.PathLike) -> str:

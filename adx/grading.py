@@ -135,6 +135,12 @@ def extract_choice(text: str) -> str | None:
     return alone[-1] if alone else None
 
 
+def stated_answer(text: str, gold: str | None) -> str | None:
+    """The final answer of a text, a letter where `gold` is one; None where it states none."""
+    letter = gold is not None and len(gold) == 1 and 'A' <= gold <= 'J'
+    return extract_choice(text) if letter else extract(text)
+
+
 # ---------------------------------------------------------------------------------------------- numbers
 
 

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from adx import grading
 from adx.errors import InputError
 from adx.hashing import content_hash, row_key
+from adx.texts import canonical
 from adx.types import Prompt, RequestId, Trace, check_choice
 
 SOURCES = ('defended', 'clean', 'own')
-NGRAM = 13  # words of a passage that two texts do not share by chance
 EMPTY, TRUNCATED, UNPARSABLE = 'empty', 'truncated', 'states no answer'
 Messages = tuple[dict[str, str], ...]
 Own = Callable[[Sequence[str], str, int], Sequence[Sequence[str]]]
@@ -95,8 +93,7 @@ def stated(lesson: Lesson) -> str | None:
 
     gold is looked at for its kind only: who asks knows whether a letter is wanted.
     """
-    letter = lesson.gold is not None and re.fullmatch('[A-J]', lesson.gold)
-    return grading.extract_choice(lesson.text) if letter else grading.extract(lesson.text)
+    return grading.stated_answer(lesson.text, lesson.gold)
 
 
 def by_prompt(lessons: Iterable[Lesson]) -> dict[str, list[Lesson]]:
@@ -118,19 +115,6 @@ def prompts_of(lessons: Iterable[Lesson], sent: Iterable[Prompt] = ()) -> tuple[
 def shuffled(items: Iterable[Item], seed: int, purpose: str, name: Callable[[Item], str]) -> list[Item]:
     """In an order drawn by seed, purpose and each item's name: it does not depend on the order given."""
     return sorted(items, key=lambda item: (row_key(seed, f'{purpose}/{name(item)}').tolist(), name(item)))
-
-
-# ----------------------------------------------------------------------------------------------- text
-
-
-def normalise(text: str) -> str:
-    """NFKC, case folded, every run of characters that are no letter or digit made one space."""
-    return ' '.join(re.findall(r'[^\W_]+', unicodedata.normalize('NFKC', text).casefold())) or text
-
-
-def ngrams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    """Every run of `size` words in order; of fewer words the one run that they are, of none nothing."""
-    return [tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))] if words else []
 
 
 # ------------------------------------------------------------------------------------------ the record
@@ -227,10 +211,10 @@ def check_apart(lessons: Sequence[Lesson], tests: Iterable[Prompt]) -> None:
             to = f' to account {account!r}' if account else ''
             names = sorted(f'{setting} ({defence or "no hash"})' for setting, defence in settings)
             raise InputError(f'traces of several defences{to} are mixed: {names}; take those of one arm')
-    held = {normalise(question(prompt.messages)): prompt for prompt in tests}
-    both = [lesson for lesson in lessons if normalise(lesson.question) in held]
+    held = {canonical(question(prompt.messages)): prompt for prompt in tests}
+    both = [lesson for lesson in lessons if canonical(lesson.question) in held]
     if both:
-        other = held[normalise(both[0].question)]
+        other = held[canonical(both[0].question)]
         raise InputError(
             f'{len(both)} lessons have prompts that are held apart, first {both[0].prompt_id} as {other.dataset}/'
             f'{other.split}/{other.row}; nothing that is measured on may be trained on: take another split'

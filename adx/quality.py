@@ -16,9 +16,9 @@ from adx.errors import InputError
 from adx.evaluation import prompts_hash
 from adx.outcomes import Quality
 from adx.statistics import binomial_interval, paired_upper, t_interval
+from adx.texts import repetition
 from adx.types import RequestId, Trace
 
-GRAM = 4  # tokens
 TAIL = 400  # characters of a text in an audit
 LEVEL = 0.90  # of two-sided intervals: each end is then the one-sided 95 % bound that non-inferiority asks for
 POINT = 0.01
@@ -93,12 +93,6 @@ def measure(traces: Sequence[Trace], forced: Mapping[str, bool], measures: Measu
         nll=_ratio(by_prompt['nats'], by_prompt['scored_tokens']), kl_mean=kl_mean, kl_95=kl_95,
         timed_out=_mean([verdict.timed_out for verdict in verdicts]), by_prompt=by_prompt,
     )  # fmt: skip
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """The share of a trace's 4-grams that occurred before in it; 0 for a trace shorter than that."""
-    grams = [tuple(tokens[i : i + GRAM]) for i in range(len(tokens) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def divergence(traces: Sequence[Trace]) -> tuple[float, float]:

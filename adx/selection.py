@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adx import grading, losses
+from adx import losses
 from adx.aggregation import Aggregation
 from adx.batching import Batch
 from adx.decoding.ensemble import Ensemble
 from adx.fields import hint
+from adx.grading import stated_answer
 from adx.models.transformer import Model, Params
 from adx.types import Array, check_choice
 
@@ -86,12 +87,6 @@ def check_selections(selections: Sequence[Selection], arms: Sequence[str], has_p
             raise ValueError(f'selection {name!r} is scored by proxies and proxies is empty; add a ModelSource to it')
         if selection.score == 'harm' and method != 'exact':
             raise ValueError(f"selection {name!r} wants derivative.method = 'exact' and it is {method!r}; set it")
-
-
-def stated_answer(text: str, gold: str | None) -> str | None:
-    """The final answer of a text, a letter where `gold` is one; None where it states none."""
-    letter = gold is not None and len(gold) == 1 and 'A' <= gold <= 'J'
-    return grading.extract_choice(text) if letter else grading.extract(text)
 
 
 def matched(texts: Sequence[str], gold: str | None, grade: Grade) -> list[bool]:

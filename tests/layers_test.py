@@ -13,6 +13,7 @@ ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
     'types', 'errors', 'fields', 'numerics', 'aggregation', 'answers', 'automata', 'batching', 'equations', 'grading',
     'hashing', 'lessons', 'losses', 'mesh', 'outcomes', 'sandbox', 'spans', 'statistics', 'sweeping',
+    'texts',
 }  # fmt: skip
 MENUS = {'attacks', 'models', 'datasets', 'defences'}
 STAGES = {

@@ -16,14 +16,14 @@ from adx.lessons import (
     check_apart,
     finished,
     from_trace,
-    ngrams,
-    normalise,
     prompts_of,
     question,
     shuffled,
     sort_out,
     stated,
 )
+from adx.texts import canonical as normalise
+from adx.texts import ngrams
 from adx.types import Trace
 
 TRACE = Trace(

@@ -7,23 +7,20 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from adx import grading
+from adx import grading, texts
 from adx.lessons import (
-    NGRAM,
     UNPARSABLE,
     Lesson,
     Passive,
     Resources,
     Tally,
     by_prompt,
-    ngrams,
-    normalise,
     sort_out,
     stated,
 )
+from adx.texts import NGRAM, canonical, ngrams
 from adx.types import check_choice, check_range
 
-GRAM = 4  # words whose return is repetition
 HOWS = ('verifier', 'self_consistency')
 
 
@@ -49,7 +46,7 @@ class Deduplicate(Passive):
         seen: set[object] = set()
         why: dict[str, str] = {}
         for lesson in sorted(lessons, key=lambda lesson: lesson.id):
-            same, grams = (normalise(lesson.question), lesson.text.strip()), _grams(lesson)
+            same, grams = (canonical(lesson.question), lesson.text.strip()), _grams(lesson)
             if same in exact:
                 why[lesson.id] = 'exact duplicate'
             elif grams and len(grams & seen) >= self.overlap * len(grams):
@@ -63,17 +60,15 @@ class Deduplicate(Passive):
 
 
 def _grams(lesson: Lesson) -> set[object]:
-    words = normalise(lesson.text).split()
+    words = canonical(lesson.text).split()
     found: list[tuple[str, ...]] = ngrams(words, NGRAM)
     # A short text is an answer, and different questions may well have the same one.
-    return set(found) if len(words) >= NGRAM else {(normalise(lesson.question), gram) for gram in found}
+    return set(found) if len(words) >= NGRAM else {(canonical(lesson.question), gram) for gram in found}
 
 
 def repetition(text: str) -> float:
     """The share of a text's 4-grams of words that occurred before in it; 0 for a text of fewer words."""
-    words = text.split()
-    grams = ngrams(words, GRAM) if len(words) >= GRAM else []
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return texts.repetition(text.split())
 
 
 @dataclasses.dataclass(frozen=True)

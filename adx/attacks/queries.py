@@ -15,11 +15,11 @@ from adx.lessons import (
     Tally,
     by_prompt,
     check_text,
-    normalise,
     prompts_of,
     question,
     sort_out,
 )
+from adx.texts import canonical
 from adx.types import Prompt, check_choice, check_range
 
 INSTRUCTIONS = {
@@ -96,14 +96,14 @@ class AugmentQueries(Passive):
         """The new prompts, and what was refused: reason -> count. Rows are named after the row they come from."""
         own, asked = resources.need('own', 'augment_queries'), [question(prompt.messages) for prompt in prompts]
         written = own(asked, self.instruction or INSTRUCTIONS[self.how], self.count) if prompts else []
-        known, made = {normalise(text) for text in asked}, []
+        known, made = {canonical(text) for text in asked}, []
         refused: Counter[str] = Counter()
         for prompt, texts in zip(prompts, written, strict=True):
             for i, text in enumerate(texts):
-                if not text.strip() or normalise(text) in known:
+                if not text.strip() or canonical(text) in known:
                     refused['asked before' if text.strip() else 'asks nothing'] += 1
                     continue
-                known.add(normalise(text))
+                known.add(canonical(text))
                 made.append(self._changed(prompt, text.strip(), i))
         return made, dict(sorted(refused.items()))
 

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-import unicodedata
 from collections.abc import Iterable
 
+from adx import texts
 from adx.datasets.rows import Row, Source
 from adx.errors import ConfigError, InputError
+from adx.texts import NGRAM, canonical, normalise
 
 SPLITS = ('holdout', 'train', 'tune', 'attack_val', 'test')
-NGRAM = 13
 
 _SALT = 'adx-splits-1:'  # a new number is a new assignment of every row
 _TENTHS = ('holdout', 'tune', 'attack_val', 'test', *('train',) * 6)
@@ -37,7 +36,6 @@ class Splits:
     rows: dict[str, tuple[Row, ...]]
     dropped: dict[str, int]
 
-
     def pick(self, split: str, name: str) -> tuple[Row, ...]:
         """The rows of a split of dataset `name`; ConfigError if it is unknown, InputError if it is empty."""
         if split not in self.rows:
@@ -48,14 +46,8 @@ class Splits:
         return self.rows[split]
 
 
-def normalise(text: str) -> str:
-    """NFKC, case folded, every run of characters that are no letter or digit made one space."""
-    return ' '.join(re.findall(r'[^\W_]+', unicodedata.normalize('NFKC', text).casefold()))
-
-
 def _digest(text: str) -> bytes:
-    # A text without letters or digits would normalise to nothing and meet all others of its kind.
-    return hashlib.sha256((_SALT + (normalise(text) or text)).encode()).digest()
+    return hashlib.sha256((_SALT + canonical(text)).encode()).digest()
 
 
 def assign(text: str, hashed_test: bool = False) -> str:
@@ -70,7 +62,7 @@ def ngrams(text: str) -> set[int]:
     A script without spaces has runs for words, so there only equal passages of several sentences are found.
     """
     words = normalise(text).split() or [text]
-    return set(map(hash, zip(*(words[i:] for i in range(min(NGRAM, len(words)))), strict=False)))
+    return set(map(hash, texts.ngrams(words, NGRAM)))
 
 
 def split_rows(pool: Iterable[Row], test: Iterable[Row] = (), hashed_test: bool = False) -> Splits:
