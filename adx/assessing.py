@@ -15,8 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import checkpoints, directions, equations, files, forcing, generation, loading, outcomes_io, readings
-from adx import experiment as experiments
+from adx import checkpoints, equations, files, forcing, generation, loading, outcomes_io, pipeline, readings
 from adx.answers import reader_of
 from adx.batching import Example
 from adx.datasets.chat import encode_conversation
@@ -24,7 +23,6 @@ from adx.datasets.tokenizing import load_tokenizer
 from adx.distilling import seed_path
 from adx.errors import ConfigError, InputError, StorageError
 from adx.evaluation import Likelihood
-from adx.generation import Models
 from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
@@ -94,16 +92,10 @@ def _first_samples(path: str, seed: int, arm: str) -> list[Trace]:
 def _forced(study: Study, path: str, seed: int, traces: Sequence[Trace]) -> dict[str, bool]:
     """Request id -> whether the answer is right that the arm's own decoder was made to give."""
     experiment = dataclasses.replace(study.experiment, seed=seed)
-    models = _models(experiment, seed_path(path, seed))
+    models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
     made = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
     said = dict(forcing.force(experiment, models, made, traces, study.forcing))
     return forcing.grade(said, traces, reader_of(experiment.dataset))
-
-
-def _models(experiment: experiments.Experiment, path: str) -> Models:
-    plan = loading.blueprint(experiment)
-    models = loading.load_models(experiment, plan)
-    return directions.load(experiment, path, plan, models) if experiments.wants_tangents(experiment) else models
 
 
 def _measures(study: Study) -> Measures:

@@ -13,7 +13,7 @@ from typing import Any
 from adx import files, journal, locks
 from adx.errors import StorageError, WorkdirError
 from adx.outcomes import Outcome, ThreatModel
-from adx.storage import SHOWN_DIFFERENCES, Workdir, diff
+from adx.storage import Workdir, diff, foreign
 
 OWNER = 'distil'  # of the journals
 Known = dict[str, Outcome]  # by name
@@ -40,11 +40,7 @@ def claim(path: str, identity: Mapping[str, Any]) -> None:
             files.write_private(place, json.dumps(ours, indent=1).encode())
         theirs = json.loads(place.read_text())
     if differences := diff(theirs, ours):
-        more = f'; and {len(differences) - SHOWN_DIFFERENCES} more' if len(differences) > SHOWN_DIFFERENCES else ''
-        raise WorkdirError(
-            f'workdir {path} belongs to another study (theirs != ours): {"; ".join(differences[:SHOWN_DIFFERENCES])}'
-            f'{more}; give another workdir or undo the change'
-        )
+        raise foreign(path, 'study', differences)
 
 
 def read(path: str) -> Known:

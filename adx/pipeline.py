@@ -158,9 +158,7 @@ def _traces(
     """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
-    models = loading.load_models(experiment, job.plan)
-    if experiments.wants_tangents(experiment):
-        models = directions.load(experiment, path, job.plan, models)
+    models = load_models(experiment, path, job.plan)
     processes.check_same('weights', lambda: json.dumps(models.hashes))
     began = time.monotonic()
     for engine, trace in generation.decode(experiment, models, job.made, pending):
@@ -173,6 +171,12 @@ def _traces(
         report.occupancy = engine.occupancy.share
         report.seconds = time.monotonic() - began
         yield trace
+
+
+def load_models(experiment: Experiment, path: str, plan: loading.Blueprint) -> generation.Models:
+    """The models of a run in a workdir, with the directions in it where a rule wants derivatives."""
+    models = loading.load_models(experiment, plan)
+    return directions.load(experiment, path, plan, models) if experiments.wants_tangents(experiment) else models
 
 
 class _Saver:

@@ -224,14 +224,18 @@ def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -
         files.write_private(path, json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode())
     theirs = workdir.experiment
     if theirs['experiment_hash'] != experiment_hash:
-        differences = diff(theirs['experiment'], experiment) or ['only the hashes differ']
-        more = len(differences) - SHOWN_DIFFERENCES
-        raise WorkdirError(
-            f'workdir {workdir.path} belongs to another experiment (theirs != ours): '
-            + '; '.join(differences[:SHOWN_DIFFERENCES])
-            + (f'; and {more} more' if more > 0 else '')
-            + '; give another workdir or undo the change'
-        )
+        raise foreign(workdir.path, 'experiment', diff(theirs['experiment'], experiment) or ['only the hashes differ'])
+
+
+def foreign(path: epath.PathLike, kind: str, differences: Sequence[str]) -> WorkdirError:
+    """The error of a workdir that belongs to another 'experiment' or 'study'."""
+    more = len(differences) - SHOWN_DIFFERENCES
+    return WorkdirError(
+        f'workdir {path} belongs to another {kind} (theirs != ours): '
+        + '; '.join(differences[:SHOWN_DIFFERENCES])
+        + (f'; and {more} more' if more > 0 else '')
+        + '; give another workdir or undo the change'
+    )
 
 
 def _check_layout(workdir: Workdir, num_shards: int) -> None:

@@ -7,13 +7,13 @@ Marks, divergences and strengths are the defence's own map: what this module ret
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from adx.pages import template
 from adx.spans import SHADES, Pieces, Span, make_spans, visible
 from adx.types import RequestId, Trace
 
@@ -299,25 +299,13 @@ def _paint(cells: Iterable[Cell], colour: bool) -> str:
     return painted.rstrip(' ')
 
 
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('adx'), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(visible=visible, percent=percent, nats=nats)
-    return environment.get_template('traces.html')
-
-
 def html(groups: Sequence[Group], title: str, private: bool = True, page: bool = True) -> str:
     """One self-contained page: inline style, no script, nothing loaded. page False: its body, for a notebook.
 
     private False leaves out what maps the defence: marks, divergences, notes and strengths. Clean traces of
     defended prompts are private as well; leave them out of `groups` then.
     """
-    return _template().render(
+    return template('traces.html', percent, nats).render(
         groups=groups, title=title, private=private, page=page,
         settings=settings(groups), rows=summarise(groups), shades=SHADES,
     )  # fmt: skip

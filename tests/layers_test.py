@@ -17,7 +17,7 @@ NOUNS = {
 }  # fmt: skip
 MENUS = {'attacks', 'models', 'datasets', 'defences'}
 STAGES = {
-    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'optimising', 'planning', 'quality', 'reporting',
+    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'optimising', 'pages', 'planning', 'quality', 'reporting',
     'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jinja2
 from absl import flags
 from etils import epath
 from scipy import stats
@@ -24,7 +23,7 @@ from scipy import stats
 from adx import files
 from adx.errors import ConfigError, InputError, StorageError
 from adx.hashing import content_hash
-from adx.spans import visible
+from adx.pages import template
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from launch import program
@@ -80,12 +79,7 @@ def shuffle(chosen: Sequence[tuple[Trace, ...]], seed: int) -> tuple[list[dict[s
 
 def render(pairs: Sequence[dict[str, Any]], sheet: str) -> str:
     """The page: nothing is loaded, everything is escaped, and no script but its own runs."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('adx'), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters['visible'] = visible
-    return environment.get_template('review.html').render(pairs=pairs, sheet=sheet, nonce=secrets.token_urlsafe(16))
+    return template('review.html').render(pairs=pairs, sheet=sheet, nonce=secrets.token_urlsafe(16))
 
 
 def read_json(path: str, flag: str) -> dict[str, Any]:

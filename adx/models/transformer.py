@@ -245,8 +245,8 @@ class Transformer(nnx.Module):
             x_BLD *= jnp.asarray(self.config.embed_dim**0.5, dtype)
         layers = []
         for i, block in enumerate(self.blocks):
-            run = functools.partial(block, past=None if cache is None else cache.layers[i], linear=linear)
-            run = functools.partial(run, segments_BL=segments_BL)
+            past = None if cache is None else cache.layers[i]
+            run = functools.partial(block, past=past, linear=linear, segments_BL=segments_BL)
             x_BLD, layer = (jax.checkpoint(run) if remat else run)(x_BLD, positions_BL)
             layers.append(layer)
         return x_BLD, Cache(tuple(layers))
@@ -270,10 +270,9 @@ class Transformer(nnx.Module):
         positions_BL: Array,
         cache: Cache | None = None,
         linear: Linear = linear,
-        remat: bool = False,
-        segments_BL: Array | None = None,
+        **options: Any,
     ):
-        x_BLD, cache = self.hidden(tokens_BL, positions_BL, cache, linear, remat, segments_BL)
+        x_BLD, cache = self.hidden(tokens_BL, positions_BL, cache, linear, **options)
         return self.unembed(x_BLD, linear), cache
 
 

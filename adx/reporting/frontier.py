@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,14 +52,6 @@ class Sheet:
     plan: Plan
     quality: Mapping[str, Mapping[int, Quality]]
 
-    def row(self, figure: str, of: Subject, attack: str, found: Interval, joined: Joined, **more: object) -> Row:
-        unit = str(more.pop('unit', 'share'))
-        reason = '; '.join(note for note in (*joined.notes, found.note, str(more.pop('note', ''))) if note)
-        n = len(joined.seeds)
-        ends = dict(zip(('value', 'low', 'high'), found[:3], strict=True))
-        row = of.row(figure, attack, n=n, unit=unit, status=status_of(n), reason=reason, **ends)
-        return dataclasses.replace(row, **more)  # type: ignore[arg-type]
-
     def clean_pair(self, of: Subject) -> Sides:
         attack = self.plan.passive
         return {'clean': self.cells.clean(attack, of.student), of.arm: self.cells.defended(of.arm, attack, of.student)}
@@ -66,6 +59,10 @@ class Sheet:
     def own(self, attack: str, student: str) -> dict[int, Outcome]:
         own = self.cells.own(attack, student)
         return own or (self.cells.base(student) if attack == self.plan.passive else {})
+
+
+def _measured(of: Subject, figure: str, attack: str, found: Interval, joined: Joined, **more: Any) -> Row:
+    return of.measured(figure, attack, found, len(joined.seeds), joined.notes, **more)
 
 
 def frontier(
@@ -111,7 +108,7 @@ def _level(sheet: Sheet, of: Subject, side: dict[int, Outcome]) -> Row:
         return of.row('student_accuracy', sheet.plan.passive, unit='points', status=NOT_RUN, reason=lacking)
     joined = join(**{of.arm: side})
     found = statistics.t_interval(100 * joined.values()[0], sheet.plan.level)
-    return sheet.row('student_accuracy', of, sheet.plan.passive, found, joined, unit='points')
+    return _measured(of, 'student_accuracy', sheet.plan.passive, found, joined, unit='points')
 
 
 def _empty(figure: str, of: Subject, attack: str, sides: Sides, unit: str = 'share') -> Row | None:
@@ -127,7 +124,7 @@ def _points_lost(sheet: Sheet, of: Subject) -> Row:
     joined = join(**sides)
     clean, defended = (100 * x for x in joined.values())
     found = statistics.paired_t(clean, defended, sheet.plan.level)
-    return sheet.row('points_lost', of, attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))
+    return _measured(of, 'points_lost', attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))
 
 
 def _gain(sheet: Sheet, clean: np.ndarray, base: np.ndarray) -> str:
@@ -157,7 +154,7 @@ def _damages(sheet: Sheet, of: Subject) -> list[Row]:
             rows.append(of.row(name, attack, status=NOT_RUN, reason=reason))
             continue
         found = statistics.fieller(levels[0] - levels[1], levels[0] - base, sheet.plan.level)
-        rows.append(sheet.row(name, of, attack, found, joined, p=statistics.paired_p(*levels)))
+        rows.append(_measured(of, name, attack, found, joined, p=statistics.paired_p(*levels)))
     return rows
 
 
@@ -175,7 +172,7 @@ def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
     if own.mean() >= clean.mean():
         return of.row('damage_attacked', attack, n=len(own), status=NO_CREDIT, reason=NO_TEACHER)
     found = statistics.fieller(clean - defended, clean - own, sheet.plan.level)
-    return sheet.row('damage_attacked', of, attack, found, joined, p=statistics.paired_p(clean, defended))
+    return _measured(of, 'damage_attacked', attack, found, joined, p=statistics.paired_p(clean, defended))
 
 
 def _adaptive(sheet: Sheet, of: Subject, attacked: Sequence[Row]) -> Row:
@@ -214,7 +211,7 @@ def _recovered(sheet: Sheet, of: Subject, attack: str) -> Row:
         reason = 'the passive student lost nothing that an attack could recover'
         return of.row('recovered', attack, n=len(clean), status=NO_CREDIT, reason=reason)
     found = statistics.fieller(attacked - passive, clean - passive, sheet.plan.level)
-    return sheet.row('recovered', of, attack, found, joined)
+    return _measured(of, 'recovered', attack, found, joined)
 
 
 def _excess(sheet: Sheet, of: Subject) -> Row:
@@ -244,7 +241,8 @@ def _excess(sheet: Sheet, of: Subject) -> Row:
         return of.row('excess_damage', attack, n=len(base), status=NO_CREDIT, reason=reason)
     level = sum(weight * side for weight, side in zip(weights.values(), beside, strict=True))
     found = statistics.fieller(level - defended, clean - base, sheet.plan.level)
-    return sheet.row('excess_damage', of, attack, found, joined, note=f'against {", ".join(weights)}')
+    note = '; '.join(filter(None, (found.note, f'against {", ".join(weights)}')))
+    return _measured(of, 'excess_damage', attack, found._replace(note=note), joined)
 
 
 def neighbours(baseline: Mapping[str, float], accuracy: float) -> tuple[dict[str, float], str]:

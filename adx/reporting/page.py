@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adx.outcomes import Outcome
+from adx.pages import template
 from adx.reporting.charts import frontier_chart, recovery_chart
 from adx.reporting.rows import Row, Verdicts
-from adx.spans import visible
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
 
@@ -106,21 +105,9 @@ def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, f
     """One self-contained page: inline style, no script, nothing loaded."""
     students = sorted({row.student for row in rows if row.student})
     failed = {arm: ', '.join(one.name for one in judged if not one.holds) for arm, judged in verdicts.items()}
-    return _template().render(
+    return template('report.html', number).render(
         content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
         judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),
         recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies),
         charts=[chart for s in students if (chart := frontier_chart(rows, s))],
     )  # fmt: skip
-
-
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('adx'), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(visible=visible, number=number)
-    return environment.get_template('report.html')

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adx.quality import Criterion
+from adx.statistics import Interval
 
 MEASURED, SCREEN, NOT_RUN, NO_CREDIT, CENSORED = 'measured', 'screen', 'not_run', 'no_credit', 'censored'
 MIN_SEEDS = 8  # of a row that may carry a headline; fewer screen
-
-
 Verdicts = Mapping[str, Sequence[Criterion]]  # by arm
 
 
@@ -52,6 +51,14 @@ class Subject(NamedTuple):
 
     def row(self, figure: str, attack: str, **more: Any) -> Row:
         return Row(figure, self.role, self.arm, attack, self.student, self.seen, self.eligible, **more)
+
+    def measured(
+        self, figure: str, attack: str, found: Interval, seeds: int, notes: Iterable[str] = (), **more: Any
+    ) -> Row:
+        """The row of an interval over so many seeds; its own note comes after `notes`."""
+        reason = '; '.join(note for note in (*notes, found.note) if note)
+        ends = {'value': found.value, 'low': found.low, 'high': found.high}
+        return self.row(figure, attack, **ends, n=seeds, status=status_of(seeds), reason=reason, **more)
 
 
 def is_eligible(arm: str, verdicts: Verdicts) -> bool | None:

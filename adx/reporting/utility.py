@@ -8,8 +8,7 @@ import numpy as np
 
 from adx import statistics
 from adx.outcomes import Quality
-from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
-from adx.statistics import Interval
+from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible
 
 Qualities = Mapping[str, Mapping[int, Quality]]
 
@@ -32,16 +31,10 @@ def quality_rows(
             rows.append(of.row('teacher_accuracy', '', unit='points', reason=f'not run: quality of {arm}'))
             continue
         found = statistics.t_interval([100 * float(np.mean(one.correct)) for one in cell.values()], level)
-        rows.append(_row(of, 'teacher_accuracy', found, len(cell), 'points'))
+        rows.append(of.measured('teacher_accuracy', '', found, len(cell), unit='points'))
         if arm != undefended:
             rows += _against(of, cell, quality.get(undefended, {}), level)
     return rows
-
-
-def _row(of: Subject, figure: str, found: Interval, n: int, unit: str, attack: str = '', reason: str = '') -> Row:
-    ends = dict(zip(('value', 'low', 'high'), found[:3], strict=True))
-    note = '; '.join(part for part in (reason, found.note) if part)
-    return of.row(figure, attack, **ends, n=n, unit=unit, status=status_of(n), reason=note)
 
 
 def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quality], level: float) -> list[Row]:
@@ -55,18 +48,18 @@ def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quali
     note = f'{dropped} seeds dropped: no undefended pair' if dropped else ''
     accuracies = [[100 * float(np.mean(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     lost = statistics.paired_t(accuracies[0], accuracies[1], level)
-    rows = [_row(of, 'teacher_lost', lost, len(seeds), 'points', reason=note)]
+    rows = [of.measured('teacher_lost', '', lost, len(seeds), [note], unit='points')]
     slices = {name: _slice_losses(pairs, name) for name in pairs[0][0].slices}
     worst = [(float(np.mean(x)), f'{name}={label}', x) for name, by in slices.items() for label, x in by.items()]
     if worst:
         _, label, losses = max(worst, key=lambda entry: entry[:2])
         reason = f'the worst of {len(worst)} slices: {label}'
         found = statistics.t_interval(losses, level)
-        rows.append(_row(of, 'teacher_lost_worst_slice', found, len(losses), 'points', reason=reason))
+        rows.append(of.measured('teacher_lost_worst_slice', '', found, len(losses), [reason], unit='points'))
     costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     if all(cost > 0 for side in costs for cost in side):
         found = statistics.fieller(costs[1], costs[0], level)
-        rows.append(_row(of, 'cost_per_token', found, len(seeds), 'x undefended'))
+        rows.append(of.measured('cost_per_token', '', found, len(seeds), unit='x undefended'))
     else:
         rows.append(of.row('cost_per_token', '', unit='x undefended', reason='not run: seconds were not recorded'))
     return rows
