@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,12 +49,12 @@ Tell = Callable[[str, int, int], None]  # what is trained, steps done, of how ma
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """What all students of a study share. teacher: its tokenizer; held_apart: prompts that nobody is trained on."""
+    """What all students of a study share. teacher: its tokenizer; prompts: of the splits that nobody is trained on."""
 
     study: Study
     path: str
     teacher: Tokenizer
-    held_apart: tuple[Prompt, ...]
+    prompts: dict[str, list[Prompt]]
     tell: Tell
 
 
@@ -71,14 +72,16 @@ class Family:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """The lessons of one attack on one source, as one family reads them; encoded is None where there are none."""
+class Taught:
+    """One distilled student, as its optimiser setting made it. seconds: its share of the stack's."""
 
-    attack: Attack
-    arm: str
-    source: str
-    prepared: attacks.Prepared | None
-    encoded: Encoded | None
+    setting: Setting
+    params: Params
+    diverged: bool
+    seconds: float
+
+
+Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
 
 
 def seed_path(path: str, seed: int) -> str:
@@ -98,32 +101,34 @@ def distil(
     outcomes_io.claim(path, identity(study))
     with outcomes_io.open_log(path, guard) as log:
         lab = _lab(study, path, tell)
-        families = [_family(study, student) for student in study.students]
+        families = [_family(lab, student) for student in study.students]
         for seed in study.seeds:
-            arms = _lessons(study, path, seed)
+            # All families learn from the same lessons.
+            prepare = functools.cache(functools.partial(_prepare, lab, seed, _lessons(study, path, seed)))
             for family in families:
                 _grade_base(lab, family, seed, log)
                 for attack in study.attacks:
-                    _Group(lab, family, attack, seed).run(arms, log)
+                    _Group(lab, family, attack, seed).run(prepare, log)
         return [log.known[name] for name in sorted(log.known)]
 
 
 def _lab(study: Study, path: str, tell: Tell) -> Lab:
-    prompts = study.experiment.dataset.prompts
-    held_apart = tuple(prompt for split in (CHOICE, study.split, 'holdout') for prompt in prompts(split))
-    return Lab(study, path, load_tokenizer(resolve(study.experiment.teacher.source)), held_apart, tell)
+    prompts = {split: study.experiment.dataset.prompts(split) for split in (CHOICE, study.split, 'holdout')}
+    return Lab(study, path, load_tokenizer(resolve(study.experiment.teacher.source)), prompts, tell)
 
 
-def _family(study: Study, student: Student) -> Family:
-    source = resolve(student.source.source)
+def _family(lab: Lab, student: Student) -> Family:
+    study, source = lab.study, resolve(student.source.source)
     loaded = checkpoints.load(source, num_layers=student.source.exit_layer or None)
-    tokenizer, dataset, mesh = load_tokenizer(source), study.experiment.dataset, _mesh(study)
-    exams = {}
-    for split, count in ((CHOICE, study.choice), (study.split, study.exam)):
-        prompts, reader = dataset.prompts(split)[:count], reader_of(dataset)
-        exams[split] = make_exam(prompts, tokenizer, student.prompting, reader, study.max_new_tokens, study.sampling)
+    tokenizer, reader = load_tokenizer(source), reader_of(study.experiment.dataset)
+    exams = {
+        split: make_exam(
+            lab.prompts[split][:count], tokenizer, student.prompting, reader, study.max_new_tokens, study.sampling
+        )
+        for split, count in ((CHOICE, study.choice), (study.split, study.exam))
+    }
     eos = sorted(tokenizer.eos_ids)
-    engine = student_engine(loaded.model, loaded.params, mesh, study.experiment.decode, seed=0, eos=eos)
+    engine = student_engine(loaded.model, loaded.params, _mesh(study), study.experiment.decode, seed=0, eos=eos)
     return Family(student, loaded.model, loaded.params, loaded.identity, tokenizer, engine, exams)
 
 
@@ -147,6 +152,23 @@ def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
                 f'seed {seed} has {len(lessons)} of {totals.get(arm, "its")} traces of arm {arm!r}; finish them first'
             )
     return found
+
+
+def _prepare(
+    lab: Lab, seed: int, arms: Mapping[str, Sequence[Lesson]], attack: Attack, name: str
+) -> attacks.Prepared | None:
+    """What an attack makes of an arm's traces, or of its own resources alone; None where there are no lessons."""
+    dataset, clean = lab.study.experiment.dataset, arms[lab.study.clean]
+    resources = Resources(
+        clean=tuple(clean), grade=dataset.grade, canonicalise=getattr(dataset, 'canonicalise', None), seed=seed,
+        prompts=tuple({lesson.prompt_id: lesson.prompt for lesson in clean}.values()),
+    )  # fmt: skip
+    own = name == OWN
+    prepared = attack.own_only(resources.prompts, resources) if own else attack.prepare(arms[name], resources)
+    if prepared is None or not prepared.lessons:
+        return None
+    check_apart(prepared.lessons, itertools.chain(*lab.prompts.values()))
+    return prepared
 
 
 def _grade_base(lab: Lab, family: Family, seed: int, log: Log) -> None:
@@ -194,26 +216,19 @@ class _Group:
         self.tell = functools.partial(lab.tell, f'seed {seed}, {family.student.name}, {attack.name}')
         self.first = seed == lab.study.seeds[0]
 
-    def run(self, arms: Mapping[str, Sequence[Lesson]], log: Log) -> None:
+    def run(self, prepare: Prepare, log: Log) -> None:
         """Trains what is missing and notes its outcomes, all at once: a group is done or it is not."""
-        missing = [name for name in (*arms, OWN) if not self._is_done(name, log.known)]
-        if not missing:
-            return
-        cells = {name: self._cell(name, arms) for name in missing}
-        jobs = [
-            (name, setting)
-            for name, cell in cells.items()
-            if cell.encoded is not None
-            for setting in (self.study.settings if self.first else [self._frozen(name, log.known)])
-        ]
-        students, diverged, seconds = self._train(cells, jobs) if jobs else ({}, {}, 0.0)
-        found = []
-        for name, cell in cells.items():
-            if cell.encoded is None:
+        names = [*(arm.name for arm in self.study.experiment.arms), OWN]
+        prepared = {name: prepare(self.attack, name) for name in names if not self._is_done(name, log.known)}
+        lessons = {name: self._encode(one) for name, one in prepared.items() if one is not None}
+        jobs = [(name, setting) for name in lessons for setting in self._settings(name, log.known)]
+        taught = self._train(lessons, jobs) if jobs else {}
+        found: list[Outcome] = []
+        for name, one in prepared.items():
+            if one is None:
                 found += self._untrained(name, log.known)
-                continue
-            trained = {i: params for i, params in students.items() if jobs[int(i)][0] == name}
-            found += self._grade(cell, trained, [job[1] for job in jobs], diverged, seconds / len(jobs))
+            else:
+                found += self._grade(name, taught[name], functools.partial(self._threat, one, lessons[name].tokens))
         log.add(found)
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
@@ -233,92 +248,72 @@ class _Group:
         settings = [*self.study.settings, {}]
         return any(outcomes_io.name(of, setting, self.study.split) in known for setting in settings)
 
-    def _frozen(self, name: str, known: Known) -> Setting:
-        """The setting that the first seed chose; the first of all where it had no lessons."""
+    def _settings(self, name: str, known: Known) -> list[Setting]:
+        """The grid on the first seed; on the others what it chose, the first of all where it had no lessons."""
+        grid = self.study.settings
+        if self.first:
+            return grid
         of = dataclasses.replace(self._settled(name), seed=self.study.seeds[0])
-        chosen = [s for s in self.study.settings if outcomes_io.name(of, s, self.study.split) in known]
-        return chosen[0] if chosen else self.study.settings[0]
+        chosen = [setting for setting in grid if outcomes_io.name(of, setting, self.study.split) in known]
+        return (chosen or grid)[:1]
 
-    def _cell(self, name: str, arms: Mapping[str, Sequence[Lesson]]) -> Cell:
-        study, of = self.study, self._settled(name)
-        dataset, prompts = study.experiment.dataset, self._sent(arms)
-        resources = Resources(
-            clean=tuple(arms[study.clean]), grade=dataset.grade, canonicalise=getattr(dataset, 'canonicalise', None),
-            seed=self.seed, prompts=prompts,
-        )  # fmt: skip
-        if name == OWN:
-            prepared = self.attack.own_only(prompts, resources)
-        else:
-            prepared = self.attack.prepare(arms[name], resources)
-        if prepared is None or not prepared.lessons:
-            return Cell(self.attack, of.arm, of.source, prepared, None)
-        check_apart(prepared.lessons, self.lab.held_apart)
-        tokenizer, prompting = self.family.tokenizer, self.family.student.prompting
-        encoded = encode(prepared.lessons, tokenizer, prompting, study.recipe.length, self.lab.teacher)
-        return Cell(self.attack, of.arm, of.source, prepared, encoded)
+    def _encode(self, prepared: attacks.Prepared) -> Encoded:
+        student, length = self.family.student, self.study.recipe.length
+        return encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
 
-    def _sent(self, arms: Mapping[str, Sequence[Lesson]]) -> tuple[Prompt, ...]:
-        return tuple({lesson.prompt_id: lesson.prompt for lesson in arms[self.study.clean]}.values())
+    def _steps(self, setting: Setting) -> int:
+        return max(1, round(setting['steps'] * self.attack.longer))
 
-    def _train(
-        self, cells: Mapping[str, Cell], jobs: Sequence[tuple[str, Setting]]
-    ) -> tuple[dict[str, Params], dict[str, bool], float]:
-        """Index of the job -> weights, and whether it diverged; and the seconds of all together."""
-        study, family, began = self.study, self.family, time.monotonic()
-        recipe = study.recipe
-        trainer = training.Trainer(family.model, _mesh(study), recipe, len(jobs), _loss(self.attack))
-        corpora = [_corpus(self.attack, cells[name], self.seed) for name, _ in jobs]
-        stream = Stream(corpora, recipe.rows, recipe.length, recipe.pack)
-        steps = [max(1, round(setting['steps'] * self.attack.longer)) for _, setting in jobs]
+    def _train(self, lessons: Mapping[str, Encoded], jobs: Sequence[tuple[str, Setting]]) -> dict[str, list[Taught]]:
+        """The students of every job, by the name of their lessons."""
+        family, recipe, began = self.family, self.study.recipe, time.monotonic()
+        trainer = training.Trainer(family.model, _mesh(self.study), recipe, len(jobs), _loss(self.attack))
+        corpora = {name: _corpus(self.attack, encoded, self.seed) for name, encoded in lessons.items()}
+        stream = Stream([corpora[name] for name, _ in jobs], recipe.rows, recipe.length, recipe.pack)
+        steps = [self._steps(setting) for _, setting in jobs]
         rates = [setting['learning_rate'] for _, setting in jobs]
         stacked = {path: jnp.stack([x.astype(jnp.float32)] * len(jobs)) for path, x in family.params.items()}
         state = trainer.start(stacked, rates, steps, [self.seed] * len(jobs))
         for step in range(max(steps)):
             state, _ = trainer.step(state, stream(step))
             self.tell(step + 1, max(steps))
-        trained = trainer.params(state)
-        students = {str(i): {path: x[i] for path, x in trained.items()} for i in range(len(jobs))}
-        diverged = {str(i): bool(n) for i, n in enumerate(state.diverged_N)}
-        return students, diverged, time.monotonic() - began
+        params, diverged_N = trainer.params(state), state.diverged_N.tolist()
+        seconds = (time.monotonic() - began) / len(jobs)
+        taught: dict[str, list[Taught]] = {name: [] for name in lessons}
+        for i, (name, setting) in enumerate(jobs):
+            mine = {path: x[i] for path, x in params.items()}
+            taught[name].append(Taught(setting, mine, diverged_N[i] > 0, seconds))
+        return taught
 
     def _grade(
-        self,
-        cell: Cell,
-        students: Mapping[str, Params],
-        settings: Sequence[Setting],
-        diverged: Mapping[str, bool],
-        seconds: float,
+        self, name: str, taught: Sequence[Taught], threat: Callable[[Setting], ThreatModel]
     ) -> list[Outcome]:
         """On the first seed all on attack_val, then the best of them on the study's split."""
-        study, family = self.study, self.family
-        of = self._settled(cell.arm or OWN)
-        found = []
-
-        def note(i: str, split: str, graded: Evaluation) -> None:
-            setting = settings[int(i)]
-            one = of.outcome(study, family, setting, split, graded, self._threat(cell, setting))
-            found.append(dataclasses.replace(one, diverged=diverged[i], seconds=seconds))
-
-        best = next(iter(students))
+        best, found = taught[0], []
         if self.first:
-            choice = _graded(self.lab, family, students, CHOICE)
-            for i, graded in choice.items():
-                note(i, CHOICE, graded)
-            best = max(choice, key=lambda i: choice[i].accuracy)
-        note(best, study.split, _graded(self.lab, family, {best: students[best]}, study.split)[best])
-        return found
+            graded = self._graded(taught, CHOICE)
+            found = [self._outcome(name, one, CHOICE, g, threat) for one, g in zip(taught, graded, strict=True)]
+            best = taught[max(range(len(taught)), key=lambda i: graded[i].accuracy)]
+        last = self._graded([best], self.study.split)[0]
+        return [*found, self._outcome(name, best, self.study.split, last, threat)]
 
-    def _threat(self, cell: Cell, setting: Setting) -> ThreatModel:
-        assert cell.prepared is not None
-        assert cell.encoded is not None
-        steps = max(1, round(setting['steps'] * self.attack.longer))
-        told = attacks.Training(self.family.student.name, steps, len(self.study.settings), cell.encoded.tokens)
-        return self.attack.threat(cell.prepared, told)
+    def _graded(self, taught: Sequence[Taught], split: str) -> list[Evaluation]:
+        named = {str(i): one.params for i, one in enumerate(taught)}
+        return list(_graded(self.lab, self.family, named, split).values())
+
+    def _outcome(
+        self, name: str, one: Taught, split: str, graded: Evaluation, threat: Callable[[Setting], ThreatModel]
+    ) -> Outcome:
+        of = self._settled(name)
+        outcome = of.outcome(self.study, self.family, one.setting, split, graded, threat(one.setting))
+        return dataclasses.replace(outcome, diverged=one.diverged, seconds=one.seconds)
+
+    def _threat(self, prepared: attacks.Prepared, tokens: int, setting: Setting) -> ThreatModel:
+        grid, student = self.study.settings, self.family.student.name
+        return self.attack.threat(prepared, attacks.Training(student, self._steps(setting), len(grid), tokens))
 
 
-def _corpus(attack: Attack, cell: Cell, seed: int) -> Corpus:
-    encoded = cell.encoded
-    assert encoded is not None
+def _corpus(attack: Attack, encoded: Encoded, seed: int) -> Corpus:
     extras = encoded.soft_labels() if attack.loss == 'soft' else {}
     order = int(content_hash(['order', seed])[:8], 16)
     return Corpus(encoded.examples, order, encoded.weights, extras)

@@ -280,8 +280,10 @@ def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Call
 
 def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], int]]:
     """Traces seed by seed, each in a workdir of its own, then what is made of all of them."""
+    from adx.study import check
     from launch import study as stages
 
+    check(study)
     path = str(WORKDIR.value)
     return {
         'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),

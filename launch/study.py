@@ -40,9 +40,7 @@ def count_line(study: Any) -> str:
 def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
     """Runs a stage of the experiment for every seed; the worst exit code."""
     from adx.distilling import seed_path
-    from adx.study import check
 
-    check(study)
     experiments = ((seed, dataclasses.replace(study.experiment, seed=seed)) for seed in study.seeds)
     return max(stage(experiment, seed_path(path, seed)) for seed, experiment in experiments)
 
@@ -61,9 +59,8 @@ def status(path: str) -> dict[str, Any] | None:
 def freeze(study: Any, path: str) -> int:
     """Commits to the study: from now on it, and no other, may grade on the split test."""
     from adx import readings
-    from adx.study import check, study_hash
+    from adx.study import study_hash
 
-    check(study)
     readings.freeze(path, study_hash(study))
     print(f'study {study_hash(study)} is frozen: it may read the split test, and each reading is counted')
     return COMPLETE
@@ -71,9 +68,7 @@ def freeze(study: Any, path: str) -> int:
 
 def distil(study: Any, path: str, interrupts: Interrupts) -> int:
     from adx import distilling
-    from adx.study import check
 
-    check(study)
     print(count_line(study))
     with contextlib.closing(Progress()) as progress:
         outcomes = distilling.distil(study, path, functools.partial(progress.steps, 'steps'), interrupts.guard)
@@ -84,9 +79,7 @@ def distil(study: Any, path: str, interrupts: Interrupts) -> int:
 
 def assess(study: Any, path: str) -> int:
     from adx import assessing
-    from adx.study import check
 
-    check(study)
     with contextlib.closing(Progress()) as progress:
         found = assessing.assess(study, path, functools.partial(progress.steps, 'arms'))
     for one in found:
@@ -97,9 +90,7 @@ def assess(study: Any, path: str) -> int:
 
 def report(study: Any, path: str, command: str) -> int:
     from adx import assessing
-    from adx.study import check
 
-    check(study)
     rows = assessing.report(study, path, [command])
     print(f'{len(rows)} figures in {path}/private/report/report.html and report.json')
     return COMPLETE

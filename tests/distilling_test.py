@@ -125,9 +125,9 @@ def test_lessons_are_what_arms_said(students, tmp_path):
     kept = {}
     grade = distilling._Group._grade
 
-    def keep(self, cell, trained, *rest):
-        kept[self.family.student.name, cell.arm] = next(iter(trained.values()))
-        return grade(self, cell, trained, *rest)
+    def keep(self, name, taught, *rest):
+        kept[self.family.student.name, name] = taught[0].params
+        return grade(self, name, taught, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distilling._Group, '_grade', keep)
