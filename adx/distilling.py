@@ -14,36 +14,32 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from adx import attacks, checkpoints, losses, outcomes_io, readings, training
+from adx import attacks, checkpoints, outcomes_io, readings, teaching
 from adx.answers import reader_of
 from adx.attacks import Attack
-from adx.batching import Corpus, Rows, Stream
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
 from adx.errors import InputError
 from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine
-from adx.hashing import content_hash
 from adx.lesson_encoding import Encoded, encode
 from adx.lessons import Lesson, Resources, check_apart, from_trace
 from adx.loading import resolve
 from adx.mesh import make_mesh
-from adx.models.transformer import Model, Params
+from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
 from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
+from adx.teaching import Classroom, Job, Setting, Taught, make_corpus, make_loss
 from adx.types import Prompt, RequestId
 
 CHOICE = 'attack_val'
 OWN, BASE = 'own', 'base'  # sources that are no arm's
-Setting = dict[str, Any]
 Tell = Callable[[str, int, int], None]  # what is trained, steps done, of how many
 
 
@@ -60,25 +56,15 @@ class Lab:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A student as it is before it is distilled, and what it is graded with."""
+    """A student as it is before it is distilled, and what it is trained and graded with."""
 
     student: Student
-    model: Model
     params: Params
     identity: str
     tokenizer: Tokenizer
     engine: Engine
     exams: dict[str, Exam]  # by split
-
-
-@dataclasses.dataclass(frozen=True)
-class Taught:
-    """One distilled student, as its optimiser setting made it. seconds: its share of the stack's."""
-
-    setting: Setting
-    params: Params
-    diverged: bool
-    seconds: float
+    classroom: Classroom
 
 
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
@@ -129,7 +115,8 @@ def _family(lab: Lab, student: Student) -> Family:
     }
     eos = sorted(tokenizer.eos_ids)
     engine = student_engine(loaded.model, loaded.params, _mesh(study), study.experiment.decode, seed=0, eos=eos)
-    return Family(student, loaded.model, loaded.params, loaded.identity, tokenizer, engine, exams)
+    classroom = Classroom(loaded.model, loaded.params, _mesh(study), study.recipe)
+    return Family(student, loaded.params, loaded.identity, tokenizer, engine, exams, classroom)
 
 
 def _mesh(study: Study) -> jax.sharding.Mesh:
@@ -209,20 +196,25 @@ def _graded(lab: Lab, family: Family, students: Mapping[str, Params], split: str
 
 
 class _Group:
-    """The students of one seed, family and attack, which are trained together."""
+    """The students of one seed, family and attack, trained together as far as that is faster."""
 
     def __init__(self, lab: Lab, family: Family, attack: Attack, seed: int):
         self.lab, self.study, self.family, self.attack, self.seed = lab, lab.study, family, attack, seed
-        self.tell = functools.partial(lab.tell, f'seed {seed}, {family.student.name}, {attack.name}')
         self.first = seed == lab.study.seeds[0]
 
     def run(self, prepare: Prepare, log: Log) -> None:
-        """Trains what is missing and notes its outcomes, all at once: a group is done or it is not."""
+        """Trains what is missing. The outcomes of an arm are noted all at once: it is done or it is not."""
         names = [*(arm.name for arm in self.study.experiment.arms), OWN]
-        prepared = {name: prepare(self.attack, name) for name in names if not self._is_done(name, log.known)}
+        missing = [name for name in names if not self._is_done(name, log.known)]
+        at_once = max(1, teaching.stack_size() // (len(self.study.settings) if self.first else 1))
+        for start in range(0, len(missing), at_once):
+            self._run(missing[start : start + at_once], prepare, log)
+
+    def _run(self, names: Sequence[str], prepare: Prepare, log: Log) -> None:
+        prepared = {name: prepare(self.attack, name) for name in names}
         lessons = {name: self._encode(one) for name, one in prepared.items() if one is not None}
         jobs = [(name, setting) for name in lessons for setting in self._settings(name, log.known)]
-        taught = self._train(lessons, jobs) if jobs else {}
+        taught = self._train(lessons, jobs)
         found: list[Outcome] = []
         for name, one in prepared.items():
             if one is None:
@@ -266,23 +258,14 @@ class _Group:
 
     def _train(self, lessons: Mapping[str, Encoded], jobs: Sequence[tuple[str, Setting]]) -> dict[str, list[Taught]]:
         """The students of every job, by the name of their lessons."""
-        family, recipe, began = self.family, self.study.recipe, time.monotonic()
-        trainer = training.Trainer(family.model, _mesh(self.study), recipe, len(jobs), _loss(self.attack))
-        corpora = {name: _corpus(self.attack, encoded, self.seed) for name, encoded in lessons.items()}
-        stream = Stream([corpora[name] for name, _ in jobs], recipe.rows, recipe.length, recipe.pack)
-        steps = [self._steps(setting) for _, setting in jobs]
-        rates = [setting['learning_rate'] for _, setting in jobs]
-        stacked = {path: jnp.stack([x.astype(jnp.float32)] * len(jobs)) for path, x in family.params.items()}
-        state = trainer.start(stacked, rates, steps, [self.seed] * len(jobs))
-        for step in range(max(steps)):
-            state, _ = trainer.step(state, stream(step))
-            self.tell(step + 1, max(steps))
-        params, diverged_N = trainer.params(state), state.diverged_N.tolist()
-        seconds = (time.monotonic() - began) / len(jobs)
+        corpora = {name: make_corpus(self.attack, encoded, self.seed) for name, encoded in lessons.items()}
+        asked = [Job(setting, self._steps(setting), corpora[name]) for name, setting in jobs]
+        where = f'seed {self.seed}, {self.family.student.name}, {self.attack.name}, {", ".join(lessons)}'
+        tell = functools.partial(self.lab.tell, where)
+        students = self.family.classroom.teach(asked, make_loss(self.attack), self.seed, tell)
         taught: dict[str, list[Taught]] = {name: [] for name in lessons}
-        for i, (name, setting) in enumerate(jobs):
-            mine = {path: x[i] for path, x in params.items()}
-            taught[name].append(Taught(setting, mine, diverged_N[i] > 0, seconds))
+        for (name, _), student in zip(jobs, students, strict=True):
+            taught[name].append(student)
         return taught
 
     def _grade(
@@ -312,21 +295,3 @@ class _Group:
         grid, student = self.study.settings, self.family.student.name
         return self.attack.threat(prepared, attacks.Training(student, self._steps(setting), len(grid), tokens))
 
-
-def _corpus(attack: Attack, encoded: Encoded, seed: int) -> Corpus:
-    extras = encoded.soft_labels() if attack.loss == 'soft' else {}
-    order = int(content_hash(['order', seed])[:8], 16)
-    return Corpus(encoded.examples, order, encoded.weights, extras)
-
-
-def _loss(attack: Attack) -> training.Loss:
-    if attack.loss == 'hard':
-        return training.hard_loss
-    temperature = dict(attack.arguments).get('temperature', 1.0)
-
-    def soft(model: Model, params: Params, rows: Rows) -> tuple[Any, Any]:
-        labels = rows.extras['ids'], rows.extras['log_probs']
-        losses_BL = losses.soft_losses(training.logits(model, params, rows), *labels, rows.targets_BL, temperature)
-        return jnp.sum(losses_BL * losses.ahead(rows.weights_BL)), jnp.sum(losses.predicting(rows.targets_BL))
-
-    return soft

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from studies import DATASET, SMALL, STRANGE, make_study, write_students, write_traces
 
-from adx import distilling, outcomes_io, readings
+from adx import distilling, outcomes_io, readings, teaching
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
@@ -99,23 +99,39 @@ def test_another_seed_is_added_with_the_frozen_settings(students, tmp_path):
     assert study_hash(study) == study_hash(dataclasses.replace(study, seeds=(0, 1)))
 
 
-def test_a_run_that_was_cut_keeps_the_groups_that_were_done(students, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_keeps_the_arms_that_were_done(students, tmp_path, monkeypatch):
     study = make_study(students, seeds=(0,))
     write_traces(study, str(tmp_path))
     train, calls = distilling._Group._train, []
 
-    def cut(self, *args):
-        calls.append(self.attack.name)
-        if len(calls) == 2:
+    def cut(self, lessons, jobs):
+        calls.append((self.family.student.name, self.attack.name, *lessons))
+        if len(calls) == 4:
             raise KeyboardInterrupt
-        return train(self, *args)
+        return train(self, lessons, jobs)
 
     monkeypatch.setattr(distilling._Group, '_train', cut)
     with pytest.raises(KeyboardInterrupt):
         distilling.distil(study, str(tmp_path))
-    assert {o.attack for o in outcomes_io.read(str(tmp_path)).values() if o.source != 'base'} == {'sft'}
+    done = {(o.attack, o.source) for o in outcomes_io.read(str(tmp_path)).values() if o.source != 'base'}
+    assert done == {('sft', 'clean'), ('sft', 'defended'), ('sft', 'own')}
     distilling.distil(study, str(tmp_path))
-    assert calls == ['sft', 'mixed', 'mixed', 'sft', 'mixed']
+    arms = [('plain',), ('poe',), ()], [('plain',), ('poe',), ('own',)]  # sft has no resources of its own
+    groups = [(attack, arm) for attack, of in zip(('sft', 'mixed'), arms, strict=True) for arm in of]
+    every = [(name, attack, *arm) for name in ('first', 'second') for attack, arm in groups]
+    assert calls == [*every[:4], *every[3:]]
+
+
+def test_students_are_the_same_one_by_one_and_together(students, tmp_path, monkeypatch):
+    study = make_study(students, seeds=(0, 1), attacks=(Attack('sft'),))
+    accuracies = []
+    for size in (1, 3):
+        monkeypatch.setattr(teaching, 'stack_size', lambda size=size: size)
+        path = str(tmp_path / str(size))
+        write_traces(study, path)
+        found = distilling.distil(study, path)
+        accuracies.append({outcomes_io.name_of(o): o.accuracy for o in found})
+    assert accuracies[0] == accuracies[1]
 
 
 def test_lessons_are_what_arms_said(students, tmp_path):

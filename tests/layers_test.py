@@ -23,7 +23,8 @@ STAGES = {
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
     'assessing', 'directions', 'distilling', 'experiment', 'forcing', 'policy', 'generation', 'loading', 'needs',
-    'outcomes_io', 'pipeline', 'preparation', 'processes', 'readings', 'selecting', 'session', 'study', 'training_io',
+    'outcomes_io', 'pipeline', 'preparation', 'processes', 'readings', 'selecting', 'session', 'study', 'teaching',
+    'training_io',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}
