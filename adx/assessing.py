@@ -143,15 +143,32 @@ def _worst(criteria: Sequence[Criterion]) -> Criterion:
     return min(criteria, key=lambda c: (c.holds, room(c)))
 
 
-def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
-    """Writes the report of what there is, and returns its rows."""
-    known = outcomes_io.read(path)
-    found, outcomes = qualities(study, path), [known[name] for name in sorted(known)]
-    graded = [outcome for outcome in outcomes if outcome.split == study.split]
-    judged = verdicts(study, found)
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What the figures of a study follow from: students graded on its split, traces measured, arms judged."""
+
+    plan: Plan
+    outcomes: list[Outcome]
+    qualities: list[Quality]
+    verdicts: dict[str, list[Criterion]]
+
+    def rows(self) -> list[Row]:
+        return frontier(self.outcomes, self.qualities, self.plan, self.verdicts)
+
+
+def find(study: Study, path: str) -> Findings:
+    """Everything that was found so far. Raises StorageError where a file cannot be read."""
+    known, found = outcomes_io.read(path), qualities(study, path)
     names = tuple(attack.name for attack in study.attacks)
     plan = Plan(names, names[0], study.clean, study.temperatures, split=study.split)
-    rows = frontier(graded, found, plan, judged)
+    graded = [known[name] for name in sorted(known) if known[name].split == study.split]
+    return Findings(plan, graded, found, verdicts(study, found))
+
+
+def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
+    """Writes the report of what there is, and returns its rows."""
+    findings = find(study, path)
+    rows = findings.rows()
     proxies = tuple(student.name for student in study.students if student.seen)
     facts = page.Facts(
         testbed=study.testbed or study.experiment.dataset.name,
@@ -163,7 +180,7 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
         disclosure=study.experiment.disclosure,
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
-    _write(path, rows, graded, judged, facts)
+    _write(path, rows, findings.outcomes, findings.verdicts, facts)
     return rows
 
 

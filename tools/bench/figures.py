@@ -36,6 +36,11 @@ MEASURED, NOT_RUN = 'measured', 'not_run'
 _RENDER = flags.DEFINE_string('render', '', 'File whose <!-- figures:NAME --> blocks are rewritten.')
 
 
+def tables(results: pathlib.Path = RESULTS) -> list[str]:
+    """The names of all tables but the one of studies, which tools/bench/frontier.py keeps."""
+    return sorted(path.stem for path in results.glob('*.json') if path.stem != 'frontier')
+
+
 def read(name: str, results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
     """The rows of a table; none if it does not exist yet."""
     path = results / f'{name}.json'
@@ -209,8 +214,8 @@ def _check_name(name: str) -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    for path in sorted(RESULTS.glob('*.json')):
-        verify(path.stem)
+    for name in tables():
+        verify(name)
     if _RENDER.value:
         page = pathlib.Path(_RENDER.value)
         page.write_text(rewrite(page.read_text('utf-8')), 'utf-8')

@@ -1,0 +1,79 @@
+"""Published figures of studies follow from the students in their raw files, and the README states nothing else."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from studies import make_study, write_students, write_traces
+
+from adx import assessing, distilling
+from adx.errors import InputError
+from tools.bench import frontier
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    students = write_students(tmp_path_factory.mktemp('students'))
+    return make_study(students, attacks=make_study(students).attacks[:1])
+
+
+@pytest.fixture(scope='module')
+def findings(study, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp('study'))
+    write_traces(study, path)
+    distilling.distil(study, path)
+    return assessing.find(study, path)
+
+
+@pytest.fixture
+def published(study, findings, tmp_path):
+    frontier.publish('one', study, findings, 'python -m publish', tmp_path)
+    return tmp_path
+
+
+def test_rows_are_those_of_the_report(findings, published):
+    rows, reported = frontier.read(published), findings.rows()
+    assert [row['figure'] for row in rows] == [row.figure for row in reported]
+    assert [row['value'] for row in rows] == [row.value for row in reported]
+    frontier.verify(published)
+
+
+def test_studies_stand_beside_each_other_and_one_is_replaced(study, findings, published):
+    frontier.publish('two', study, findings, 'python -m publish', published)
+    frontier.publish('one', study, findings, 'python -m again', published)
+    rows = frontier.read(published)
+    assert len(rows) == 2 * len(findings.rows())
+    assert {row['command'] for row in rows if row['study'] == 'one'} == {'python -m again'}
+    frontier.verify(published)
+
+
+@pytest.mark.parametrize('field', ['value', 'low', 'n', 'status', 'eligible'])
+def test_tampering_is_caught(published, field):
+    rows = frontier.read(published)
+    row = next(row for row in rows if row['figure'] == 'points_lost')
+    row[field] = 5.0 if field in ('value', 'low', 'n') else 'x'
+    (published / frontier.TABLE).write_text(json.dumps(rows))
+    with pytest.raises(InputError, match='states points_lost/poe/sft/first otherwise'):
+        frontier.verify(published)
+
+
+def test_another_raw_file_is_caught(published):
+    next((published / 'raw').iterdir()).write_bytes(b'other')
+    with pytest.raises(InputError, match='is not the file whose hash'):
+        frontier.verify(published)
+
+
+def test_a_study_without_students_is_not_published(study, findings, tmp_path):
+    empty = assessing.Findings(findings.plan, [], [], {})
+    with pytest.raises(InputError, match='no graded student'):
+        frontier.publish('none', study, empty, 'python -m publish', tmp_path)
+
+
+def test_the_published_table_verifies_and_readme_states_it():
+    frontier.verify()
+    page = (ROOT / 'README.md').read_text('utf-8')
+    assert frontier.rewrite(page) == page, 'run `python -m tools.bench.frontier --render=README.md`'

@@ -1,0 +1,175 @@
+"""Published figures of studies: what every defence costs and buys, each backed by the students it was computed from.
+
+tools/bench/results/frontier.json is a list of rows, one for every figure of a report. `raw` names a file with the
+graded students and traces of one study; rows are computed from it again by `verify`, which a test runs.
+
+    python -m tools.bench.frontier --config=configs/testbed_screen.py --workdir=/data/screen    # publishes a study
+    python -m tools.bench.frontier --render=README.md                                           # renders the table
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from adx.assessing import Findings, find
+from adx.errors import InputError
+from adx.outcomes import Outcome, Quality, ThreatModel
+from adx.quality import Criterion
+from adx.reporting.frontier import Plan
+from adx.reporting.page import number
+from adx.reporting.rows import Row
+from adx.study import Study
+from launch.config import load_config
+from tools.bench.figures import RESULTS, commit_hash
+
+TABLE = 'frontier.json'
+FIELDS = (
+    'study', 'testbed', 'split', 'figure', 'role', 'defence', 'attack', 'student', 'seen', 'eligible', 'value', 'low',
+    'high', 'n', 'unit', 'status', 'reason', 'raw', 'command', 'commit',
+)  # fmt: skip
+COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
+BITS = ('correct', 'forced', 'lenient')
+
+_CONFIG = flags.DEFINE_string('config', '', 'The config of the study to publish.', allow_override=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with outcomes and quality.', allow_override=True)
+_RENDER = flags.DEFINE_string(
+    'render', '', 'File whose <!-- frontier:STUDY --> blocks are rewritten.', allow_override=True
+)
+
+
+def publish(name: str, study: Study, findings: Findings, command: str, results: pathlib.Path = RESULTS) -> list[dict]:
+    """Writes the raw file and the rows of a study in place of its earlier ones, and returns the rows."""
+    if not findings.outcomes:
+        raise InputError(f'study {name!r} has no graded student; run --stages=distil first')
+    raw = f'raw/frontier_{name}.json.gz'
+    data = gzip.compress(json.dumps(_to_json(findings), separators=(',', ':')).encode(), mtime=0)
+    (results / 'raw').mkdir(parents=True, exist_ok=True)
+    (results / raw).write_bytes(data)
+    about = {'study': name, 'testbed': study.testbed or study.experiment.dataset.name, 'split': study.split}
+    source = {'raw': {'path': raw, 'sha256': _sha256(data)}, 'command': command, 'commit': commit_hash()}
+    rows = [_row(row, about, source) for row in findings.rows()]
+    others = [row for row in read(results) if row['study'] != name]
+    (results / TABLE).write_text(json.dumps(others + rows, indent=1, allow_nan=False) + '\n', 'utf-8')
+    return rows
+
+
+def read(results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
+    """The published rows; none if there are none yet."""
+    path = results / TABLE
+    return json.loads(path.read_text('utf-8')) if path.exists() else []
+
+
+def verify(results: pathlib.Path = RESULTS) -> None:
+    """Computes every row again from its raw file. Raises InputError naming what differs."""
+    rows = read(results)
+    for name in dict.fromkeys(row['study'] for row in rows):
+        mine = [row for row in rows if row['study'] == name]
+        about, source = ({k: mine[0][k] for k in keys} for keys in (FIELDS[:3], FIELDS[-3:]))
+        path = results / source['raw']['path']
+        data = path.read_bytes() if path.exists() else b''
+        if _sha256(data) != source['raw']['sha256']:
+            raise InputError(f'{path.name} is not the file whose hash study {name!r} states; publish it again')
+        again = [_row(row, about, source) for row in _from_json(json.loads(gzip.decompress(data))).rows()]
+        if len(again) != len(mine):
+            raise InputError(f'study {name!r} has {len(mine)} rows; its raw file gives {len(again)}')
+        for stated, computed in zip(mine, again, strict=True):
+            if tuple(stated) != FIELDS or not _same(stated, computed):
+                where = '/'.join(str(stated.get(k)) for k in ('figure', 'defence', 'attack', 'student'))
+                raise InputError(f'study {name!r} states {where} otherwise than its raw file; publish it again')
+
+
+def _same(stated: dict[str, Any], computed: dict[str, Any]) -> bool:
+    """Numbers to rounding of another machine's mathematics library, everything else exactly."""
+    numbers = {k for k, v in computed.items() if isinstance(v, float)}
+    near = all(stated[k] is not None and abs(stated[k] - computed[k]) <= 1e-6 * (1 + abs(computed[k])) for k in numbers)
+    return near and all(stated[k] == v for k, v in computed.items() if k not in numbers)
+
+
+def _row(row: Row, about: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    fields = dataclasses.asdict(row) | {'defence': row.arm} | about | source
+    unbounded = {k for k, v in fields.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {k: None if k in unbounded else fields[k] for k in FIELDS}
+
+
+def _to_json(findings: Findings) -> dict[str, Any]:
+    return {
+        'plan': dataclasses.asdict(findings.plan),
+        'outcomes': [_bits(dataclasses.asdict(one)) for one in findings.outcomes],
+        # What eligibility was judged by, prompt by prompt, stays in the workdir: its criteria are here.
+        'qualities': [_bits(dataclasses.asdict(one) | {'by_prompt': {}}) for one in findings.qualities],
+        'verdicts': {arm: [list(one) for one in judged] for arm, judged in findings.verdicts.items()},
+    }
+
+
+def _from_json(raw: dict[str, Any]) -> Findings:
+    plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw['plan'].items()})
+    outcomes = [Outcome(**_bools(one) | {'threat': ThreatModel(**one['threat'])}) for one in raw['outcomes']]
+    verdicts = {arm: [Criterion(*one) for one in judged] for arm, judged in raw['verdicts'].items()}
+    return Findings(plan, outcomes, [Quality(**_bools(one)) for one in raw['qualities']], verdicts)
+
+
+def _bits(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {k: ''.join('01'[right] for right in fields[k]) for k in BITS if k in fields}
+
+
+def _bools(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {k: tuple(bit == '1' for bit in fields[k]) for k in BITS if k in fields}
+
+
+def render(name: str, results: pathlib.Path = RESULTS) -> str:
+    """A line for every defence or control and student, in markdown without a line break at its end."""
+    rows = [row for row in read(results) if row['study'] == name]
+    by = {(row['figure'], row['defence'], row['student'], row['attack']): row for row in rows}
+    lines = [f'| arm | student | {" | ".join(COLUMNS)} | eligible |', '|---' * (len(COLUMNS) + 3) + '|']
+    for row in rows:
+        if row['figure'] == 'points_lost':
+            keys = [(c, row['defence'], '' if c == 'teacher_lost' else row['student']) for c in COLUMNS]
+            found = [next((r for (f, d, s, _), r in by.items() if (f, d, s) == key), None) for key in keys]
+            judged = {True: 'yes', False: 'no', None: 'not judged'}[row['eligible']]
+            lines.append(f'| {" | ".join([row["defence"], row["student"], *map(_cell, found), judged])} |')
+    return '\n'.join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    known = {field.name for field in dataclasses.fields(Row)}
+    return number(row and Row(**{k: v for k, v in row.items() if k in known} | {'arm': row['defence']}))
+
+
+def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
+    """`text` with the table of each <!-- frontier:STUDY --> ... <!-- /frontier --> block rendered anew."""
+
+    def block(match: re.Match[str]) -> str:
+        return f'{match[1]}\n{render(match[2], results)}\n<!-- /frontier -->'
+
+    return re.sub(r'(<!-- frontier:(\w+) -->).*?<!-- /frontier -->', block, text, flags=re.DOTALL)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if _CONFIG.value:
+        study, name = load_config(_CONFIG.value), pathlib.Path(_CONFIG.value).stem
+        command = f'python -m tools.bench.frontier --config={_CONFIG.value} --workdir=DIR'
+        for row in publish(name, study, find(study, _WORKDIR.value), command):
+            print(row['figure'], row['defence'], row['attack'], row['student'], _cell(row))
+    verify()
+    if _RENDER.value:
+        page = pathlib.Path(_RENDER.value)
+        page.write_text(rewrite(page.read_text('utf-8')), 'utf-8')
+
+
+if __name__ == '__main__':
+    app.run(main)
