@@ -19,9 +19,10 @@ from typing import Any
 
 import jax
 
-from adx import attacks, checkpoints, outcomes_io, readings, teaching
+from adx import attacks, checkpoints, curves, outcomes_io, readings, teaching
 from adx.answers import reader_of
 from adx.attacks import Attack
+from adx.batching import Corpus, Example
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
 from adx.errors import InputError
@@ -35,7 +36,7 @@ from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
 from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
-from adx.teaching import Classroom, Job, Setting, Taught, make_corpus, make_loss
+from adx.teaching import Classroom, Job, Mark, Setting, Taught, make_corpus, make_loss
 from adx.types import Prompt, RequestId
 
 CHOICE = 'attack_val'
@@ -65,6 +66,7 @@ class Family:
     engine: Engine
     exams: dict[str, Exam]  # by split
     classroom: Classroom
+    yardstick: curves.Yardstick | None  # where the study wants curves
 
 
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
@@ -116,7 +118,9 @@ def _family(lab: Lab, student: Student) -> Family:
     eos = sorted(tokenizer.eos_ids)
     engine = student_engine(loaded.model, loaded.params, _mesh(study), study.experiment.decode, seed=0, eos=eos)
     classroom = Classroom(loaded.model, loaded.params, _mesh(study), study.recipe)
-    return Family(student, loaded.params, loaded.identity, tokenizer, engine, exams, classroom)
+    same = tokenizer.tokens == lab.teacher.tokens
+    yardstick = curves.make_yardstick(study.experiment.teacher, loaded.model, same) if study.curve else None
+    return Family(student, loaded.params, loaded.identity, tokenizer, engine, exams, classroom, yardstick)
 
 
 def _mesh(study: Study) -> jax.sharding.Mesh:
@@ -253,13 +257,17 @@ class _Group:
         student, length = self.family.student, self.study.recipe.length
         return encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
 
+    def _job(self, setting: Setting, corpus: Corpus) -> Job:
+        steps = self._steps(setting)
+        return Job(setting, steps, corpus, curves.marks(steps, self.study.curve))
+
     def _steps(self, setting: Setting) -> int:
         return max(1, round(setting['steps'] * self.attack.longer))
 
     def _train(self, lessons: Mapping[str, Encoded], jobs: Sequence[tuple[str, Setting]]) -> dict[str, list[Taught]]:
         """The students of every job, by the name of their lessons."""
         corpora = {name: make_corpus(self.attack, encoded, self.seed) for name, encoded in lessons.items()}
-        asked = [Job(setting, self._steps(setting), corpora[name]) for name, setting in jobs]
+        asked = [self._job(setting, corpora[name]) for name, setting in jobs]
         where = f'seed {self.seed}, {self.family.student.name}, {self.attack.name}, {", ".join(lessons)}'
         tell = functools.partial(self.lab.tell, where)
         students = self.family.classroom.teach(asked, make_loss(self.attack), self.seed, tell)
@@ -277,12 +285,30 @@ class _Group:
             graded = self._graded(taught, CHOICE)
             found = [self._outcome(name, one, CHOICE, g, threat) for one, g in zip(taught, graded, strict=True)]
             best = taught[max(range(len(taught)), key=lambda i: graded[i].accuracy)]
-        last = self._graded([best], self.study.split)[0]
-        return [*found, self._outcome(name, best, self.study.split, last, threat)]
+        levels = self._graded(best.marks, self.study.split)
+        outcome = self._outcome(name, best, self.study.split, levels[-1], threat)
+        return [*found, dataclasses.replace(outcome, curve=self._curve(best, levels))]
 
-    def _graded(self, taught: Sequence[Taught], split: str) -> list[Evaluation]:
-        named = {str(i): one.params for i, one in enumerate(taught)}
+    def _graded(self, students: Sequence[Taught | Mark], split: str) -> list[Evaluation]:
+        named = {str(i): one.params for i, one in enumerate(students)}
         return list(_graded(self.lab, self.family, named, split).values())
+
+    def _curve(self, one: Taught, levels: Sequence[Evaluation]) -> tuple[dict[str, float], ...]:
+        yardstick = self.family.yardstick
+        if yardstick is None:
+            return ()
+        return tuple(
+            {'step': mark.step, 'tokens': mark.tokens, 'accuracy': level.accuracy}
+            | yardstick.measure(mark.params, self._holdout)
+            for mark, level in zip(one.marks, levels, strict=True)
+        )
+
+    @functools.cached_property
+    def _holdout(self) -> list[Example]:
+        family, path = self.family, seed_path(self.lab.path, self.seed)
+        return curves.holdout_examples(
+            path, family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
+        )
 
     def _outcome(
         self, name: str, one: Taught, split: str, graded: Evaluation, threat: Callable[[Setting], ThreatModel]

@@ -49,7 +49,8 @@ class Outcome:
     setting: the optimiser setting, chosen on attack_val on seed 0 and frozen. split: what `correct` was graded on.
     correct: one bool a prompt, in the order of `prompts`, a hash of the ids of the prompts.
     rates: shares of the student's answers in [0, 1]: 'unparsed', 'truncated', 'lenient' (right by lenient extraction),
-    'forced' (right after answer forcing). curve: dicts with step, tokens, accuracy, loss (validation NLL, nats).
+    'forced' (right after answer forcing). curve: dicts with step, tokens (of targets), accuracy and, where there are
+    clean holdout traces, loss and kl: nats a token on them, kl from the teacher where vocabularies are the same.
     teacher_cost: seconds the teacher spent on the traces; seconds: of training.
     """
 

@@ -45,6 +45,7 @@ class Study:
     learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
     them on the first seed, and keeps the one that is best on attack_val on the others.
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
+    curve: how often a chosen student is graded before its end too; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
     temperatures: arms of the baseline that only samples hotter. testbed: what the report calls the setting.
     """
@@ -61,6 +62,7 @@ class Study:
     split: str = 'tune'
     exam: int = 500
     choice: int = 250
+    curve: int = 0
     sampling: Sampling = Sampling(temperature=0.0)
     max_new_tokens: int = 256
     judge: Student | None = None
@@ -126,6 +128,7 @@ def _check(study: Study) -> None:
     check_choice('split', study.split, GRADED_ON)
     for name in ('exam', 'choice', 'max_new_tokens'):
         check_range(name, getattr(study, name), 1)
+    check_range('curve', study.curve, 0)
     for name in ('students', 'attacks', 'learning_rates', 'budgets', 'seeds'):
         _check_distinct(name, [getattr(each, 'name', each) for each in getattr(study, name)])
     for rate in study.learning_rates:

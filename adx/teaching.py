@@ -27,21 +27,41 @@ Setting = dict[str, Any]  # learning_rate and steps
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One student to be. setting: what names it; steps: optimiser steps, after what the attack makes of them."""
+    """One student to be. setting: what names it; steps: optimiser steps, after what the attack makes of them.
+
+    marks: the steps after which its weights are kept.
+    """
 
     setting: Setting
     steps: int
     corpus: Corpus
+    marks: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A student on its way: its weights after so many steps, and the tokens that it had learned from."""
+
+    step: int
+    tokens: int
+    params: Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
-    """One distilled student, as its optimiser setting made it. seconds: its share of the stack's."""
+    """One distilled student, as its optimiser setting made it. marks: the last is what it ended as.
+
+    seconds: its share of the stack's.
+    """
 
     setting: Setting
-    params: Params
+    marks: tuple[Mark, ...]
     diverged: bool
     seconds: float
+
+    @property
+    def params(self) -> Params:
+        return self.marks[-1].params
 
 
 def stack_size() -> int:
@@ -71,14 +91,18 @@ class Classroom:
         stream = Stream([job.corpus for job in jobs], recipe.rows, recipe.length, recipe.pack)
         stacked = {path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()}
         rates, steps = [job.setting['learning_rate'] for job in jobs], [job.steps for job in jobs]
-        state = trainer.start(stacked, rates, steps, [seed] * count)
-        for step in range(_longest(jobs)):
-            state, _ = trainer.step(state, stream(step))
-            tell(step + 1)
-        params, diverged_N = trainer.params(state), state.diverged_N.tolist()
-        seconds = (time.monotonic() - began) / count
-        mine = [{path: x[i] for path, x in params.items()} for i in range(count)]
-        return [Taught(job.setting, mine[i], diverged_N[i] > 0, seconds) for i, job in enumerate(jobs)]
+        state, tokens_N = trainer.start(stacked, rates, steps, [seed] * count), jnp.zeros(count, jnp.int32)
+        marks: list[list[Mark]] = [[] for _ in jobs]
+        for step in range(1, _longest(jobs) + 1):
+            state, metrics = trainer.step(state, stream(step - 1))
+            tokens_N += jnp.where(metrics.moved_N, metrics.targets_N, 0)
+            wanted = [i for i, job in enumerate(jobs) if step in (*job.marks, job.steps)]
+            params = trainer.params(state) if wanted else {}
+            for i in wanted:
+                marks[i].append(Mark(step, int(tokens_N[i]), {path: x[i] for path, x in params.items()}))
+            tell(step)
+        seconds, diverged_N = (time.monotonic() - began) / count, state.diverged_N.tolist()
+        return [Taught(job.setting, tuple(marks[i]), diverged_N[i] > 0, seconds) for i, job in enumerate(jobs)]
 
 
 def _longest(jobs: Sequence[Job]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from studies import DATASET, SMALL, STRANGE, make_study, write_students, write_traces
+from studies import DATASET, SMALL, STRANGE, make_study, write_holdout, write_students, write_traces
 
 from adx import distilling, outcomes_io, readings, teaching
 from adx import experiment as experiments
@@ -132,6 +132,30 @@ def test_students_are_the_same_one_by_one_and_together(students, tmp_path, monke
         found = distilling.distil(study, path)
         accuracies.append({outcomes_io.name_of(o): o.accuracy for o in found})
     assert accuracies[0] == accuracies[1]
+
+
+def test_a_curve_shows_the_chosen_student_on_its_way(students, tmp_path):
+    study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), learning_rates=(1e-2,), budgets=(9,), curve=2)
+    write_traces(study, str(tmp_path))
+    write_holdout(study, str(tmp_path))
+    outcomes = [o for o in distilling.distil(study, str(tmp_path)) if o.split == 'tune' and o.setting]
+    for one in outcomes:
+        assert [point['step'] for point in one.curve] == [3, 6, 9]
+        assert one.curve[-1]['accuracy'] == one.accuracy
+        tokens = [point['tokens'] for point in one.curve]
+        assert tokens == sorted(tokens)
+        assert tokens[-1] > 2 * tokens[0]
+        assert all(point['loss'] > 0 and point['kl'] > 0 for point in one.curve)
+    clean = next(o for o in outcomes if o.source == 'clean')
+    assert clean.curve[-1]['loss'] < clean.curve[0]['loss'] - 0.05
+
+
+def test_without_holdout_traces_a_curve_is_of_accuracy_alone(students, tmp_path):
+    study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), budgets=(2,), curve=1)
+    write_traces(study, str(tmp_path))
+    points = [point for o in distilling.distil(study, str(tmp_path)) for point in o.curve]
+    assert {tuple(point) for point in points} == {('step', 'tokens', 'accuracy')}
+    assert {point['step'] for point in points} == {1, 2}
 
 
 def test_lessons_are_what_arms_said(students, tmp_path):
