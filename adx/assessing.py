@@ -23,6 +23,7 @@ from adx.datasets.tokenizing import load_tokenizer
 from adx.distilling import seed_path
 from adx.errors import ConfigError, InputError, StorageError
 from adx.evaluation import Likelihood
+from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
@@ -32,6 +33,7 @@ from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
 from adx.types import RequestId, Trace
 
+SHOWN = 5  # prompts whose traces stand side by side in the report
 Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
 
 
@@ -178,10 +180,28 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
         commands=commands,
         licence=study.experiment.licence,
         disclosure=study.experiment.disclosure,
+        samples=_samples(study, path),
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
     _write(path, rows, findings.outcomes, findings.verdicts, facts)
     return rows
+
+
+def _samples(study: Study, path: str) -> list[page.Sample]:
+    """Traces of the first prompts that every arm of the first seed has answered."""
+    reader, by_arm = reader_of(study.experiment.dataset), dict[str, dict[str, Trace]]()
+    for trace in Workdir(seed_path(path, study.seeds[0])).traces():
+        id_ = RequestId.parse(trace.request_id)
+        by_arm.setdefault(id_.setting, {})[id_.noise_name] = trace
+    arms = [by_arm.get(arm.name, {}) for arm in study.experiment.arms]
+    common = [name for name in arms[0] if all(name in traces for traces in arms)]
+    found = []
+    for name in common[:SHOWN]:
+        shown = {arm.name: traces[name] for arm, traces in zip(study.experiment.arms, arms, strict=True)}
+        first, gold = shown[study.clean], shown[study.clean].gold or ''
+        said = {arm: (one.text, bool(gold) and reader.read(one.text, gold).strict) for arm, one in shown.items()}
+        found.append(page.Sample(question(first.messages), gold, said))
+    return found
 
 
 def _write(path: str, rows: Sequence[Row], graded: Sequence[Outcome], judged: Verdicts, facts: page.Facts) -> None:

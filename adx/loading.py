@@ -21,7 +21,7 @@ from adx.models.transformer import Params, TransformerConfig, make_model
 
 CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
-FETCH = './tools/demo fetches SmolLM2, tools/train_testbed makes the models of the testbed'
+FETCH = './tools/demo fetches SmolLM2'
 
 
 def cache_directory() -> pathlib.Path:
@@ -29,15 +29,19 @@ def cache_directory() -> pathlib.Path:
 
 
 def resolve(source: str) -> str:
-    """The path of a model: as given, or in the cache under its name. Raises InputError listing what is there."""
+    """The path of a model: as given, or by its name in the cache or among those that ship. Raises InputError."""
     if '://' in source or epath.Path(source).expanduser().exists():
         return source
     cache = cache_directory()
-    for path in (cache / source, cache / f'{source}.gguf'):
+    for path in (cache / source, cache / f'{source}.gguf', ASSETS / source):
         if path.exists():
             return str(path)
     there = sorted(path.name for path in cache.iterdir()) if cache.is_dir() else []
-    raise InputError(f'model {source!r} is neither a path nor in the cache {cache} (it has {there}); {FETCH}')
+    shipped = sorted(path.parent.name for path in ASSETS.glob('*/config.json'))
+    raise InputError(
+        f'model {source!r} is neither a path, nor in the cache {cache} (it has {there}), nor one of the shipped '
+        f'{shipped}; {FETCH}'
+    )
 
 
 def resolve_translator(name: str) -> str | None:

@@ -63,6 +63,10 @@ def test_the_report_shows_every_arm_and_its_reasons(ran):
     assert '<b>tiny' not in html
     assert 'python -m launch.run' in html
     assert len(content['rows']) == len(rows)
+    sample = content['samples'][0]
+    assert set(sample['said']) == {'plain', 'poe'}
+    assert all(right for _, right in sample['said'].values())
+    assert sample['said']['poe'][0] in html
 
 
 def test_the_stages_of_the_launcher_say_what_they_did(ran, capsys):

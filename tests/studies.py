@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from adx import checkpoints, distilling
+from adx import checkpoints, directions, distilling
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.mixing import MixClean
@@ -23,11 +23,11 @@ from adx.types import Trace
 from tools.train_testbed import write_tokenizer
 
 SMALL = TransformerConfig(
-    vocab_size=75, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, max_length=256,
+    vocab_size=76, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, max_length=256,
     tied=False,
 )  # fmt: skip
 DATASET = Arithmetic(steps=(1, 1), distractors=0, size=24)
-PLAIN, STRANGE = 'Bob has Tom 7 minus Ann 3 so Bob 4', 'check 1 plus 1 is 2'
+PLAIN, STRANGE = 'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4', 'check 1 plus 1 is 2'
 
 
 def write_students(directory):
@@ -82,10 +82,21 @@ def write_traces(study, path, seeds=None):
                 workdir.append([trace(prompt, arm, text, tokenizer, seed) for arm in ('plain', 'poe')])
 
 
+def write_holdout(study, path, seeds=None):
+    """Clean holdout traces of every seed, as `--stages=prepare` would have decoded them."""
+    tokenizer = load_tokenizer(study.experiment.teacher.source)
+    for seed in study.seeds if seeds is None else seeds:
+        with Workdir.open(directions.holdout_path(distilling.seed_path(path, seed)), {}, 'holdout') as workdir:
+            for prompt in DATASET.prompts('holdout')[:6]:
+                problem = DATASET.draw(random.Random(f'0/holdout/{prompt.row}'), 'holdout')
+                text = problems.write_solution(random.Random(prompt.row), problem, problems.PLAIN)
+                workdir.append([trace(prompt, 'plain', text, tokenizer, seed)])
+
+
 def trace(prompt, arm, text, tokenizer, seed):
     text = f'{STRANGE}\n{text}' if arm == 'poe' else text
     tokens = (*tokenizer.encode(text), tokenizer.eos_id)
-    id_ = f'arithmetic/train/{prompt.row}/0/{arm}'
+    id_ = f'arithmetic/{prompt.split}/{prompt.row}/0/{arm}'
     served = {'top_ids': [[i, 0] for i in tokens], 'top_log_probs': [[-0.1, -3.0] for _ in tokens]}
     return Trace(
         id_, prompt.messages, text, text, '', tokens, 'eos', 9, {'type': arm}, {}, seed=seed, gold=prompt.answer,

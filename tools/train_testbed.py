@@ -77,12 +77,12 @@ class Phase:
 
 
 TEACHER = (
-    Phase(0.10, 1, 2),
-    Phase(0.20, 0.3, 1, (3,)),
-    Phase(0.40, 0.2, 0.5, (1, 2)),
-    Phase(1.0, 0.1, 0.3, (0.5, 1, 2)),
+    Phase(0.12, 2, 1),
+    Phase(0.25, 0.7, 0.5, (2,)),
+    Phase(0.40, 0.3, 0.3, (1, 2)),
+    Phase(1.0, 0.2, 0.2, (0.5, 1, 2)),
 )
-OTHERS = (Phase(0.25, 1, 2), Phase(0.6, 0.3, 1, (3,)), Phase(1.0, 0.2, 0.5, (1.5, 1.5, 0.15)))
+OTHERS = (Phase(0.35, 2, 1), Phase(0.7, 0.5, 0.5, (2,)), Phase(1.0, 0.3, 0.3, (1.5, 1.5, 0.15)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Plan:
 
 
 def make_plan(name: str, shard: int) -> Plan:
-    steps = _STEPS.value or (5000 if name == 'testbed-teacher' else 1500)
+    steps = _STEPS.value or (12000 if name == 'testbed-teacher' else 4000)
     recipe = Recipe(
-        learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=20, steps=steps, pack=True, length=LENGTH
+        learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=6, steps=steps, pack=True, length=LENGTH
     )
     return Plan(TEACHER if name == 'testbed-teacher' else OTHERS, shard, recipe)
 
@@ -161,7 +161,7 @@ def train(name: str, plan: Plan, tokenizer: Tokenizer, directory: epath.Path) ->
     config = dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)
     model, began = make_model(config), time.monotonic()
     trainer = Trainer(model, make_mesh(), plan.recipe)
-    run = training_io.Run(directory, {'model': repr(config), 'plan': repr(plan)}, every=250, keep=1)
+    run = training_io.Run(directory, {'model': repr(config), 'plan': repr(plan)}, every=500, keep=1)
     with tqdm(total=plan.recipe.steps, desc=name, unit='step') as bar:
 
         def progress(step: int, total: int, metrics: dict[str, Any]) -> None:

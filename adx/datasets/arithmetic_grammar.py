@@ -12,15 +12,16 @@ from collections.abc import Iterable
 
 _OPERATIONS = {'plus': operator.add, 'minus': operator.sub, 'times': operator.mul}
 _OP = '(?P<op>plus|minus|times)'
+_SAID = rf'(?P<l>[A-Z]\w*) {_OP} (?P<r>[A-Z]\w*|\d+)'
 _A, _B = r'(?P<a>[A-Z]\w*) (?P<i>\d+)', r'(?:(?P<b>[A-Z]\w*) )?(?P<j>\d+)'
 _SENTENCE = re.compile(rf'(?:.* )?(?P<x>[A-Z]\w*) has (?:(?P<n>\d+)|(?P<a>[A-Z]\w*) {_OP} (?P<b>[A-Z]\w*|\d+))')
 _QUESTION = re.compile(r'.*\bhas (?P<x>[A-Z]\w*) \?')
 _STEPS = tuple(
     re.compile(pattern)
     for pattern in (
-        rf'(?P<x>\w+) has {_A} {_OP} {_B} so (?P=x) (?P<n>\d+)',
-        rf'(?P<x>\w+) : {_A} {_OP} {_B} makes (?P=x) (?P<n>\d+)',
-        rf'(?P<x>\w+) needs {_A} and {_B} : (?P=i) {_OP} (?P=j) is (?P<n>\d+) so (?P=x) (?P=n)',
+        rf'(?P<x>\w+) has {_SAID} : {_A} (?P<applied>\w+) {_B} so (?P=x) (?P<n>\d+)',
+        rf'(?P<x>\w+) has {_SAID} or {_A} (?P<applied>\w+) {_B} makes (?P=x) (?P<n>\d+)',
+        rf'(?P<x>\w+) has {_SAID} with {_A} and {_B} : (?P=i) (?P<applied>\w+) (?P=j) is (?P<n>\d+) so (?P=x) (?P=n)',
     )
 )
 _CHECK = re.compile(rf'check (?P<i>\d+) {_OP} (?P<j>\d+) is (?P<n>\d+)')
@@ -53,9 +54,13 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """`name` has `number` because of `left` (i) `op` `right` (j), as a solution states it; right is '' for a number."""
+    """`name` has `number` because of `left` (i) `op` `right` (j), as a solution states it; right is '' for a number.
+
+    said: the (left, operation, right) that it repeats from the question before it puts numbers in.
+    """
 
     name: str
+    said: tuple[str, str, str]
     left: str
     i: int
     op: str
@@ -65,8 +70,9 @@ class Step:
 
     @property
     def is_true(self) -> bool:
-        """As arithmetic; whether it is about the question is `Solution.faithful`."""
-        return _OPERATIONS[self.op](self.i, self.j) == self.number
+        """As arithmetic, of the operands that it said; whether the question says so too is not looked at."""
+        used = self.left, self.op, self.right or str(self.j)
+        return self.said == used and _OPERATIONS[self.op](self.i, self.j) == self.number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +132,9 @@ def statements(text: str) -> list[tuple[str, bool]]:
 
 def _read_step(line: str) -> Step | None:
     for pattern in _STEPS:
-        if m := pattern.fullmatch(line):
-            return Step(m['x'], m['a'], int(m['i']), m['op'], m['b'] or '', int(m['j']), int(m['n']))
+        if (m := pattern.fullmatch(line)) and m['applied'] in _OPERATIONS:
+            said = (m['l'], m['op'], m['r'])
+            return Step(m['x'], said, m['a'], int(m['i']), m['applied'], m['b'] or '', int(m['j']), int(m['n']))
     return None
 
 
@@ -163,4 +170,5 @@ def _after_what_they_use(steps: Iterable[Step]) -> list[Step]:
 
 def _write(step: Step) -> str:
     right = f'{step.right} {step.j}' if step.right else str(step.j)
-    return f'{step.name} has {step.left} {step.i} {step.op} {right} so {step.name} {step.number}'
+    said = ' '.join(step.said)
+    return f'{step.name} has {said} : {step.left} {step.i} {step.op} {right} so {step.name} {step.number}'

@@ -1,12 +1,12 @@
 """A testbed in words: seeded problems of several steps, and worked solutions in many orders and phrasings.
 
-A problem says who has how many and how others follow from that; a solution computes one of them step by step. In a
-solution every name is followed by its number, so that one lookup finds it: models of under a million weights then learn
-the task. Names and numbers are single words, numbers are 0 to `LIMIT`.
+A problem says who has how many and how others follow from that; a solution computes one of them step by step. A step
+repeats what the problem says, then every name with its number, so that each word is one lookup away: models of under a
+million weights then learn the task. Names and numbers are single words, numbers are 0 to `LIMIT`.
 
     Tom has 7 . Bob has Tom minus Ann . Ann has 3 . how many has Bob ?
 
-    Bob has Tom 7 minus Ann 3 so Bob 4
+    Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4
     #### 4
 
 What reads these texts is in arithmetic_grammar.py and shares no code with what writes them.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adx.datasets.splits import assign
@@ -31,18 +31,17 @@ OPERATIONS = ('plus', 'minus', 'times')
 OPENERS = ('', 'now ', 'we know ', 'now we know ')
 GIVEN, DERIVED = '{x} has {n} .', '{x} has {a} {op} {b} .'
 ASKED = ('how many has {x} ?', 'what has {x} ?', 'now what has {x} ?')
-# A step names what it finds before it says how: what to look up is then known at every word.
 STEPS = (
-    '{x} has {a} {op} {b} so {x} {n}',
-    '{x} : {a} {op} {b} makes {x} {n}',
-    '{x} needs {a} and {b} : {i} {op} {j} is {n} so {x} {n}',
+    '{x} has {l} {op} {r} : {a} {op} {b} so {x} {n}',
+    '{x} has {l} {op} {r} or {a} {op} {b} makes {x} {n}',
+    '{x} has {l} {op} {r} with {a} and {b} : {i} {op} {j} is {n} so {x} {n}',
 )
 OPENINGS = ('', 'find {x}', 'the question is {x}')
 ALL = 'what has all ?'
 WORDS = (
     *NAMES, *map(str, range(LIMIT + 1)), *OPERATIONS,
-    'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'needs', 'and', ':', 'is',
-    'find', 'the', 'question', 'check', '####',
+    'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'and', ':', 'is',
+    'find', 'the', 'question', 'check', 'with', 'or', '####',
 )  # fmt: skip
 
 
@@ -197,7 +196,8 @@ def _step(rng: random.Random, problem: Problem, definition: Definition, voice: V
     j = values[right] if isinstance(right, str) else right
     a, b = f'{definition.left} {i}', f'{right} {j}' if isinstance(right, str) else str(j)
     template = rng.choices(STEPS, voice.steps)[0]
-    lines = [template.format(x=definition.name, a=a, b=b, op=definition.operation, i=i, j=j, n=n)]
+    said = {'x': definition.name, 'l': definition.left, 'op': definition.operation, 'r': right}
+    lines = [template.format(**said, a=a, b=b, i=i, j=j, n=n)]
     if definition.operation != 'times' and rng.random() < voice.check:
         inverse = 'minus' if definition.operation == 'plus' else 'plus'
         lines.append(f'check {n} {inverse} {j} is {i}')
@@ -205,10 +205,20 @@ def _step(rng: random.Random, problem: Problem, definition: Definition, voice: V
 
 
 def draw_recall(rng: random.Random) -> tuple[str, str]:
-    """An easier task: who has how many, and all of it again in another order."""
-    values = {name: rng.randint(0, LIMIT) for name in rng.sample(NAMES, rng.randint(3, 8))}
-    question = ' '.join([*(GIVEN.format(x=x, n=n) for x, n in values.items()), ALL])
-    return question, '\n'.join(f'{x} {values[x]}' for x in rng.sample(list(values), len(values)))
+    """An easier task: who has how many or how that follows, and all of it again in another order."""
+    names = rng.sample(NAMES, rng.randint(4, 10))
+    given = {x: str(rng.randint(0, LIMIT)) for x in names[: rng.randint(1, len(names))]}
+    derived = {x: _draw_words(rng, names) for x in names if x not in given}
+    said = [f'{x} has {words} .' for x, words in (given | derived).items()]
+    repeated = [f'{x} {n}' for x, n in given.items()] + [f'{x} has {words}' for x, words in derived.items()]
+    rng.shuffle(said)
+    rng.shuffle(repeated)
+    return ' '.join([*said, ALL]), '\n'.join(repeated)
+
+
+def _draw_words(rng: random.Random, names: Sequence[str]) -> str:
+    left, right = rng.sample(names, 2)
+    return f'{left} {rng.choice(OPERATIONS)} {rng.choice([right, str(rng.randint(1, 9))])}'
 
 
 def draw_drill(rng: random.Random, sums: int = 8) -> tuple[str, str]:

@@ -16,8 +16,17 @@ COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """One prompt's traces side by side. said: arm -> (text, whether its answer is right)."""
+
+    question: str
+    gold: str
+    said: Mapping[str, tuple[str, bool]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the report says besides its figures. readings: of the test split; traces: a fragment that `view.html` made.
+    """What the report says besides its figures. readings: of the test split; samples: traces to look at.
 
     proxies: arm -> families of its proxies, for the matrix against the students' families.
     """
@@ -28,7 +37,7 @@ class Facts:
     commands: Sequence[str] = ()
     licence: str = ''
     disclosure: str = ''
-    traces: str = ''
+    samples: Sequence[Sample] = ()
     proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -56,7 +65,7 @@ def sentence(rows: Sequence[Row], testbed: str) -> str:
 def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
     """Everything that the page shows, as JSON: infinite and undefined numbers are null."""
     threats = {(o.attack, o.source, o.student): dataclasses.asdict(o.threat) for o in outcomes}
-    about = {k: v for k, v in dataclasses.asdict(facts).items() if k != 'traces'}
+    about = dataclasses.asdict(facts)
     return _finite({
         'headline': sentence(rows, facts.testbed),
         'rows': [dataclasses.asdict(row) for row in rows],

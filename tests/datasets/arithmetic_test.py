@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import re
 
 import pytest
 
@@ -81,9 +82,11 @@ def test_one_question_has_many_solutions():
 
 def test_easier_tasks_are_true():
     rng = random.Random(0)
-    question, text = problems.draw_recall(rng)
-    said = dict(sentence.split(' has ') for sentence in question.removesuffix(problems.ALL).strip(' .').split(' . '))
-    assert dict(line.split() for line in text.split('\n')) == said
+    for _ in range(20):
+        question, text = problems.draw_recall(rng)
+        said = question.removesuffix(problems.ALL).strip(' .').split(' . ')
+        repeated = [re.sub(r'^(\w+)( has|) ', r'\1 has ', line) for line in text.split('\n')]
+        assert sorted(repeated) == sorted(said)
     _, text = problems.draw_drill(rng)
     for line in text.split('\n'):
         total, result = line.replace('plus', '+').replace('minus', '-').replace('times', '*').split(' is ')
@@ -98,10 +101,12 @@ def test_every_word_is_in_the_vocabulary():
 
 def test_canonicalise_puts_steps_in_the_order_of_the_question():
     text = (
-        'find Eva\nBob : Tom 7 minus Ann 3 makes Bob 4\ncheck 4 plus 3 is 7\n'
-        'Eva needs Bob 4 and 2 : 4 times 2 is 8 so Eva 8\n#### 8'
+        'find Eva\nBob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 4\ncheck 4 plus 3 is 7\n'
+        'Eva has Bob times 2 with Bob 4 and 2 : 4 times 2 is 8 so Eva 8\n#### 8'
     )
-    standard = 'Bob has Tom 7 minus Ann 3 so Bob 4\nEva has Bob 4 times 2 so Eva 8\n#### 8'
+    standard = (
+        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4\nEva has Bob times 2 : Bob 4 times 2 so Eva 8\n#### 8'
+    )
     assert canonicalise(QUESTION, text) == standard
     assert canonicalise(QUESTION, standard) == standard
 
@@ -117,19 +122,24 @@ def test_canonicalise_is_the_same_for_all_solutions_without_detours():
 
 
 def test_canonicalise_keeps_what_a_solution_states_wrongly():
-    assert canonicalise(QUESTION, 'Bob : Tom 7 minus Ann 3 makes Bob 5\n#### 5') == (
-        'Bob has Tom 7 minus Ann 3 so Bob 5\n#### 5'
+    assert canonicalise(QUESTION, 'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 5\n#### 5') == (
+        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 5\n#### 5'
     )
 
 
-@pytest.mark.parametrize('text', ['', '#### 8', 'Bob : Tom 7 minus Ann 3 makes Bob 4', 'Bob is 4\n#### 4', '??'])
+@pytest.mark.parametrize(
+    'text', ['', '#### 8', 'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 4', 'Bob is 4\n#### 4', '??']
+)
 def test_what_cannot_be_read_has_no_standard_form(text):
     assert canonicalise(QUESTION, text) is None
 
 
 def test_false_statements_are_counted():
-    text = 'Bob : Tom 7 minus Ann 3 makes Bob 5\ncheck 5 plus 3 is 8\nso there\n#### 5'
-    assert [true for _, true in statements(text)] == [False, True]
+    text = (
+        'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 5\nBob has Tom minus Ann : Tom 7 plus Ann 3 so Bob 10\n'
+        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4\ncheck 5 plus 3 is 8\nso there\n#### 5'
+    )
+    assert [true for _, true in statements(text)] == [False, False, True, True]
     assert read_solution(text).other == ('so there',)
     assert statements('#### 5') == []
 

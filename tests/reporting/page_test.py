@@ -6,7 +6,7 @@ import json
 
 from frontier_test import VERDICTS, outcomes, rows
 
-from adx.reporting.page import Facts, report, sentence
+from adx.reporting.page import Facts, Sample, report, sentence
 from adx.reporting.page import html as page
 
 FACTS = Facts(
@@ -43,7 +43,8 @@ def test_the_page_parses_loads_nothing_and_escapes():
     evil = '<script>alert(1)</script>'
     given = [dataclasses.replace(o, arm=evil) if o.arm == 'hot' else o for o in outcomes()]
     found = rows(given)
-    text = page(found, given, VERDICTS, dataclasses.replace(FACTS, testbed=evil))
+    samples = [Sample(evil, '4', {evil: (evil, True), 'plain': ('4', False)})]
+    text = page(found, given, VERDICTS, dataclasses.replace(FACTS, testbed=evil, samples=samples))
     reader = Reader()
     reader.feed(text.replace('<!doctype html>', ''))
     assert not reader.open
