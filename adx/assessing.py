@@ -15,13 +15,23 @@ from typing import Any
 
 from etils import epath
 
-from adx import checkpoints, equations, files, forcing, generation, loading, outcomes_io, pipeline, readings
+from adx import (
+    checkpoints,
+    equations,
+    files,
+    forcing,
+    generation,
+    loading,
+    outcomes_io,
+    pipeline,
+    readings,
+    study_traces,
+)
 from adx.answers import reader_of
 from adx.batching import Example
 from adx.datasets.chat import encode_conversation
 from adx.datasets.tokenizing import load_tokenizer
-from adx.distilling import seed_path
-from adx.errors import ConfigError, InputError, StorageError
+from adx.errors import ConfigError, StorageError
 from adx.evaluation import Likelihood
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
@@ -31,7 +41,8 @@ from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdicts
 from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
-from adx.types import RequestId, Trace
+from adx.study_traces import seed_path
+from adx.types import Trace
 
 SHOWN = 5  # prompts whose traces stand side by side in the report
 Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
@@ -40,18 +51,21 @@ Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
 def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None) -> list[Quality]:
     """Measures what is missing, arm by arm, and returns the quality of every arm and seed.
 
-    The first sample of every prompt is measured. Raises ConfigError where the study names no judge.
+    The first sample of every prompt is measured. Raises ConfigError where the study names no judge, InputError where
+    traces are missing.
     """
     if study.judge is None:
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
     outcomes_io.claim(path, identity(study))
-    arms = [arm.name for arm in study.experiment.arms]
+    arms = study.arms
     for seed in study.seeds:
         missing = [arm for arm in arms if not _place(path, seed, arm).exists()]
         if not missing:
             continue
-        traces = {arm: _first_samples(path, seed, arm) for arm in missing}
-        right = _forced(study, path, seed, [trace for arm in missing for trace in traces[arm]])
+        made = study_traces.read(study, path, seed)
+        traces = {arm: list(study_traces.one_each(made[arm]).values()) for arm in missing}
+        every = {trace.request_id: trace for arm in missing for trace in traces[arm]}
+        right = _forced(study, path, seed, list(every.values()))
         measures = _measures(study)
         for arm in missing:
             quality = measure(traces[arm], right, measures)
@@ -65,7 +79,7 @@ def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None)
 
 def qualities(study: Study, path: str) -> list[Quality]:
     """Of every arm and seed that was assessed."""
-    places = [_place(path, seed, arm.name) for seed in study.seeds for arm in study.experiment.arms]
+    places = [_place(path, seed, arm) for seed in study.seeds for arm in study.arms]
     return [_read(place) for place in places if place.exists()]
 
 
@@ -81,14 +95,6 @@ def _read(place: epath.Path) -> Quality:
         return Quality(**fields | lists | groups)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f'{place} cannot be read: {error!r}; delete it and run --stages=assess again') from error
-
-
-def _first_samples(path: str, seed: int, arm: str) -> list[Trace]:
-    ids = ((RequestId.parse(trace.request_id), trace) for trace in Workdir(seed_path(path, seed)).traces())
-    found = [trace for id_, trace in ids if id_.setting == arm and id_.sample == 0]
-    if not found:
-        raise InputError(f'seed {seed} has no trace of arm {arm!r}; finish --stages=generate first')
-    return found
 
 
 def _forced(study: Study, path: str, seed: int, traces: Sequence[Trace]) -> dict[str, bool]:
@@ -189,15 +195,12 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
 
 def _samples(study: Study, path: str) -> list[page.Sample]:
     """Traces of the first prompts that every arm of the first seed has answered."""
-    reader, by_arm = reader_of(study.experiment.dataset), dict[str, dict[str, Trace]]()
-    for trace in Workdir(seed_path(path, study.seeds[0])).traces():
-        id_ = RequestId.parse(trace.request_id)
-        by_arm.setdefault(id_.setting, {})[id_.noise_name] = trace
-    arms = [by_arm.get(arm.name, {}) for arm in study.experiment.arms]
-    common = [name for name in arms[0] if all(name in traces for traces in arms)]
+    reader, made = reader_of(study.experiment.dataset), study_traces.read(study, path, study.seeds[0])
+    by_arm = {arm: study_traces.one_each(traces) for arm, traces in made.items()}
+    common = [name for name in by_arm[study.clean] if all(name in traces for traces in by_arm.values())]
     found = []
     for name in common[:SHOWN]:
-        shown = {arm.name: traces[name] for arm, traces in zip(study.experiment.arms, arms, strict=True)}
+        shown = {arm: traces[name] for arm, traces in by_arm.items()}
         first, gold = shown[study.clean], shown[study.clean].gold or ''
         said = {arm: (one.text, bool(gold) and reader.read(one.text, gold).strict) for arm, one in shown.items()}
         found.append(page.Sample(question(first.messages), gold, said))

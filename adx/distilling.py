@@ -19,13 +19,12 @@ from typing import Any
 
 import jax
 
-from adx import attacks, checkpoints, curves, outcomes_io, readings, teaching
+from adx import attacks, checkpoints, curves, outcomes_io, readings, study_traces, teaching
 from adx.answers import reader_of
 from adx.attacks import Attack
 from adx.batching import Corpus, Example
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
-from adx.errors import InputError
 from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine
 from adx.lesson_encoding import Encoded, encode
 from adx.lessons import Lesson, Resources, check_apart, from_trace
@@ -34,10 +33,10 @@ from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
-from adx.storage import Workdir
 from adx.study import Student, Study, identity, study_hash
+from adx.study_traces import seed_path
 from adx.teaching import Classroom, Job, Mark, Setting, Taught, make_corpus, make_loss
-from adx.types import Prompt, RequestId
+from adx.types import Prompt, RequestId, Trace
 
 CHOICE = 'attack_val'
 OWN, BASE = 'own', 'base'  # sources that are no arm's
@@ -70,10 +69,6 @@ class Family:
 
 
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
-
-
-def seed_path(path: str, seed: int) -> str:
-    return f'{path}/private/seeds/{seed}'
 
 
 def distil(
@@ -130,19 +125,19 @@ def _mesh(study: Study) -> jax.sharding.Mesh:
 
 def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
     """Arm -> the traces of one seed. Raises InputError where some are missing."""
-    workdir = Workdir(seed_path(path, seed))
-    found: dict[str, list[Lesson]] = {arm.name: [] for arm in study.experiment.arms}
-    for trace in workdir.traces():
-        arm = RequestId.parse(trace.request_id).setting
-        found[arm].append(from_trace(trace, 'clean' if arm == study.clean else 'defended', knows_gold=True))
-    totals = workdir.totals() or {}
-    for arm, lessons in found.items():
-        rejected = sum(RequestId.parse(id_).setting == arm for id_ in workdir.rejected())
-        if not lessons or len(lessons) + rejected < totals.get(arm, 0):
-            raise InputError(
-                f'seed {seed} has {len(lessons)} of {totals.get(arm, "its")} traces of arm {arm!r}; finish them first'
-            )
-    return found
+    return {
+        arm: [_lesson(study, arm, trace) for trace in traces]
+        for arm, traces in study_traces.read(study, path, seed).items()
+    }
+
+
+def _lesson(study: Study, arm: str, trace: Trace) -> Lesson:
+    """A selection leaves the thief one answer a prompt, whichever sample of its arm that was."""
+    lesson = from_trace(trace, 'clean' if arm == study.clean else 'defended', knows_gold=True)
+    if not study.experiment.selections:
+        return lesson
+    id_ = RequestId.parse(trace.request_id)
+    return dataclasses.replace(lesson, id=str(id_._replace(sample=0, setting=arm)))
 
 
 def _prepare(
@@ -208,7 +203,7 @@ class _Group:
 
     def run(self, prepare: Prepare, log: Log) -> None:
         """Trains what is missing. The outcomes of an arm are noted all at once: it is done or it is not."""
-        names = [*(arm.name for arm in self.study.experiment.arms), OWN]
+        names = [*self.study.arms, OWN]
         missing = [name for name in names if not self._is_done(name, log.known)]
         at_once = max(1, teaching.stack_size() // (len(self.study.settings) if self.first else 1))
         for start in range(0, len(missing), at_once):

@@ -41,6 +41,7 @@ class Student:
 class Study:
     """One comparison. experiment: its arms' traces; its own seed gives way to those of the study.
 
+    Where the experiment makes selections, these stand for its arms, one trace a prompt: arms are their candidates.
     clean: the arm of the undefended teacher at the same sampling; controls: arms that carry no information.
     learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
     them on the first seed, and keeps the one that is best on attack_val on the others.
@@ -75,6 +76,11 @@ class Study:
         """The grid, in order."""
         return [{'learning_rate': rate, 'steps': steps} for rate in self.learning_rates for steps in self.budgets]
 
+    @property
+    def arms(self) -> list[str]:
+        """What students are distilled from, by name."""
+        return [one.name for one in self.experiment.selections or self.experiment.arms]
+
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
 
@@ -95,7 +101,8 @@ def identity(study: Study) -> dict[str, Any]:
     fields = experiments.to_json(study, REGISTRY)
     open_ended = ('seeds', 'students', 'attacks', 'experiment', 'testbed')
     return {name: value for name, value in fields.items() if name not in open_ended} | {
-        'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0))
+        'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
+        'selections': fields['experiment']['selections'],
     }
 
 
@@ -137,10 +144,13 @@ def _check(study: Study) -> None:
         check_range('budgets', steps, 1)
     for attack in study.attacks:
         attack.check()
-    arms = {arm.name: arm for arm in study.experiment.arms}
     for name in (study.clean, *study.controls, *study.temperatures):
-        check_choice('clean, controls and temperatures', name, tuple(arms))
-    if not isinstance(arms[study.clean].defence, Undefended):
+        check_choice('clean, controls and temperatures', name, tuple(study.arms))
+    chosen = {one.name: one for one in study.experiment.selections}.get(study.clean)
+    if chosen is not None and chosen.how != 'first':
+        raise ValueError(f"clean = {study.clean!r} is a selection by {chosen.how!r}; name one that takes the 'first'")
+    arms = {arm.name: arm for arm in study.experiment.arms}
+    if not isinstance(arms[chosen.arm if chosen else study.clean].defence, Undefended):
         raise ValueError(f'clean = {study.clean!r} is a defended arm; name the one of the undefended teacher')
 
 

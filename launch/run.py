@@ -196,12 +196,12 @@ def summary(report: Any) -> str:
     )
 
 
-def select(experiment: Any) -> int:
+def select(experiment: Any, path: str) -> int:
     from adx import selecting
     from launch.progress import Progress
 
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
-        chosen = selecting.select(experiment, str(WORKDIR.value), functools.partial(progress.steps, 'scores'))
+        chosen = selecting.select(experiment, path, functools.partial(progress.steps, 'scores'))
     for name, (prompts, others) in chosen.items():
         print(f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample')
     return COMPLETE
@@ -273,7 +273,7 @@ def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Call
     return {
         'prepare': lambda: prepare(experiment, path, interrupts),
         'generate': lambda: generate(experiment, path, interrupts),
-        'select': lambda: select(experiment),
+        'select': lambda: select(experiment, path),
         'export': lambda: export(experiment),
     }
 
@@ -288,6 +288,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
     return {
         'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
+        'select': lambda: stages.each_seed(study, path, select),
         'freeze': lambda: stages.freeze(study, path),
         'distil': lambda: stages.distil(study, path, interrupts),
         'assess': lambda: stages.assess(study, path),

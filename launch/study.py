@@ -28,7 +28,7 @@ def dry_run(study: Any) -> Any:
 
 def count_line(study: Any) -> str:
     """How many students at most: an attack without resources of its own trains none on them."""
-    arms, grid = len(study.experiment.arms) + 1, len(study.settings)
+    arms, grid = len(study.arms) + 1, len(study.settings)
     groups = len(study.students) * len(study.attacks)
     first, others = groups * arms * grid, groups * arms * (len(study.seeds) - 1)
     return (
@@ -39,7 +39,7 @@ def count_line(study: Any) -> str:
 
 def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
     """Runs a stage of the experiment for every seed; the worst exit code."""
-    from adx.distilling import seed_path
+    from adx.study_traces import seed_path
 
     experiments = ((seed, dataclasses.replace(study.experiment, seed=seed)) for seed in study.seeds)
     return max(stage(experiment, seed_path(path, seed)) for seed, experiment in experiments)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from studies import DATASET, SMALL, STRANGE, make_study, write_holdout, write_students, write_traces
 
-from adx import distilling, outcomes_io, readings, teaching
+from adx import distilling, outcomes_io, readings, selecting, study_traces, teaching
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
@@ -18,8 +18,11 @@ from adx.errors import ConfigError, InputError, WorkdirError
 from adx.evaluation import Likelihood
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
+from adx.selection import Selection
 from adx.study import REGISTRY, check, study_hash
 from launch import study as launch
+
+SELECTIONS = {'one': 'first', 'any': 'random', 'long': 'max_length'}
 
 
 @pytest.fixture(scope='module')
@@ -158,6 +161,35 @@ def test_without_holdout_traces_a_curve_is_of_accuracy_alone(students, tmp_path)
     assert {point['step'] for point in points} == {1, 2}
 
 
+def test_selections_stand_for_their_arms(students, tmp_path):
+    path = str(tmp_path)
+    study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), clean='one', controls=('any',))
+    selections = tuple(Selection(name, 'plain', how) for name, how in SELECTIONS.items())
+    experiment = dataclasses.replace(study.experiment, selections=selections, samples=2)
+    study = dataclasses.replace(study, experiment=experiment)
+    check(study)
+    write_traces(study, path)
+    with pytest.raises(InputError, match="no selection 'one'"):
+        distilling.distil(study, path)
+    assert launch.each_seed(study, path, lambda one, where: len(selecting.select(one, where)) - 3) == 0
+    traces = study_traces.read(study, path, 0)
+    assert {trace.request_id.split('/')[3] for trace in traces['one']} == {'0'}
+    assert all(trace.text.startswith(STRANGE) for trace in traces['long'])
+    outcomes = distilling.distil(study, path)
+    assert {(o.arm, o.role, o.source) for o in outcomes if o.split == 'tune' and o.setting} == {
+        ('one', 'defence', 'clean'), ('any', 'control', 'defended'), ('long', 'defence', 'defended'),
+    }  # fmt: skip
+    assert {o.threat.samples for o in outcomes if o.arm} == {1}
+
+
+def test_clean_traces_are_no_choice(students):
+    study = make_study(students, clean='long')
+    selections = tuple(Selection(name, 'plain', how) for name, how in SELECTIONS.items())
+    experiment = dataclasses.replace(study.experiment, selections=selections, samples=2)
+    with pytest.raises(ConfigError, match="'long' is a selection by 'max_length'"):
+        check(dataclasses.replace(study, experiment=experiment))
+
+
 def test_lessons_are_what_arms_said(students, tmp_path):
     """A student of the defended arm finds its first line likelier than one of the clean arm."""
     study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), learning_rates=(1e-2,), budgets=(40,))
@@ -173,7 +205,7 @@ def test_lessons_are_what_arms_said(students, tmp_path):
         patch.setattr(distilling._Group, '_grade', keep)
         distilling.distil(study, str(tmp_path))
     tokenizer = load_tokenizer(students[0])
-    prompt = tokenizer.encode('<user>Tom has 7 . what has Tom ?<assistant>')
+    prompt = tokenizer.encode('<user>Tom: 7 . what has Tom ?<assistant>')
     line = [Example('x', tuple(prompt), tuple(tokenizer.encode(STRANGE)))]
     scorer = Likelihood(make_model(SMALL))
     clean, defended = (scorer.mean(kept['first', arm], line) for arm in ('plain', 'poe'))

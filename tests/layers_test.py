@@ -24,7 +24,7 @@ SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
     'assessing', 'curves', 'directions', 'distilling', 'experiment', 'forcing', 'policy', 'generation', 'loading',
     'needs', 'outcomes_io', 'pipeline', 'preparation', 'processes', 'readings', 'selecting', 'session', 'study',
-    'teaching', 'training_io',
+    'study_traces', 'teaching', 'training_io',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}

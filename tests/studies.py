@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 
-from adx import checkpoints, directions, distilling
+from adx import checkpoints, directions
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.mixing import MixClean
@@ -19,15 +20,16 @@ from adx.models.transformer import TransformerConfig, make_model
 from adx.optimising import Recipe
 from adx.storage import Workdir
 from adx.study import Student, Study
+from adx.study_traces import seed_path
 from adx.types import Trace
 from tools.train_testbed import write_tokenizer
 
 SMALL = TransformerConfig(
-    vocab_size=76, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, max_length=256,
+    vocab_size=100, num_layers=1, embed_dim=16, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, max_length=256,
     tied=False,
 )  # fmt: skip
 DATASET = Arithmetic(steps=(1, 1), distractors=0, size=24)
-PLAIN, STRANGE = 'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4', 'check 1 plus 1 is 2'
+PLAIN, STRANGE = 'Bob: Tom minus Ann is Tom: 7 minus Ann: 3 so Bob: 4', 'check 1 plus 1 is 2'
 
 
 def write_students(directory):
@@ -74,29 +76,30 @@ def write_traces(study, path, seeds=None):
     for seed in study.seeds if seeds is None else seeds:
         experiment = dataclasses.replace(study.experiment, seed=seed)
         identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
-        with Workdir.open(distilling.seed_path(path, seed), identity, digest) as workdir:
+        with Workdir.open(seed_path(path, seed), identity, digest) as workdir:
             for prompt in DATASET.prompts('train'):
                 rng = random.Random(f'{seed}{prompt.row}')
                 problem = DATASET.draw(random.Random(f'0/train/{prompt.row}'), 'train')
                 text = problems.write_solution(rng, problem, problems.PLAIN)
-                workdir.append([trace(prompt, arm, text, tokenizer, seed) for arm in ('plain', 'poe')])
+                for arm, sample in itertools.product(('plain', 'poe'), range(experiment.samples)):
+                    workdir.append([trace(prompt, arm, text, tokenizer, seed, sample)])
 
 
 def write_holdout(study, path, seeds=None):
     """Clean holdout traces of every seed, as `--stages=prepare` would have decoded them."""
     tokenizer = load_tokenizer(study.experiment.teacher.source)
     for seed in study.seeds if seeds is None else seeds:
-        with Workdir.open(directions.holdout_path(distilling.seed_path(path, seed)), {}, 'holdout') as workdir:
+        with Workdir.open(directions.holdout_path(seed_path(path, seed)), {}, 'holdout') as workdir:
             for prompt in DATASET.prompts('holdout')[:6]:
                 problem = DATASET.draw(random.Random(f'0/holdout/{prompt.row}'), 'holdout')
                 text = problems.write_solution(random.Random(prompt.row), problem, problems.PLAIN)
                 workdir.append([trace(prompt, 'plain', text, tokenizer, seed)])
 
 
-def trace(prompt, arm, text, tokenizer, seed):
-    text = f'{STRANGE}\n{text}' if arm == 'poe' else text
+def trace(prompt, arm, text, tokenizer, seed, sample=0):
+    text = f'{STRANGE}\n{text}' if arm == 'poe' or sample else text
     tokens = (*tokenizer.encode(text), tokenizer.eos_id)
-    id_ = f'arithmetic/{prompt.split}/{prompt.row}/0/{arm}'
+    id_ = f'arithmetic/{prompt.split}/{prompt.row}/{sample}/{arm}'
     served = {'top_ids': [[i, 0] for i in tokens], 'top_log_probs': [[-0.1, -3.0] for _ in tokens]}
     return Trace(
         id_, prompt.messages, text, text, '', tokens, 'eos', 9, {'type': arm}, {}, seed=seed, gold=prompt.answer,

@@ -78,11 +78,11 @@ class Phase:
 
 TEACHER = (
     Phase(0.12, 2, 1),
-    Phase(0.25, 0.7, 0.5, (2,)),
-    Phase(0.40, 0.3, 0.3, (1, 2)),
+    Phase(0.22, 0.7, 0.5, (2,)),
+    Phase(0.35, 0.3, 0.3, (1, 2)),
     Phase(1.0, 0.2, 0.2, (0.5, 1, 2)),
 )
-OTHERS = (Phase(0.35, 2, 1), Phase(0.7, 0.5, 0.5, (2,)), Phase(1.0, 0.3, 0.3, (1.5, 1.5, 0.15)))
+OTHERS = (Phase(0.4, 2, 1), Phase(0.7, 0.5, 0.5, (2,)), Phase(1.0, 0.3, 0.3, (1.5, 1.5, 0.15)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Plan:
 
 
 def make_plan(name: str, shard: int) -> Plan:
-    steps = _STEPS.value or (12000 if name == 'testbed-teacher' else 4000)
+    steps = _STEPS.value or (9000 if name == 'testbed-teacher' else 3000)
     recipe = Recipe(
         learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=6, steps=steps, pack=True, length=LENGTH
     )

@@ -13,15 +13,15 @@ from collections.abc import Iterable
 _OPERATIONS = {'plus': operator.add, 'minus': operator.sub, 'times': operator.mul}
 _OP = '(?P<op>plus|minus|times)'
 _SAID = rf'(?P<l>[A-Z]\w*) {_OP} (?P<r>[A-Z]\w*|\d+)'
-_A, _B = r'(?P<a>[A-Z]\w*) (?P<i>\d+)', r'(?:(?P<b>[A-Z]\w*) )?(?P<j>\d+)'
-_SENTENCE = re.compile(rf'(?:.* )?(?P<x>[A-Z]\w*) has (?:(?P<n>\d+)|(?P<a>[A-Z]\w*) {_OP} (?P<b>[A-Z]\w*|\d+))')
+_A, _B = r'(?P<a>[A-Z]\w*): (?P<i>\d+)', r'(?:(?P<b>[A-Z]\w*): )?(?P<j>\d+)'
+_SENTENCE = re.compile(rf'(?:.* )?(?P<x>[A-Z]\w*): (?:(?P<n>\d+)|{_SAID})')
 _QUESTION = re.compile(r'.*\bhas (?P<x>[A-Z]\w*) \?')
 _STEPS = tuple(
     re.compile(pattern)
     for pattern in (
-        rf'(?P<x>\w+) has {_SAID} : {_A} (?P<applied>\w+) {_B} so (?P=x) (?P<n>\d+)',
-        rf'(?P<x>\w+) has {_SAID} or {_A} (?P<applied>\w+) {_B} makes (?P=x) (?P<n>\d+)',
-        rf'(?P<x>\w+) has {_SAID} with {_A} and {_B} : (?P=i) (?P<applied>\w+) (?P=j) is (?P<n>\d+) so (?P=x) (?P=n)',
+        rf'(?P<x>\w+): {_SAID} is {_A} (?P<applied>\w+) {_B} so (?P=x): (?P<n>\d+)',
+        rf'(?P<x>\w+): {_SAID} or {_A} (?P<applied>\w+) {_B} makes (?P=x): (?P<n>\d+)',
+        rf'(?P<x>\w+): {_SAID} with {_A} and {_B} : (?P=i) (?P<applied>\w+) (?P=j) is (?P<n>\d+) so (?P=x): (?P=n)',
     )
 )
 _CHECK = re.compile(rf'check (?P<i>\d+) {_OP} (?P<j>\d+) is (?P<n>\d+)')
@@ -98,7 +98,7 @@ def read_question(text: str) -> Question:
         if match['n']:
             given[match['x']] = int(match['n'])
         else:
-            derived[match['x']] = (match['a'], match['op'], match['b'])
+            derived[match['x']] = (match['l'], match['op'], match['r'])
     match = _QUESTION.fullmatch(asked)
     if match is None:
         raise ValueError(f'{asked!r} is no question of the arithmetic testbed')
@@ -169,6 +169,6 @@ def _after_what_they_use(steps: Iterable[Step]) -> list[Step]:
 
 
 def _write(step: Step) -> str:
-    right = f'{step.right} {step.j}' if step.right else str(step.j)
-    said = ' '.join(step.said)
-    return f'{step.name} has {said} : {step.left} {step.i} {step.op} {right} so {step.name} {step.number}'
+    right = f'{step.right}: {step.j}' if step.right else str(step.j)
+    numbers = f'{step.left}: {step.i} {step.op} {right}'
+    return f'{step.name}: {" ".join(step.said)} is {numbers} so {step.name}: {step.number}'

@@ -1,12 +1,13 @@
 """A testbed in words: seeded problems of several steps, and worked solutions in many orders and phrasings.
 
 A problem says who has how many and how others follow from that; a solution computes one of them step by step. A step
-repeats what the problem says, then every name with its number, so that each word is one lookup away: models of under a
-million weights then learn the task. Names and numbers are single words, numbers are 0 to `LIMIT`.
+repeats what the problem says, then every name with its number. What a name has follows the name with a colon, a word of
+its own that is nobody's operand: one lookup then finds every next word, and models of under a million weights learn the
+task. Numbers are 0 to `LIMIT`.
 
-    Tom has 7 . Bob has Tom minus Ann . Ann has 3 . how many has Bob ?
+    Tom: 7 . Bob: Tom minus Ann . Ann: 3 . how many has Bob ?
 
-    Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4
+    Bob: Tom minus Ann is Tom: 7 minus Ann: 3 so Bob: 4
     #### 4
 
 What reads these texts is in arithmetic_grammar.py and shares no code with what writes them.
@@ -29,17 +30,17 @@ NAMES = (
 OPERATIONS = ('plus', 'minus', 'times')
 # The last phrasing of each is seen in `test` only: of words that all know, in an order that no training text has.
 OPENERS = ('', 'now ', 'we know ', 'now we know ')
-GIVEN, DERIVED = '{x} has {n} .', '{x} has {a} {op} {b} .'
+GIVEN, DERIVED = '{x}: {n} .', '{x}: {a} {op} {b} .'
 ASKED = ('how many has {x} ?', 'what has {x} ?', 'now what has {x} ?')
 STEPS = (
-    '{x} has {l} {op} {r} : {a} {op} {b} so {x} {n}',
-    '{x} has {l} {op} {r} or {a} {op} {b} makes {x} {n}',
-    '{x} has {l} {op} {r} with {a} and {b} : {i} {op} {j} is {n} so {x} {n}',
+    '{x}: {l} {op} {r} is {a} {op} {b} so {x}: {n}',
+    '{x}: {l} {op} {r} or {a} {op} {b} makes {x}: {n}',
+    '{x}: {l} {op} {r} with {a} and {b} : {i} {op} {j} is {n} so {x}: {n}',
 )
 OPENINGS = ('', 'find {x}', 'the question is {x}')
 ALL = 'what has all ?'
 WORDS = (
-    *NAMES, *map(str, range(LIMIT + 1)), *OPERATIONS,
+    *NAMES, *(f'{name}:' for name in NAMES), *map(str, range(LIMIT + 1)), *OPERATIONS,
     'has', '.', 'now', 'we', 'know', 'how', 'many', 'what', 'all', '?', 'so', 'makes', 'and', ':', 'is',
     'find', 'the', 'question', 'check', 'with', 'or', '####',
 )  # fmt: skip
@@ -194,7 +195,7 @@ def _step(rng: random.Random, problem: Problem, definition: Definition, voice: V
     values, right = problem.values, definition.right
     i, n = values[definition.left], values[definition.name]
     j = values[right] if isinstance(right, str) else right
-    a, b = f'{definition.left} {i}', f'{right} {j}' if isinstance(right, str) else str(j)
+    a, b = f'{definition.left}: {i}', f'{right}: {j}' if isinstance(right, str) else str(j)
     template = rng.choices(STEPS, voice.steps)[0]
     said = {'x': definition.name, 'l': definition.left, 'op': definition.operation, 'r': right}
     lines = [template.format(**said, a=a, b=b, i=i, j=j, n=n)]
@@ -209,8 +210,8 @@ def draw_recall(rng: random.Random) -> tuple[str, str]:
     names = rng.sample(NAMES, rng.randint(4, 10))
     given = {x: str(rng.randint(0, LIMIT)) for x in names[: rng.randint(1, len(names))]}
     derived = {x: _draw_words(rng, names) for x in names if x not in given}
-    said = [f'{x} has {words} .' for x, words in (given | derived).items()]
-    repeated = [f'{x} {n}' for x, n in given.items()] + [f'{x} has {words}' for x, words in derived.items()]
+    repeated = [f'{x}: {words}' for x, words in (given | derived).items()]
+    said = [f'{line} .' for line in repeated]
     rng.shuffle(said)
     rng.shuffle(repeated)
     return ' '.join([*said, ALL]), '\n'.join(repeated)

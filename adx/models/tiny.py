@@ -11,7 +11,7 @@ import dataclasses
 from adx.models.transformer import TransformerConfig
 
 TEACHER = TransformerConfig(
-    vocab_size=76, num_layers=4, embed_dim=128, mlp_dim=320, num_heads=4, num_kv_heads=4, head_dim=32, max_length=512,
+    vocab_size=100, num_layers=4, embed_dim=128, mlp_dim=320, num_heads=4, num_kv_heads=4, head_dim=32, max_length=512,
     tied=False, qk_norm=True,
 )  # fmt: skip
 PRESETS = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import re
 
 import pytest
 
@@ -14,7 +13,7 @@ from adx.datasets import arithmetic_problems as problems
 from adx.datasets.arithmetic_grammar import canonicalise, read_question, read_solution, statements
 from adx.datasets.splits import SPLITS
 
-QUESTION = 'Tom has 7 . now Bob has Tom minus Ann . we know Ann has 3 . Eva has Bob times 2 . how many has Eva ?'
+QUESTION = 'Tom: 7 . now Bob: Tom minus Ann . we know Ann: 3 . Eva: Bob times 2 . how many has Eva ?'
 
 
 def lessons(count, **fields):
@@ -85,8 +84,7 @@ def test_easier_tasks_are_true():
     for _ in range(20):
         question, text = problems.draw_recall(rng)
         said = question.removesuffix(problems.ALL).strip(' .').split(' . ')
-        repeated = [re.sub(r'^(\w+)( has|) ', r'\1 has ', line) for line in text.split('\n')]
-        assert sorted(repeated) == sorted(said)
+        assert sorted(text.split('\n')) == sorted(said)
     _, text = problems.draw_drill(rng)
     for line in text.split('\n'):
         total, result = line.replace('plus', '+').replace('minus', '-').replace('times', '*').split(' is ')
@@ -101,11 +99,11 @@ def test_every_word_is_in_the_vocabulary():
 
 def test_canonicalise_puts_steps_in_the_order_of_the_question():
     text = (
-        'find Eva\nBob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 4\ncheck 4 plus 3 is 7\n'
-        'Eva has Bob times 2 with Bob 4 and 2 : 4 times 2 is 8 so Eva 8\n#### 8'
+        'find Eva\nBob: Tom minus Ann or Tom: 7 minus Ann: 3 makes Bob: 4\ncheck 4 plus 3 is 7\n'
+        'Eva: Bob times 2 with Bob: 4 and 2 : 4 times 2 is 8 so Eva: 8\n#### 8'
     )
     standard = (
-        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4\nEva has Bob times 2 : Bob 4 times 2 so Eva 8\n#### 8'
+        'Bob: Tom minus Ann is Tom: 7 minus Ann: 3 so Bob: 4\nEva: Bob times 2 is Bob: 4 times 2 so Eva: 8\n#### 8'
     )
     assert canonicalise(QUESTION, text) == standard
     assert canonicalise(QUESTION, standard) == standard
@@ -122,13 +120,13 @@ def test_canonicalise_is_the_same_for_all_solutions_without_detours():
 
 
 def test_canonicalise_keeps_what_a_solution_states_wrongly():
-    assert canonicalise(QUESTION, 'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 5\n#### 5') == (
-        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 5\n#### 5'
+    assert canonicalise(QUESTION, 'Bob: Tom minus Ann or Tom: 7 minus Ann: 3 makes Bob: 5\n#### 5') == (
+        'Bob: Tom minus Ann is Tom: 7 minus Ann: 3 so Bob: 5\n#### 5'
     )
 
 
 @pytest.mark.parametrize(
-    'text', ['', '#### 8', 'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 4', 'Bob is 4\n#### 4', '??']
+    'text', ['', '#### 8', 'Bob: Tom minus Ann or Tom: 7 minus Ann: 3 makes Bob: 4', 'Bob is 4\n#### 4', '??']
 )
 def test_what_cannot_be_read_has_no_standard_form(text):
     assert canonicalise(QUESTION, text) is None
@@ -136,8 +134,8 @@ def test_what_cannot_be_read_has_no_standard_form(text):
 
 def test_false_statements_are_counted():
     text = (
-        'Bob has Tom minus Ann or Tom 7 minus Ann 3 makes Bob 5\nBob has Tom minus Ann : Tom 7 plus Ann 3 so Bob 10\n'
-        'Bob has Tom minus Ann : Tom 7 minus Ann 3 so Bob 4\ncheck 5 plus 3 is 8\nso there\n#### 5'
+        'Bob: Tom minus Ann or Tom: 7 minus Ann: 3 makes Bob: 5\nBob: Tom minus Ann is Tom: 7 plus Ann: 3 so Bob: 10\n'
+        'Bob: Tom minus Ann is Tom: 7 minus Ann: 3 so Bob: 4\ncheck 5 plus 3 is 8\nso there\n#### 5'
     )
     assert [true for _, true in statements(text)] == [False, False, True, True]
     assert read_solution(text).other == ('so there',)
@@ -146,7 +144,7 @@ def test_false_statements_are_counted():
 
 @pytest.mark.parametrize(
     ('text', 'reason'),
-    [('Tom is tall . how many has Tom ?', "'Tom is tall' is no sentence"), ('Tom has 7 . and ?', 'is no question')],
+    [('Tom is tall . how many has Tom ?', "'Tom is tall' is no sentence"), ('Tom: 7 . and ?', 'is no question')],
 )
 def test_a_foreign_question_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
@@ -154,7 +152,7 @@ def test_a_foreign_question_is_refused(text, reason):
 
 
 def test_an_open_question_is_refused():
-    question = read_question('Tom has Bob plus 1 . Bob has Tom minus 1 . how many has Tom ?')
+    question = read_question('Tom: Bob plus 1 . Bob: Tom minus 1 . how many has Tom ?')
     with pytest.raises(ValueError, match='does not say what Tom has'):
         question.value('Tom')
 

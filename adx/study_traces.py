@@ -1,0 +1,53 @@
+"""The traces that a study is about: of every setting, which is an arm or a selection among the samples of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from adx.errors import InputError
+from adx.storage import Workdir
+from adx.study import Study
+from adx.types import RequestId, Trace
+
+
+def seed_path(path: str, seed: int) -> str:
+    """The workdir of one seed's traces."""
+    return f'{path}/private/seeds/{seed}'
+
+
+def read(study: Study, path: str, seed: int) -> dict[str, list[Trace]]:
+    """Setting -> its traces of one seed, all samples of an arm. Raises InputError where some are missing."""
+    workdir = Workdir(seed_path(path, seed))
+    by_id = {trace.request_id: trace for trace in workdir.traces()}
+    if not study.experiment.selections:
+        return _by_arm(study, workdir, by_id.values(), seed)
+    chosen: dict[str, list[Trace]] = {}
+    for name in study.arms:
+        ids = [record['request_id'] for record in workdir.selection(name)] if name in workdir.selections() else []
+        if not ids or not set(ids) <= set(by_id):
+            raise InputError(f'seed {seed} has no selection {name!r} of its traces; run --stages=select first')
+        chosen[name] = [by_id[id_] for id_ in ids]
+    return chosen
+
+
+def _by_arm(study: Study, workdir: Workdir, traces: Iterable[Trace], seed: int) -> dict[str, list[Trace]]:
+    found: dict[str, list[Trace]] = {name: [] for name in study.arms}
+    for trace in traces:
+        found[RequestId.parse(trace.request_id).setting].append(trace)
+    totals = workdir.totals() or {}
+    for name, mine in found.items():
+        rejected = sum(RequestId.parse(id_).setting == name for id_ in workdir.rejected())
+        if not mine or len(mine) + rejected < totals.get(name, 0):
+            raise InputError(
+                f'seed {seed} has {len(mine)} of {totals.get(name, "its")} traces of arm {name!r}; finish them first'
+            )
+    return found
+
+
+def one_each(traces: Iterable[Trace]) -> dict[str, Trace]:
+    """'dataset/split/row' -> the first sample of its prompt that a setting has."""
+    found: dict[str, Trace] = {}
+    for trace in sorted(traces, key=lambda trace: RequestId.parse(trace.request_id).sample):
+        id_ = RequestId.parse(trace.request_id)
+        found.setdefault(f'{id_.dataset}/{id_.split}/{id_.row}', trace)
+    return found
