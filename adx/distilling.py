@@ -21,13 +21,14 @@ import jax
 
 from adx import attacks, checkpoints, curves, outcomes_io, readings, study_traces, teaching
 from adx.answers import reader_of
+from adx.attackers import Attackers
 from adx.attacks import Attack
 from adx.batching import Corpus, Example
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
 from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine
 from adx.lesson_encoding import Encoded, encode
-from adx.lessons import Lesson, Resources, check_apart, from_trace
+from adx.lessons import Lesson, check_apart, from_trace
 from adx.loading import resolve
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
@@ -87,7 +88,8 @@ def distil(
         families = [_family(lab, student) for student in study.students]
         for seed in study.seeds:
             # All families learn from the same lessons.
-            prepare = functools.cache(functools.partial(_prepare, lab, seed, _lessons(study, path, seed)))
+            attackers = Attackers(study, path, seed)
+            prepare = functools.cache(functools.partial(_prepare, lab, attackers, _lessons(study, path, seed)))
             for family in families:
                 _grade_base(lab, family, seed, log)
                 for attack in study.attacks:
@@ -141,14 +143,10 @@ def _lesson(study: Study, arm: str, trace: Trace) -> Lesson:
 
 
 def _prepare(
-    lab: Lab, seed: int, arms: Mapping[str, Sequence[Lesson]], attack: Attack, name: str
+    lab: Lab, attackers: Attackers, arms: Mapping[str, Sequence[Lesson]], attack: Attack, name: str
 ) -> attacks.Prepared | None:
     """What an attack makes of an arm's traces, or of its own resources alone; None where there are no lessons."""
-    dataset, clean = lab.study.experiment.dataset, arms[lab.study.clean]
-    resources = Resources(
-        clean=tuple(clean), grade=dataset.grade, canonicalise=getattr(dataset, 'canonicalise', None), seed=seed,
-        prompts=tuple({lesson.prompt_id: lesson.prompt for lesson in clean}.values()),
-    )  # fmt: skip
+    resources = attackers.resources('' if name == OWN else name, arms[lab.study.clean])
     own = name == OWN
     prepared = attack.own_only(resources.prompts, resources) if own else attack.prepare(arms[name], resources)
     if prepared is None or not prepared.lessons:

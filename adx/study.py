@@ -23,7 +23,8 @@ from adx.optimising import Recipe
 from adx.types import Sampling, check_choice, check_range
 
 GRADED_ON = ('tune', 'test')  # what a student's figures come from; its settings are chosen on attack_val
-AT_HAND = ('clean', 'grade', 'canonicalise')  # resources that a study gives to attacks
+AT_HAND = ('clean', 'grade', 'canonicalise')  # resources that every study gives to attacks
+OF_OWN_MODEL = ('nll', 'gradient_scores')  # and one whose attackers have a model of their own
 LOSSES = ('hard', 'soft')  # that a study trains by
 
 
@@ -48,6 +49,7 @@ class Study:
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
     curve: how often a chosen student is graded before its end too; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
+    own: the attackers' own model, which scores lessons for them.
     temperatures: arms of the baseline that only samples hotter. testbed: what the report calls the setting.
     """
 
@@ -67,6 +69,7 @@ class Study:
     sampling: Sampling = Sampling(temperature=0.0)
     max_new_tokens: int = 256
     judge: Student | None = None
+    own: Student | None = None
     forcing: Forcing = Forcing()
     temperatures: tuple[str, ...] = ()
     testbed: str = ''
@@ -110,6 +113,12 @@ def study_hash(study: Study) -> str:
     return content_hash(identity(study))
 
 
+def at_hand(study: Study) -> tuple[str, ...]:
+    """The resources of its attackers. A selection among samples cannot be asked again for one of them."""
+    asked = () if study.experiment.selections else ('query',)
+    return (*AT_HAND, *asked, *(OF_OWN_MODEL if study.own else ()))
+
+
 def check(study: Study) -> None:
     """Raises ConfigError for what no study could run. Needs no model, data or device."""
     experiments.check(study.experiment)
@@ -117,12 +126,13 @@ def check(study: Study) -> None:
         _check(study)
     except ValueError as error:
         raise ConfigError(f'study: {error}') from error
+    given = at_hand(study)
     for attack in study.attacks:
-        beyond = [name for name in attack.needs if name not in AT_HAND]
+        beyond = [name for name in attack.needs if name not in given]
         if beyond or attack.loss not in LOSSES:
             raise ConfigError(
-                f'attack {attack.name!r} needs {beyond or f"loss {attack.loss!r}"}, which a study does not provide: it '
-                f'gives {AT_HAND} and trains by {LOSSES}'
+                f'attack {attack.name!r} needs {beyond or f"loss {attack.loss!r}"}, which this study does not provide: '
+                f'it gives {given} and trains by {LOSSES}; {OF_OWN_MODEL} come with `own`, a query with arms'
             )
         if attack.loss == 'soft' and study.experiment.decode.record != 'top':
             raise ConfigError(f"attack {attack.name!r} reads served log-probs; set decode.record = 'top'")

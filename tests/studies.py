@@ -56,7 +56,7 @@ def make_study(students, **fields):
     defaults = {
         'students': tuple(
             Student(name, ModelSource(path), seen=name == 'first')
-            for name, path in zip(('first', 'second'), students, strict=True)
+            for name, path in zip(('first', 'second'), students, strict=False)
         ),
         'attacks': (Attack('sft'), Attack('mixed', (MixClean(fraction=0.5),))),
         'recipe': Recipe(rows=4, length=128),

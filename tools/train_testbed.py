@@ -82,7 +82,7 @@ TEACHER = (
     Phase(0.35, 0.3, 0.3, (1, 2)),
     Phase(1.0, 0.2, 0.2, (0.5, 1, 2)),
 )
-OTHERS = (Phase(0.4, 2, 1), Phase(0.7, 0.5, 0.5, (2,)), Phase(1.0, 0.3, 0.3, (1.5, 1.5, 0.15)))
+OTHERS = (Phase(0.35, 2, 1), Phase(0.55, 0.5, 0.5, (2,)), Phase(1.0, 0.2, 0.2, (1, 2, 0.4)))
 
 
 @dataclasses.dataclass(frozen=True)
