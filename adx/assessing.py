@@ -26,6 +26,7 @@ from adx import (
     pipeline,
     readings,
     study_traces,
+    transfer,
 )
 from adx.answers import reader_of
 from adx.batching import Example
@@ -187,6 +188,10 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
         licence=study.experiment.licence,
         disclosure=study.experiment.disclosure,
         samples=_samples(study, path),
+        transfer=[
+            (one.arm, one.predictor, one.model, f'{one.rho.value:.2f} [{one.rho.low:.2f}, {one.rho.high:.2f}]')
+            for one in transfer.read(path)
+        ],
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
     _write(path, rows, findings.outcomes, findings.verdicts, facts)

@@ -28,7 +28,8 @@ class Sample:
 class Facts:
     """What the report says besides its figures. readings: of the test split; samples: traces to look at.
 
-    proxies: arm -> families of its proxies, for the matrix against the students' families.
+    proxies: arm -> families of its proxies, for the matrix against the students' families. transfer: (arm, proxy,
+    model, rank correlation with its interval) of the transfer matrix.
     """
 
     testbed: str
@@ -38,6 +39,7 @@ class Facts:
     licence: str = ''
     disclosure: str = ''
     samples: Sequence[Sample] = ()
+    transfer: Sequence[tuple[str, str, str, str]] = ()
     proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 

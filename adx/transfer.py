@@ -1,0 +1,157 @@
+"""The transfer matrix: whether one model's direction predicts what traces do to another model.
+
+Every model takes one real optimiser step on each group of an arm's traces. The change of its loss on clean holdout
+traces is compared by rank, over groups, with what the first derivative of each proxy said of the group: minus the mean
+over its tokens of <g, grad NLL>, g the gradient of the proxy's own holdout loss (selection.harm).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from adx import checkpoints, curves, files, statistics, study_traces
+from adx.batching import Corpus, Example, Stream, batches
+from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.errors import InputError, StorageError
+from adx.evaluation import Likelihood
+from adx.gradients import Differentiator
+from adx.hashing import row_key
+from adx.lesson_encoding import encode
+from adx.lessons import Lesson, from_trace
+from adx.loading import resolve
+from adx.mesh import make_mesh
+from adx.optimising import Recipe
+from adx.selection import ROWS, harm
+from adx.statistics import Interval
+from adx.storage import Workdir
+from adx.study import Student, Study
+from adx.training import Trainer
+
+LEAST = 20  # groups
+Tell = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The rank correlation of a proxy's prediction with what one step did to a model, over n groups of traces."""
+
+    arm: str
+    predictor: str
+    model: str
+    rho: Interval
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model with the groups of traces and the clean holdout traces as it reads them."""
+
+    name: str
+    loaded: checkpoints.Loaded
+    groups: list[list[Example]]
+    held: list[Example]
+
+
+def transfer(
+    study: Study, path: str, arm: str, groups: int = 48, size: int = 8, tell: Tell = lambda name, done, total: None
+) -> list[Cell]:
+    """The matrix on the first seed, proxies by all models, and keeps it in private/report/transfer.json.
+
+    Raises InputError where traces of the arm or of the holdout split are missing or too few.
+    """
+    if groups < LEAST:
+        raise InputError(f'{groups} groups are too few for a correlation with an interval; take at least {LEAST}')
+    proxies = [Student(source.source, source) for source in study.experiment.proxies]
+    others = [one for one in study.students if one.source not in study.experiment.proxies]
+    drawn = _draw(study, path, arm, groups, size)
+    teacher = load_tokenizer(resolve(study.experiment.teacher.source))
+    subjects = [_subject(study, path, one, drawn, teacher) for one in (*proxies, *others)]
+    predicted = {one.name: predictions(one) for one in subjects[: len(proxies)]}
+    cells = []
+    for subject in subjects:
+        done = changes(subject, study.recipe, tell)
+        for name, said in predicted.items():
+            cells.append(Cell(arm, name, subject.name, statistics.rank_correlation(said, done), groups))
+    place = place_of(path)
+    with files.os_errors(StorageError, f'{place} was not written'):
+        files.make_private_dir(place.parent)
+        record = [dataclasses.asdict(cell) | {'rho': list(cell.rho)} for cell in cells]
+        files.write_private(place, json.dumps(record, indent=1).encode())
+    return cells
+
+
+def place_of(path: str) -> epath.Path:
+    return Workdir(path).private / 'report' / 'transfer.json'
+
+
+def read(path: str) -> list[Cell]:
+    """The matrix of a study's workdir, empty where none was measured."""
+    place = place_of(path)
+    records = json.loads(place.read_text()) if place.exists() else []
+    return [Cell(**one | {'rho': Interval(*one['rho'])}) for one in records]
+
+
+def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[list[Lesson]]:
+    seed = study.seeds[0]
+    made = study_traces.read(study, path, seed)
+    if arm not in made:
+        raise InputError(f'{arm!r} is no arm of the study; it has {sorted(made)}')
+    lessons = [from_trace(trace) for trace in study_traces.one_each(made[arm]).values()]
+    if len(lessons) < groups * size:
+        raise InputError(f'arm {arm!r} has {len(lessons)} prompts and {groups} groups of {size} are wanted; take fewer')
+    drawn = sorted(lessons, key=lambda lesson: row_key(seed, lesson.prompt_id).tolist())
+    return [drawn[i * size : (i + 1) * size] for i in range(groups)]
+
+
+def _subject(study: Study, path: str, one: Student, drawn: Sequence[Sequence[Lesson]], teacher: Tokenizer) -> Subject:
+    source, length = resolve(one.source.source), study.recipe.length
+    tokenizer = load_tokenizer(source)
+    where = study_traces.seed_path(path, study.seeds[0])
+    held = curves.holdout_examples(where, tokenizer, one.prompting, length, teacher)
+    if not held:
+        raise InputError(f'{where} has no clean holdout traces; --stages=prepare makes them for rules with directions')
+    groups = [encode(lessons, tokenizer, one.prompting, length, teacher).examples for lessons in drawn]
+    loaded = checkpoints.load(source, num_layers=one.source.exit_layer or None)
+    return Subject(one.name, loaded, groups, held)
+
+
+def predictions(proxy: Subject) -> list[float]:
+    """Per group the change of the proxy's holdout loss that its first derivative says, for a step of gradient descent
+    of size 1: nats a token.
+    """
+    model, params = proxy.loaded.model, proxy.loaded.params
+    taker = Differentiator(model, make_mesh())
+    direction, _, _ = taker.mean_gradient(params, (batch for _, batch in batches(proxy.held, taker.rows)))
+    harms: dict[str, float] = {}
+    for inside, batch in batches([example for group in proxy.groups for example in group], ROWS):
+        found = np.asarray(harm(model, params, direction, batch)).tolist()
+        harms |= zip((example.id for example in inside), found, strict=False)  # rows without targets pad a batch
+    return [_token_mean(group, harms) for group in proxy.groups]
+
+
+def _token_mean(group: Sequence[Example], values: dict[str, float]) -> float:
+    """Over the tokens of a group, as a step's loss is."""
+    tokens = [len(example.completion) for example in group]
+    return float(np.average([values[example.id] for example in group], weights=tokens))
+
+
+def changes(subject: Subject, recipe: Recipe, tell: Tell) -> list[float]:
+    """Per group the change of the holdout loss after one step of the recipe's optimiser on it alone: nats a token."""
+    rows = max(len(group) for group in subject.groups)
+    once = dataclasses.replace(recipe, rows=rows, accumulate=1, warmup=0.0, steps=1, pack=False, lora_rank=0)
+    trainer, likelihood = Trainer(subject.loaded.model, make_mesh(), once), Likelihood(subject.loaded.model)
+    before = likelihood.mean(subject.loaded.params, subject.held)
+    found = []
+    for n, group in enumerate(subject.groups):
+        state = trainer.start({path: jnp.asarray(x, jnp.float32)[None] for path, x in subject.loaded.params.items()})
+        state, _ = trainer.step(state, Stream([Corpus(group)], rows, once.length)(0))
+        params = {path: x[0] for path, x in trainer.params(state).items()}
+        found.append(likelihood.mean(params, subject.held) - before)
+        tell(subject.name, n + 1, len(subject.groups))
+    return found
