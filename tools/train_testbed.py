@@ -174,10 +174,12 @@ def train(name: str, plan: Plan, tokenizer: Tokenizer, directory: epath.Path) ->
     return model, params, time.monotonic() - began
 
 
-def examine(model: Model, params: Params, tokenizer: Tokenizer, sampling: Sampling) -> dict[str, float]:
+def examine(
+    model: Model, params: Params, tokenizer: Tokenizer, sampling: Sampling, seed: int = 0
+) -> dict[str, float]:
     """Accuracy by the number of steps, and in the wording that only `test` has."""
     config = DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224)
-    engine = student_engine(model, params, make_mesh(), config, seed=0, eos=sorted(tokenizer.eos_ids))
+    engine = student_engine(model, params, make_mesh(), config, seed, eos=sorted(tokenizer.eos_ids))
     found = {}
     for steps, split in [*((n, 'tune') for n in range(1, TARGET.steps[1] + 1)), (TARGET.steps[1], 'test')]:
         dataset = dataclasses.replace(TARGET, steps=(steps, steps), size=EXAM)

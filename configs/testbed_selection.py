@@ -1,0 +1,30 @@
+"""The arithmetic testbed: of four samples a prompt, the one that is served, chosen at random, by length or by proxies.
+
+Claim:   none yet. A screen of selections among whole answers, which leave the teacher's accuracy as it is.
+Command: python -m launch.run --config=configs/testbed_selection.py --workdir=/data/selection \
+             --stages=prepare,generate,select,distil,assess,report
+Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
+Result:  not run yet.
+"""
+
+import dataclasses
+
+from adx.experiment import Arm
+from adx.selection import Selection
+from adx.study import Study
+from configs import testbed_screen
+
+
+def study() -> Study:
+    screen = testbed_screen.study()
+    selections = (
+        Selection('first', 'plain', 'first'),
+        Selection('random', 'plain', 'random', correctness_matched=True),
+        Selection('max_length', 'plain', 'max_length', correctness_matched=True),
+        Selection('max_nll', 'plain', 'max_nll', correctness_matched=True),
+        Selection('max_harm', 'plain', 'max_harm', correctness_matched=True),
+    )
+    arms = (Arm('plain', sampling=testbed_screen.PLAIN),)
+    experiment = dataclasses.replace(screen.experiment, arms=arms, selections=selections, samples=4)
+    controls = ('random', 'max_length')
+    return dataclasses.replace(screen, experiment=experiment, clean='first', controls=controls, temperatures=())
