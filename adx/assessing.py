@@ -168,8 +168,8 @@ class Findings:
 def find(study: Study, path: str) -> Findings:
     """Everything that was found so far. Raises StorageError where a file cannot be read."""
     known, found = outcomes_io.read(path), qualities(study, path)
-    names = tuple(attack.name for attack in study.attacks)
-    plan = Plan(names, names[0], study.clean, study.temperatures, split=study.split)
+    names = tuple(attack.name for attack in study.attacks if attack.name not in study.ladder)
+    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, split=study.split)
     graded = [known[name] for name in sorted(known) if known[name].split == study.split]
     return Findings(plan, graded, found, verdicts(study, found))
 

@@ -80,7 +80,7 @@ def distil(
 ) -> list[Outcome]:
     """Trains and grades what is missing, and returns all outcomes. The traces of every seed must be there.
 
-    Stopped at any moment outside `guard` it goes on with the group of students that it was at.
+    Stopped at any moment outside `guard` it goes on with the arm that it was at.
     """
     outcomes_io.claim(path, identity(study))
     with outcomes_io.open_log(path, guard) as log:

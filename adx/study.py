@@ -50,6 +50,7 @@ class Study:
     curve: how often a chosen student is graded before its end too; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
     own: the attackers' own model, which scores lessons for them.
+    ladder: attacks of rising cost, the first with all of one unit, from which `cost_multiplier` is read.
     temperatures: arms of the baseline that only samples hotter. testbed: what the report calls the setting.
     """
 
@@ -72,6 +73,7 @@ class Study:
     own: Student | None = None
     forcing: Forcing = Forcing()
     temperatures: tuple[str, ...] = ()
+    ladder: tuple[str, ...] = ()
     testbed: str = ''
 
     @property
@@ -102,7 +104,7 @@ REGISTRY: dict[str, type] = {
 def identity(study: Study) -> dict[str, Any]:
     """The JSON of what decides the outcomes. More seeds, students or attacks are more rows of the same study."""
     fields = experiments.to_json(study, REGISTRY)
-    open_ended = ('seeds', 'students', 'attacks', 'experiment', 'testbed')
+    open_ended = ('seeds', 'students', 'attacks', 'ladder', 'experiment', 'testbed')
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
         'selections': fields['experiment']['selections'],
@@ -154,6 +156,8 @@ def _check(study: Study) -> None:
         check_range('budgets', steps, 1)
     for attack in study.attacks:
         attack.check()
+    for name in study.ladder:
+        check_choice('ladder', name, tuple(attack.name for attack in study.attacks[1:]))
     for name in (study.clean, *study.controls, *study.temperatures):
         check_choice('clean, controls and temperatures', name, tuple(study.arms))
     chosen = {one.name: one for one in study.experiment.selections}.get(study.clean)

@@ -1,7 +1,7 @@
 """The menu of what distillation attackers do to their data. An Attack composes them and names the loss."""
 
 from adx.attacks.attack import Attack, Prepared, Record, Training
-from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, PerplexityFilter
+from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, Keep, PerplexityFilter
 from adx.attacks.mixing import MixClean, Reweight, ShuffledPrompts
 from adx.attacks.queries import Accounts, AugmentQueries, Prefill
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase, Reconstruct
@@ -12,6 +12,7 @@ MENU: dict[str, type] = {
     'deduplicate': Deduplicate,
     'perplexity_filter': PerplexityFilter,
     'correctness_filter': CorrectnessFilter,
+    'keep': Keep,
     'best_of_k': BestOfK,
     'prefill': Prefill,
     'augment_queries': AugmentQueries,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from adx.lessons import RESOURCES, Lesson, Resources, Tally, Transform, finished, prompts_of
+from adx.lessons import RESOURCES, Lesson, Resources, Tally, Transform, finished, prompts_of, shuffled
 from adx.outcomes import ThreatModel
 from adx.types import Prompt, check_choice, check_range
 
@@ -69,6 +69,7 @@ class Attack:
 
     transforms: in the order in which they are applied. loss: one of LOSSES; arguments: (name, value) pairs of it.
     longer: factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
+    prompts: how many of the prompts are sent to the teacher, drawn by the seed; 0 for all.
     knows: what the attack presumes of the defence, one of KNOWS.
     """
 
@@ -78,6 +79,7 @@ class Attack:
     arguments: tuple[tuple[str, Any], ...] = ()
     longer: float = 1.0
     answered: bool = False
+    prompts: int = 0
     knows: str = 'nothing'
 
     @property
@@ -92,6 +94,7 @@ class Attack:
         check_choice('Attack.loss', self.loss, tuple(LOSSES))
         check_choice('Attack.knows', self.knows, KNOWS)
         check_range('Attack.longer', self.longer, 0.0, open_low=True)
+        check_range('Attack.prompts', self.prompts, 0)
         for name, _ in self.arguments:
             if name not in LOSSES[self.loss]:
                 raise ValueError(f'Attack.arguments has {name!r}; loss {self.loss!r} takes {LOSSES[self.loss]}')
@@ -104,7 +107,9 @@ class Attack:
         Deterministic by resources.seed. Raises ValueError naming what is missing or does not fit.
         """
         self.check()
-        resources = dataclasses.replace(resources, prompts=prompts_of(lessons, resources.prompts))
+        prompts = self._sent(prompts_of(lessons, resources.prompts), resources)
+        resources, sent = dataclasses.replace(resources, prompts=prompts), set(map(_name, prompts))
+        lessons = [lesson for lesson in lessons if lesson.prompt_id in sent]
         meter = _Meter(self, lessons, resources)
         held, tally = finished(lessons, self.answered)
         tallies = [tally]
@@ -124,6 +129,7 @@ class Attack:
         teacher. A prompt gets no second lesson of the same id. None where there is nothing to train on.
         """
         self.check()
+        prompts = self._sent(prompts, resources)
         meter = _Meter(self, None, dataclasses.replace(resources, query=None))
         held: list[Lesson] = []
         tallies: list[Tally] = []
@@ -148,6 +154,14 @@ class Attack:
             tallies.append(tally)
         held, tally = finished(held, self.answered)
         return Prepared(held, [*tallies, tally], meter.record(held)) if held else None
+
+    def _sent(self, prompts: Sequence[Prompt], resources: Resources) -> tuple[Prompt, ...]:
+        """Raises ValueError where there are fewer than the attack sends."""
+        if not self.prompts:
+            return tuple(prompts)
+        if len(prompts) < self.prompts:
+            raise ValueError(f'attack {self.name!r} sends {self.prompts} prompts and there are {len(prompts)}')
+        return tuple(shuffled(prompts, resources.seed, 'sent', _name)[: self.prompts])
 
     def threat(self, prepared: Prepared, training: Training) -> ThreatModel:
         """The threat model of a student. Raises ValueError naming what is missing: a result without one is refused."""
@@ -195,6 +209,10 @@ class Attack:
                 "log-probs; record='top' keeps them, no transform may change texts, or give Training.log_probs"
             )
         return max(training.log_probs, *recorded)
+
+
+def _name(prompt: Prompt) -> str:
+    return f'{prompt.dataset}/{prompt.split}/{prompt.row}'
 
 
 class _Meter:

@@ -15,6 +15,7 @@ from adx.lessons import (
     Resources,
     Tally,
     by_prompt,
+    shuffled,
     sort_out,
     stated,
 )
@@ -114,6 +115,24 @@ class CorrectnessFilter(Passive):
             return lesson if grade(lesson.text, lesson.gold) else 'wrong'
 
         return sort_out('correctness_filter', lessons, judge)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep(Passive):
+    """Keeps so many traces, drawn by the seed: the smaller number are among the larger. Fewer are all kept.
+
+    own_only: None, it makes no lessons.
+    """
+
+    traces: int = 1000
+
+    def check(self) -> None:
+        check_range('Keep.traces', self.traces, 1)
+
+    def apply(self, lessons: Sequence[Lesson], resources: Resources) -> tuple[list[Lesson], Tally]:
+        drawn = shuffled(lessons, resources.seed, 'keep', lambda lesson: lesson.id)[: self.traces]
+        kept = {lesson.id for lesson in drawn}
+        return sort_out('keep', lessons, lambda lesson: lesson if lesson.id in kept else 'not drawn')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from adx import statistics
 from adx.outcomes import Outcome, Quality
 from adx.reporting.cells import Cells, Joined, at_equal, join, missing
+from adx.reporting.ladder import cost_rows
 from adx.reporting.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
 from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
@@ -32,6 +33,7 @@ class Plan:
 
     attacks: all that are promised; passive: the one of them that adapts to nothing, whose own resources are the base
     student. undefended: the arm of the clean traces' Quality; temperatures: arms of the temperature baseline.
+    ladder: attacks of rising cost, the first at D = Q = 1; they are none of `attacks`.
     family: the figures over whose defence rows Holm adjusts. split: what is read; only 'test' carries headlines.
     """
 
@@ -39,6 +41,7 @@ class Plan:
     passive: str = 'sft'
     undefended: str = 'undefended'
     temperatures: tuple[str, ...] = ()
+    ladder: tuple[str, ...] = ()
     family: tuple[str, ...] = ('damage', 'damage_adaptive')
     split: str = 'test'
     level: float = 0.95
@@ -86,6 +89,7 @@ def frontier(
             attacked = [_attacked(sheet, of, attack) for attack in plan.attacks]
             rows += [*attacked, _adaptive(sheet, of, attacked)]
             rows += [_recovered(sheet, of, attack) for attack in plan.attacks if attack != plan.passive]
+            rows += cost_rows(sheet.cells, of, plan.ladder)
     return _headlines(rows, plan)
 
 

@@ -8,7 +8,7 @@ import pytest
 from lessons_fakes import lesson, lessons, query, resources, rows, texts
 
 from adx.attacks import Attack, Training
-from adx.attacks.filters import BestOfK, CorrectnessFilter, PerplexityFilter
+from adx.attacks.filters import BestOfK, CorrectnessFilter, Keep, PerplexityFilter
 from adx.attacks.mixing import MixClean, Reweight
 from adx.attacks.queries import Accounts, AugmentQueries, Prefill
 from adx.attacks.rewrites import AnswerOnly, Paraphrase, Reconstruct
@@ -44,6 +44,22 @@ class TestPrepare:
         assert found.tallies[-1].returned == len(found.lessons)
         reverse = dataclasses.replace(attack, transforms=attack.transforms[1::-1])
         assert rows(reverse.prepare(given, resources()).lessons) == ['0', '1', '2', '3']
+
+    def test_fewer_prompts_are_sent_and_fewer_traces_kept_one_set_inside_the_other(self):
+        given, sets = lessons(12, 2), []
+        for prompts, traces in ((3, 2), (6, 5), (0, 20)):
+            found = Attack('a', (Keep(traces),), prompts=prompts).prepare(given, resources())
+            assert len(found.lessons) == traces
+            assert found.record.queries == (prompts or 12)
+            sets.append({x.prompt_id for x in found.lessons})
+        assert len(sets[0]) <= 2
+        assert {x.prompt_id for x in Attack('a', prompts=3).prepare(given, resources()).lessons} < {
+            x.prompt_id for x in Attack('a', prompts=6).prepare(given, resources()).lessons
+        }
+        other = Attack('a', prompts=3).prepare(given, dataclasses.replace(resources(), seed=9))
+        assert rows(other.lessons) != rows(Attack('a', prompts=3).prepare(given, resources()).lessons)
+        with pytest.raises(ValueError, match='sends 13 prompts and there are 12'):
+            Attack('a', prompts=13).prepare(given, resources())
 
     def test_answers_to_new_queries_may_be_unfinished_too(self):
         cut = resources(query=lambda *asked: [dataclasses.replace(x, stop='length') for x in query(*asked)])

@@ -11,7 +11,7 @@ from lessons_fakes import lessons, resources
 from adx import experiment
 from adx.attacks import MENU, Attack
 from adx.attacks.attack import step_name
-from adx.attacks.filters import BestOfK
+from adx.attacks.filters import BestOfK, Keep
 from adx.attacks.mixing import Reweight
 from adx.attacks.queries import AugmentQueries
 from adx.attacks.rewrites import Reconstruct
@@ -19,13 +19,14 @@ from adx.lessons import RESOURCES, Transform
 from adx.study import REGISTRY
 
 ALL = [(name, cls()) for name, cls in MENU.items()] + [
+    ('keep', Keep(3)),
     ('best_of_k', BestOfK(2, 'self_consistency')),
     ('augment_queries', AugmentQueries('self_made', 2, 2)),
     ('reweight', Reweight('random')),
     ('reconstruct', Reconstruct('gold')),
 ]
 WRONG = {
-    'deduplicate': {'overlap': 0.0}, 'perplexity_filter': {'keep': 1.5}, 'best_of_k': {'k': 1},
+    'deduplicate': {'overlap': 0.0}, 'perplexity_filter': {'keep': 1.5}, 'best_of_k': {'k': 1}, 'keep': {'traces': 0},
     'prefill': {'text': ' '}, 'augment_queries': {'how': 'paraphrases'}, 'accounts': {'count': 1},
     'mix_clean': {'fraction': 0}, 'reweight': {'temperature': float('nan')}, 'paraphrase': {'instruction': ''},
     'reconstruct': {'answer': 'golden'},

@@ -1,0 +1,59 @@
+"""What a thief must pay more: the cheapest rung of a ladder of attacks that reaches the clean student.
+
+Every rung is an attack with more queries (Q), more traces to train on (D) or both; the first is D = Q = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adx.outcomes import Outcome
+from adx.reporting.cells import Cells
+from adx.reporting.rows import CENSORED, NOT_RUN, Row, Subject, status_of
+
+REACHES = 0.95  # of the clean student's accuracy on the first rung
+COSTS = {'queries': 'cost_multiplier', 'tokens': 'cost_multiplier_tokens', 'steps': 'cost_multiplier_steps'}
+
+
+def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
+    """Queries, training tokens and optimiser steps in multiples of the clean student's on the first rung.
+
+    value: by the mean accuracy over the seeds that all rungs share; low and high: of single seeds, None where one of
+    them never gets there. Censored where no rung does.
+    """
+    if not ladder:
+        return []
+    clean = cells.clean(ladder[0], of.student)
+    rungs = {name: cells.defended(of.arm, name, of.student) for name in ladder}
+    lacking = [name for name, rung in rungs.items() if not rung] + ([] if clean else [f'clean {ladder[0]}'])
+    seeds = sorted(set(clean).intersection(*rungs.values()))
+    if lacking or not seeds:
+        reason = f'not run: {", ".join(lacking)}' if lacking else 'no seed has all rungs'
+        return [of.row(figure, '', unit='x', status=NOT_RUN, reason=reason) for figure in COSTS.values()]
+    paid = [clean[seed] for seed in seeds]
+    return [_row(of, cost, paid, [[rung[seed] for seed in seeds] for rung in rungs.values()]) for cost in COSTS]
+
+
+def _row(of: Subject, cost: str, clean: Sequence[Outcome], rungs: Sequence[Sequence[Outcome]]) -> Row:
+    multiples = [getattr(rung[0].threat, cost) / getattr(clean[0].threat, cost) for rung in rungs]
+    reached = _cheapest(multiples, [_mean(rung) for rung in rungs], _mean(clean))
+    each = [_cheapest(multiples, [rung[i].accuracy for rung in rungs], clean[i].accuracy) for i in range(len(clean))]
+    known = [value for value in each if value is not None]
+    never = len(each) - len(known)
+    notes = [f'{never} of {len(each)} seeds never reach it'] if never else []
+    if reached is None:
+        notes.insert(0, f'more than {max(multiples):g}: no rung reaches {REACHES:.0%} of the clean student')
+        return of.row(COSTS[cost], '', unit='x', n=len(each), status=CENSORED, reason='; '.join(notes))
+    ends = {'value': reached, 'low': min(known, default=None), 'high': None if never else max(known)}
+    return of.row(COSTS[cost], '', **ends, n=len(each), unit='x', status=status_of(len(each)), reason='; '.join(notes))
+
+
+def _mean(outcomes: Sequence[Outcome]) -> float:
+    return float(np.mean([outcome.accuracy for outcome in outcomes]))
+
+
+def _cheapest(multiples: Sequence[float], accuracies: Sequence[float], clean: float) -> float | None:
+    """The smallest multiple whose accuracy reaches the clean student's, None where none does."""
+    return min((m for m, a in zip(multiples, accuracies, strict=True) if a >= REACHES * clean), default=None)
