@@ -26,9 +26,9 @@ from adx.attacks import Attack
 from adx.batching import Corpus, Example
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
-from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine
+from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine, with_shots
 from adx.lesson_encoding import Encoded, encode
-from adx.lessons import Lesson, check_apart, from_trace
+from adx.lessons import Lesson, check_apart, from_trace, shuffled
 from adx.loading import resolve
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
@@ -88,10 +88,10 @@ def distil(
         families = [_family(lab, student) for student in study.students]
         for seed in study.seeds:
             # All families learn from the same lessons.
-            attackers = Attackers(study, path, seed)
-            prepare = functools.cache(functools.partial(_prepare, lab, attackers, _lessons(study, path, seed)))
+            attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
+            prepare = functools.cache(functools.partial(_prepare, lab, attackers, arms))
             for family in families:
-                _grade_base(lab, family, seed, log)
+                _grade_base(lab, family, seed, arms[study.clean], log)
                 for attack in study.attacks:
                     _Group(lab, family, attack, seed).run(prepare, log)
         return [log.known[name] for name in sorted(log.known)]
@@ -155,14 +155,33 @@ def _prepare(
     return prepared
 
 
-def _grade_base(lab: Lab, family: Family, seed: int, log: Log) -> None:
-    """The student that was not distilled, by the first attack's name, once a seed: seeds pair it with the others."""
-    study = lab.study
-    settled = _Settled(family.student.name, study.attacks[0].name, '', BASE, seed)
-    if outcomes_io.name(settled, {}, study.split) not in log.known:
-        threat = ThreatModel(0, 0, 0, 0, family.student.name, 0, 0)
-        graded = _graded(lab, family, {'': family.params}, study.split)['']
-        log.add([settled.outcome(study, family, {}, study.split, graded, threat)])
+def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], log: Log) -> None:
+    """The student that was not distilled, once a seed: by the first attack's name and, where the study shows it
+    worked examples, by their number.
+    """
+    study, threat = lab.study, ThreatModel(0, 0, 0, 0, family.student.name, 0, 0)
+    for way in (study.attacks[0].name, *([f'{study.shots}-shot'] if study.shots else [])):
+        settled = _Settled(family.student.name, way, '', BASE, seed)
+        if outcomes_io.name(settled, {}, study.split) not in log.known:
+            asked = family if way == study.attacks[0].name else _shown(lab, family, seed, clean)
+            graded = _graded(lab, asked, {'': family.params}, study.split)['']
+            log.add([settled.outcome(study, family, {}, study.split, graded, threat)])
+
+
+def _shown(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson]) -> Family:
+    """The family with an exam behind worked examples, and an engine that has room for them."""
+    study, decode = lab.study, lab.study.experiment.decode
+    shown = shuffled(clean, seed, 'shots', lambda lesson: lesson.id)[: study.shots]
+    prompts = with_shots(lab.prompts[study.split][: study.exam], shown)
+    reader, prompting = reader_of(study.experiment.dataset), family.student.prompting
+    exam = make_exam(prompts, family.tokenizer, prompting, reader, study.max_new_tokens, study.sampling)
+    longest = max(len(request.tokens) for request in exam.requests)
+    config = dataclasses.replace(
+        decode, buckets=(longest,), cache_length=longest + study.max_new_tokens, short_caches=(), record='none'
+    )
+    model, eos = family.engine.ensemble.teacher, sorted(family.tokenizer.eos_ids)
+    engine = student_engine(model, family.params, _mesh(study), config, seed=0, eos=eos)
+    return dataclasses.replace(family, engine=engine, exams={study.split: exam})
 
 
 @dataclasses.dataclass(frozen=True)

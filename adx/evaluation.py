@@ -6,6 +6,7 @@ Students of one architecture share the compiled programs: their weights are argu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -25,6 +26,7 @@ from adx.decoding.ensemble import Ensemble, Weights
 from adx.defences import Undefended
 from adx.errors import ConfigError
 from adx.hashing import content_hash
+from adx.lessons import Lesson
 from adx.mesh import teacher_layout
 from adx.models.transformer import Model, Params
 from adx.types import Array, Prompt, Request, RequestId, Sampling
@@ -91,6 +93,19 @@ def make_exam(
         for prompt in prompts
     )  # fmt: skip
     return Exam(requests, tuple(golds), reader, tokenizer.decode)
+
+
+def with_shots(prompts: Sequence[Prompt], shown: Sequence[Lesson]) -> list[Prompt]:
+    """The prompts behind worked examples, each a turn of the same chat; a prompt's own example is left out."""
+    found = []
+    for prompt in prompts:
+        turns = [
+            (*lesson.messages, {'role': 'assistant', 'content': lesson.text})
+            for lesson in shown
+            if lesson.messages != prompt.messages
+        ]
+        found.append(dataclasses.replace(prompt, messages=(*itertools.chain(*turns), *prompt.messages)))
+    return found
 
 
 def student_engine(

@@ -47,6 +47,7 @@ class Study:
     learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
     them on the first seed, and keeps the one that is best on attack_val on the others.
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
+    shots: worked examples, clean traces, that the base student is asked behind too; the better way counts as base.
     curve: how often a chosen student is graded before its end too; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
     own: the attackers' own model, which scores lessons for them.
@@ -67,6 +68,7 @@ class Study:
     exam: int = 500
     choice: int = 250
     curve: int = 0
+    shots: int = 0
     sampling: Sampling = Sampling(temperature=0.0)
     max_new_tokens: int = 256
     judge: Student | None = None
@@ -148,6 +150,7 @@ def _check(study: Study) -> None:
     for name in ('exam', 'choice', 'max_new_tokens'):
         check_range(name, getattr(study, name), 1)
     check_range('curve', study.curve, 0)
+    check_range('shots', study.shots, 0)
     for name in ('students', 'attacks', 'learning_rates', 'budgets', 'seeds'):
         _check_distinct(name, [getattr(each, 'name', each) for each in getattr(study, name)])
     for rate in study.learning_rates:

@@ -20,7 +20,7 @@ from adx.batching import Example, batches
 from adx.datasets import Arithmetic
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import ConfigError, InputError, WorkdirError
-from adx.evaluation import Likelihood
+from adx.evaluation import Likelihood, with_shots
 from adx.experiment import ModelSource
 from adx.gradients import Differentiator
 from adx.mesh import make_mesh
@@ -159,6 +159,19 @@ def test_a_curve_shows_the_chosen_student_on_its_way(students, tmp_path):
         assert all(point['loss'] > 0 and point['kl'] > 0 for point in one.curve)
     clean = next(o for o in outcomes if o.source == 'clean')
     assert clean.curve[-1]['loss'] < clean.curve[0]['loss'] - 0.05
+
+
+def test_the_base_is_asked_behind_worked_examples_too(students, tmp_path):
+    study = make_study(students[:1], attacks=(Attack('sft'),), seeds=(0,), budgets=(1,), shots=2)
+    write_traces(study, str(tmp_path))
+    outcomes = distilling.distil(study, str(tmp_path))
+    bases = {o.attack: o for o in outcomes if o.source == 'base'}
+    assert set(bases) == {'sft', '2-shot'}
+    assert bases['sft'].prompts == bases['2-shot'].prompts
+    lessons = distilling._lessons(study, str(tmp_path), 0)['plain']
+    shown = with_shots(DATASET.prompts('tune')[:1], lessons[:2])[0].messages
+    assert [message['role'] for message in shown] == ['user', 'assistant'] * 2 + ['user']
+    assert with_shots([lessons[0].prompt], lessons[:2])[0].messages[0] == lessons[1].messages[0]
 
 
 def test_without_holdout_traces_a_curve_is_of_accuracy_alone(students, tmp_path):
