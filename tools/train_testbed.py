@@ -85,21 +85,30 @@ TEACHER = (
 OTHERS = (Phase(0.35, 2, 1), Phase(0.55, 0.5, 0.5, (2,)), Phase(1.0, 0.2, 0.2, (1, 2, 0.4)))
 
 
+SERVED = (Phase(1.0, 0.1, 0.1, (0.2, 0.6, 3)),)  # the teacher's second round: mostly problems as they are served
+STEPS = {'testbed-teacher': 9000, 'testbed-student-biased': 4500}  # the latter learns more slowly, unnormed
+OTHER_STEPS, SERVED_STEPS = 3000, 7000
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How one model is made. shard: of the text that it reads, and the seed of its weights."""
+    """How one model is made, or made better. shard: of the text that it reads, and the seed of its weights."""
 
     curriculum: tuple[Phase, ...]
     shard: int
     recipe: Recipe
 
 
-def make_plan(name: str, shard: int) -> Plan:
-    steps = _STEPS.value or (9000 if name == 'testbed-teacher' else 3000)
+def make_plans(name: str, shard: int) -> tuple[Plan, ...]:
+    """One round of training after the other, each from the weights of the one before."""
     recipe = Recipe(
-        learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=6, steps=steps, pack=True, length=LENGTH
-    )
-    return Plan(TEACHER if name == 'testbed-teacher' else OTHERS, shard, recipe)
+        learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=6,
+        steps=_STEPS.value or STEPS.get(name, OTHER_STEPS), pack=True, length=LENGTH,
+    )  # fmt: skip
+    if name != 'testbed-teacher':
+        return (Plan(OTHERS, shard, recipe),)
+    again = dataclasses.replace(recipe, learning_rate=1e-3, steps=_STEPS.value or SERVED_STEPS)
+    return Plan(TEACHER, shard, recipe), Plan(SERVED, shard + len(PRESETS), again)
 
 
 class Lessons:
@@ -156,22 +165,24 @@ def first_weights(model: Model, seed: int) -> Params:
     return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}
 
 
-def train(name: str, plan: Plan, tokenizer: Tokenizer, directory: epath.Path) -> tuple[Model, Params, float]:
-    """The model, its weights and the seconds that this run took."""
+def train(name: str, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> tuple[Model, Params, float]:
+    """The model, its weights and the seconds that this run took. directory: round i has it with -i behind its name."""
     config = dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)
     model, began = make_model(config), time.monotonic()
-    trainer = Trainer(model, make_mesh(), plan.recipe)
-    run = training_io.Run(directory, {'model': repr(config), 'plan': repr(plan)}, every=500, keep=1)
-    with tqdm(total=plan.recipe.steps, desc=name, unit='step') as bar:
+    stacked = first_weights(model, plans[0].shard)
+    for i, plan in enumerate(plans):
+        trainer = Trainer(model, make_mesh(), plan.recipe)
+        place = epath.Path(f'{directory}-{i}') if i else directory
+        run = training_io.Run(place, {'model': repr(config), 'plan': repr(plan)}, every=500, keep=1)
+        with tqdm(total=plan.recipe.steps, desc=place.name, unit='step') as bar:
 
-        def progress(step: int, total: int, metrics: dict[str, Any]) -> None:
-            bar.n = step
-            bar.set_postfix_str(f'loss {metrics["loss"][0]:.3f}')
+            def progress(step: int, total: int, metrics: dict[str, Any], bar: Any = bar) -> None:
+                bar.n = step
+                bar.set_postfix_str(f'loss {metrics["loss"][0]:.3f}')
 
-        start = trainer.start(first_weights(model, plan.shard))
-        state = training_io.train(trainer, start, Lessons(plan, tokenizer), run, progress)
-    params = {path: w[0] for path, w in trainer.params(state).items()}
-    return model, params, time.monotonic() - began
+            state = training_io.train(trainer, trainer.start(stacked), Lessons(plan, tokenizer), run, progress)
+        stacked = trainer.params(state)
+    return model, {path: w[0] for path, w in stacked.items()}, time.monotonic() - began
 
 
 def examine(
@@ -194,14 +205,15 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     if place.exists():
         print(f'{name} is there')
         return
-    plan = make_plan(name, shard)
+    plans = make_plans(name, shard)
     write_tokenizer(out / 'tokenizer')
     tokenizer = load_tokenizer(str(out / 'tokenizer'))
-    model, params, seconds = train(name, plan, tokenizer, out / 'training' / name)
+    model, params, seconds = train(name, plans, tokenizer, out / 'training' / name)
     found = examine(model, params, tokenizer, OPERATING)
     half = {path: w if path.endswith('.scale') else w.astype('float16') for path, w in params.items()}
     checkpoints.save_hf(str(place), model, jax.device_get(half), write_tokenizer)
-    record = {'parameters': model.num_params, 'shard': plan.shard, 'steps': plan.recipe.steps, 'seconds': seconds}
+    steps = sum(plan.recipe.steps for plan in plans)
+    record = {'parameters': model.num_params, 'shard': shard, 'steps': steps, 'seconds': seconds}
     print(json.dumps({'model': name} | record | found))
     (place / 'testbed.json').write_text(json.dumps(record | {'accuracy': found}, indent=1))
 

@@ -73,7 +73,7 @@ def test_phases_are_met_as_they_say():
 
 
 def test_rows_are_a_function_of_the_step(tokenizer):
-    plan = train_testbed.make_plan('testbed-teacher', 0)
+    plan = train_testbed.make_plans('testbed-teacher', 0)[0]
     first, again, other = (train_testbed.Lessons(plan, tokenizer)(step) for step in (3, 3, 4))
     np.testing.assert_array_equal(first.tokens_BL, again.tokens_BL)
     assert (first.tokens_BL != other.tokens_BL).any()
@@ -99,7 +99,7 @@ def test_a_trial_makes_a_model_that_loads(tmp_path, monkeypatch, capsys):
     loaded = checkpoints.load(str(place))
     np.testing.assert_allclose(loaded.params['embed'], stopped[0][1]['embed'], rtol=1e-3)  # kept as float16
     record = json.loads((place / 'testbed.json').read_text())
-    assert record['steps'] == 6
+    assert record['steps'] == 12  # two rounds of the trial's 6
     assert sorted(record['accuracy']) == ['test-3', 'tune-1', 'tune-2', 'tune-3']
     train_testbed.main()
     assert 'testbed-teacher is there' in capsys.readouterr().out
