@@ -33,9 +33,10 @@ from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash
 
 TABLE = 'frontier.json'
+ABOUT, SOURCE = ('study', 'testbed', 'split'), ('raw', 'command', 'commit')  # the same in all rows of a study
 FIELDS = (
-    'study', 'testbed', 'split', 'figure', 'role', 'defence', 'attack', 'student', 'seen', 'eligible', 'value', 'low',
-    'high', 'n', 'unit', 'status', 'reason', 'raw', 'command', 'commit',
+    *ABOUT, 'figure', 'role', 'defence', 'attack', 'student', 'seen', 'eligible', 'value', 'low', 'high', 'n', 'unit',
+    'status', 'reason', *SOURCE,
 )  # fmt: skip
 COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
 BITS = ('correct', 'forced', 'lenient')
@@ -74,7 +75,7 @@ def verify(results: pathlib.Path = RESULTS) -> None:
     rows = read(results)
     for name in dict.fromkeys(row['study'] for row in rows):
         mine = [row for row in rows if row['study'] == name]
-        about, source = ({k: mine[0][k] for k in keys} for keys in (FIELDS[:3], FIELDS[-3:]))
+        about, source = ({k: mine[0][k] for k in keys} for keys in (ABOUT, SOURCE))
         path = results / source['raw']['path']
         data = path.read_bytes() if path.exists() else b''
         if _sha256(data) != source['raw']['sha256']:
