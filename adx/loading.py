@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from adx import checkpoints
 from adx.datasets.tokenizing import Tokenizer, check_same_vocabulary, load_tokenizer
@@ -56,30 +57,54 @@ def resolve_translator(name: str) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blueprint:
+class LaidOut:
+    """An experiment's models on the mesh, without weights. vocab_rows: of all of them, padded.
+
+    members: per group of the ensemble, the indices of its proxies in Experiment.proxies.
+    """
+
+    vocab_rows: int
+    ensemble: Ensemble
+    members: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint(LaidOut):
     """The resolved models of an experiment before any weight is read: enough to plan and to place them."""
 
     tokenizer: Tokenizer
-    vocab_rows: int
-    ensemble: Ensemble
-    members: tuple[tuple[int, ...], ...]  # per group, the indices of its proxies in Experiment.proxies
 
 
 def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Blueprint:
     """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh."""
-    shape = experiment.mesh
-    try:
-        mesh = make_mesh(shape.data, shape.proxy, shape.model, devices)
-    except (RuntimeError, ValueError) as error:  # a platform that is not there, or too few devices
-        raise ConfigError(str(error).splitlines()[0]) from error
+    make_mesh_of(experiment, devices)  # before any file is read
     sources = (experiment.teacher, *experiment.proxies)
     tokenizer = _shared_tokenizer([resolve(source.source) for source in sources])
-    stored = [_stored_config(source) for source in sources]
+    laid_out = lay_out(experiment, [_stored_config(source) for source in sources], tokenizer.size, devices)
+    return Blueprint(**vars(laid_out), tokenizer=tokenizer)
+
+
+def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None) -> Mesh:
+    shape = experiment.mesh
+    try:
+        return make_mesh(shape.data, shape.proxy, shape.model, devices)
+    except (RuntimeError, ValueError) as error:  # a platform that is not there, or too few devices
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def lay_out(
+    experiment: Experiment,
+    stored: Sequence[TransformerConfig],
+    vocab: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> LaidOut:
+    """stored: the configs of teacher and proxies. vocab: tokens of the tokenizer that they share."""
+    shape, mesh = experiment.mesh, make_mesh_of(experiment, devices)
     # Every model pads to the same rows, a multiple of the ways that any layout may split the vocabulary.
     ways = shape.model * shape.proxy
-    rows = -(-max(*(c.sizes['V'] for c in stored), tokenizer.size) // ways) * ways
+    rows = -(-max(*(c.sizes['V'] for c in stored), vocab) // ways) * ways
     teacher, *proxies = [
-        dataclasses.replace(c, vocab_size=tokenizer.size, vocab_rows=rows, dtype=experiment.dtype) for c in stored
+        dataclasses.replace(c, vocab_size=vocab, vocab_rows=rows, dtype=experiment.dtype) for c in stored
     ]
     by_config: dict[TransformerConfig, list[int]] = {}
     for i, config in enumerate(proxies):
@@ -91,7 +116,7 @@ def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = Non
     layout = teacher_layout(mesh, teacher.sizes, shape.shard_teacher_weights)
     experiment.decode.check(layout.ways('B'))
     ensemble = Ensemble(make_model(teacher), layout, groups)
-    return Blueprint(tokenizer, rows, ensemble, tuple(tuple(members) for members in by_config.values()))
+    return LaidOut(rows, ensemble, tuple(tuple(members) for members in by_config.values()))
 
 
 def load_models(experiment: Experiment, plan: Blueprint) -> Models:

@@ -68,15 +68,18 @@ class MemoryPlan:
         return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
 
 
-def plan_memory(ensemble: Ensemble, config: DecodeConfig) -> MemoryPlan:
-    """The memory plan of a decoding run. Prompts are prefilled in the longest bucket."""
+def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = None) -> MemoryPlan:
+    """The memory plan of a decoding run. Prompts are prefilled in the longest bucket.
+
+    upcast: whether the devices compute bfloat16 in float32; None asks those of the mesh.
+    """
     longest = config.buckets[-1]
     models = [Member(ensemble.teacher, ensemble.teacher_layout, 1)]
     models += [Member(group.model, group.layout, group.count, group.directions) for group in ensemble.groups]
     weights = [weight_bytes(*member[:3]) for member in models]
     directions = sum(size * member.directions for size, member in zip(weights, models, strict=True))
     caches = sum(_cache_bytes(member, config.slots, config.cache_length) for member in models)
-    upcast = _upcasts(ensemble)
+    upcast = _upcasts(ensemble) if upcast is None else upcast
     return MemoryPlan(
         teacher_weights=weights[0],
         proxy_weights=sum(weights[1:]),

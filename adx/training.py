@@ -8,6 +8,7 @@ to rounding.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -115,6 +116,14 @@ class Trainer:
         make = lambda params: self._fresh(params, *numbers)  # noqa: E731
         shardings = jax.tree_util.tree_map_with_path(self._sharding, jax.eval_shape(make, params))
         return jax.jit(make, out_shardings=shardings)(params)
+
+    def state_bytes(self) -> int:
+        """Per device, of weights, a frozen base and moments; gradients and activations come on top of them."""
+        params = {path: jax.ShapeDtypeStruct((self.count, *s), jnp.float32) for path, s in self.model.shapes.items()}
+        numbers = jnp.stack([jax.random.key(0)] * self.count), jnp.zeros(self.count), jnp.zeros(self.count, jnp.int32)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self._fresh, params, *numbers))
+        pieces = ((self._sharding(path, leaf).shard_shape(leaf.shape), leaf.dtype.itemsize) for path, leaf in leaves)
+        return sum(math.prod(shape) * size for shape, size in pieces)
 
     def step(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """One step of all students on rows [N, B, ...] that lie on the host or the devices. Gives up `state`."""

@@ -65,6 +65,15 @@ def test_devices_change_students_by_rounding_only(mesh):
     assert_close(trained(mesh=mesh)[0], reference()[0], 1e-4)
 
 
+@pytest.mark.parametrize('recipe', [RECIPE, dataclasses.replace(RECIPE, lora_rank=2)], ids=['full', 'lora'])
+def test_state_bytes_are_those_that_a_device_holds(recipe):
+    trainer = Trainer(MODEL, make_mesh(2, 2, 2), recipe, 4)
+    leaves = jax.tree.leaves(trainer.start(stacked(4)))
+    first = jax.devices()[0]
+    held = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards if shard.device == first]
+    assert trainer.state_bytes() == sum(held)
+
+
 def test_a_student_is_what_it_is_alone():
     together = reference()[0]
     alone = trained(1, params={path: x[2:3] for path, x in stacked(3).items()},
