@@ -1,8 +1,8 @@
 """The arithmetic testbed: every defence against a passive student and the attacks that need no model of their own.
 
-Claim:   none yet. This is the screen: a passive thief and three seeds choose which defences are worth confirming, by
-         the lower end of `damage` among those that are eligible, at most three of them.
-Command: python -m launch.run --config=configs/testbed_screen.py --workdir=/data/screen \
+Claim:   none yet. The lower end of `damage` shortlists at most three of the eligible defences for a confirmation.
+Command: python -m tools.train_testbed --out=/data/testbed && export ADX_CACHE=/data/testbed
+         python -m launch.run --config=configs/testbed_screen.py --workdir=/data/screen \
              --stages=prepare,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
 Result:  not run yet.

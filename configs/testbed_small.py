@@ -1,10 +1,11 @@
 """The screen of the arithmetic testbed in small: every stage on real models in a few minutes, and no figure to quote.
 
 Claim:   none: it shows that the instrument runs. Two seeds, one family of students and 48 prompts decide nothing.
-Command: python -m launch.run --config=configs/testbed_small.py --workdir=/tmp/adx_small \
+Command: python -m tools.train_testbed --out=/data/testbed && export ADX_CACHE=/data/testbed
+         python -m launch.run --config=configs/testbed_small.py --workdir=/tmp/adx_small \
              --stages=prepare,generate,distil,assess,report
-Cost:    under six minutes on 2 cores (a test runs it).
-Result:  a report whose rows say "screen" and carry no headline.
+Cost:    meant to be minutes; not measured yet.
+Result:  not run yet.
 """
 
 import dataclasses

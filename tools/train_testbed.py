@@ -86,8 +86,8 @@ OTHERS = (Phase(0.35, 2, 1), Phase(0.55, 0.5, 0.5, (2,)), Phase(1.0, 0.2, 0.2, (
 
 
 SERVED = (Phase(1.0, 0.1, 0.1, (0.2, 0.6, 3)),)  # the teacher's second round: mostly problems as they are served
-STEPS = {'testbed-teacher': 9000, 'testbed-student-biased': 4500}  # the latter learns more slowly, unnormed
-OTHER_STEPS, SERVED_STEPS = 3000, 7000
+STEPS = {'testbed-teacher': 9000, 'testbed-student-biased': 6500}  # the latter learns more slowly, unnormed
+OTHER_STEPS, SERVED_STEPS = 4000, 7000
 
 
 @dataclasses.dataclass(frozen=True)
