@@ -56,6 +56,12 @@ def test_the_page_parses_loads_nothing_and_escapes():
     assert len([t for t in reader.tags if t[0] == 'svg']) == 2
 
 
+def test_a_report_of_nothing_yet_has_its_page():
+    text = page([], [], {}, FACTS)
+    assert 'use none: no defence was measured' in text
+    assert 'Threat models' in text
+
+
 def test_json_is_strict_and_holds_every_row():
     found = rows(outcomes(1))
     content = json.loads(json.dumps(report(found, outcomes(1), VERDICTS, FACTS), allow_nan=False))
