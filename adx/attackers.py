@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from adx import checkpoints, curves, generation, pipeline
 from adx.batching import Example, batches
@@ -22,13 +20,12 @@ from adx.lessons import Lesson, Resources, from_trace
 from adx.loading import blueprint, resolve
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
-from adx.selection import ROWS, harm
+from adx.selection import harms
 from adx.study import Student, Study
 from adx.study_traces import seed_path
 from adx.types import Prompt, Request
 
 VALIDATION = 64  # clean holdout traces whose gradient lessons are compared with
-Score = Callable[[Sequence[Lesson]], Sequence[float]]
 
 
 class Attackers:
@@ -89,11 +86,8 @@ class Attackers:
     def _gradient_scores(self, lessons: Sequence[Lesson]) -> list[float]:
         """<gradient of a lesson's NLL, gradient of that of clean holdout traces>, of the attackers' own model."""
         own, direction = self._own, self._direction
-        scores: dict[str, float] = {}
-        for inside, batch in batches([own.example(lesson) for lesson in lessons], ROWS):
-            found = (-np.asarray(harm(own.loaded.model, own.loaded.params, direction, batch))).tolist()
-            scores |= zip((example.id for example in inside), found, strict=False)  # rows without targets pad a batch
-        return [scores[lesson.id] for lesson in lessons]
+        found = harms(own.loaded.model, own.loaded.params, direction, [own.example(lesson) for lesson in lessons])
+        return [-found[lesson.id] for lesson in lessons]
 
     @functools.cached_property
     def _own(self) -> Own:

@@ -77,14 +77,15 @@ class Blueprint(LaidOut):
 
 def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Blueprint:
     """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh."""
-    make_mesh_of(experiment, devices)  # before any file is read
+    mesh = make_mesh_of(experiment, devices)  # before any file is read
     sources = (experiment.teacher, *experiment.proxies)
     tokenizer = _shared_tokenizer([resolve(source.source) for source in sources])
-    laid_out = lay_out(experiment, [_stored_config(source) for source in sources], tokenizer.size, devices)
+    laid_out = lay_out(experiment, [_stored_config(source) for source in sources], tokenizer.size, mesh)
     return Blueprint(**vars(laid_out), tokenizer=tokenizer)
 
 
-def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None) -> Mesh:
+def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The experiment's mesh. Raises ConfigError where the devices are too few or their platform is not there."""
     shape = experiment.mesh
     try:
         return make_mesh(shape.data, shape.proxy, shape.model, devices)
@@ -92,14 +93,9 @@ def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None) -
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
-def lay_out(
-    experiment: Experiment,
-    stored: Sequence[TransformerConfig],
-    vocab: int,
-    devices: Sequence[jax.Device] | None = None,
-) -> LaidOut:
+def lay_out(experiment: Experiment, stored: Sequence[TransformerConfig], vocab: int, mesh: Mesh) -> LaidOut:
     """stored: the configs of teacher and proxies. vocab: tokens of the tokenizer that they share."""
-    shape, mesh = experiment.mesh, make_mesh_of(experiment, devices)
+    shape = experiment.mesh
     # Every model pads to the same rows, a multiple of the ways that any layout may split the vocabulary.
     ways = shape.model * shape.proxy
     rows = -(-max(*(c.sizes['V'] for c in stored), vocab) // ways) * ways

@@ -8,6 +8,7 @@ the deviation by which `Derivative.scale` divides g.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,7 +18,7 @@ from jax import lax
 
 from adx import losses
 from adx.aggregation import Aggregation
-from adx.batching import Batch
+from adx.batching import Batch, Example, batches
 from adx.decoding.ensemble import Ensemble
 from adx.fields import hint
 from adx.grading import stated_answer
@@ -128,6 +129,15 @@ def harm(model: Model, params: Params, direction: Params, batch: Batch) -> Array
     """Per row the mean over its completion's tokens of <direction, grad log p(token)>: one jvp, no gradient is made."""
     direction = {path: x.astype(params[path].dtype) for path, x in direction.items()}
     return jax.jvp(lambda params: mean_log_probs(model, params, batch), (params,), (direction,))[1]
+
+
+def harms(model: Model, params: Params, direction: Params, examples: Sequence[Example]) -> dict[str, float]:
+    """Example id -> its harm, by one compiled program a length."""
+    compiled, found = jax.jit(functools.partial(harm, model)), dict[str, float]()
+    for inside, batch in batches(examples, ROWS):
+        values = np.asarray(compiled(params, direction, batch)).tolist()
+        found |= zip((example.id for example in inside), values, strict=False)  # rows without targets pad a batch
+    return found
 
 
 class Scorer:

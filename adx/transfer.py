@@ -27,7 +27,7 @@ from adx.lessons import Lesson, from_trace
 from adx.loading import resolve
 from adx.mesh import make_mesh
 from adx.optimising import Recipe
-from adx.selection import ROWS, harm
+from adx.selection import harms
 from adx.statistics import Interval
 from adx.storage import Workdir
 from adx.study import Student, Study
@@ -128,11 +128,8 @@ def predictions(proxy: Subject) -> list[float]:
     model, params = proxy.loaded.model, proxy.loaded.params
     taker = Differentiator(model, make_mesh())
     direction, _, _ = taker.mean_gradient(params, (batch for _, batch in batches(proxy.held, taker.rows)))
-    harms: dict[str, float] = {}
-    for inside, batch in batches([example for group in proxy.groups for example in group], ROWS):
-        found = np.asarray(harm(model, params, direction, batch)).tolist()
-        harms |= zip((example.id for example in inside), found, strict=False)  # rows without targets pad a batch
-    return [_token_mean(group, harms) for group in proxy.groups]
+    found = harms(model, params, direction, [example for group in proxy.groups for example in group])
+    return [_token_mean(group, found) for group in proxy.groups]
 
 
 def _token_mean(group: Sequence[Example], values: dict[str, float]) -> float:

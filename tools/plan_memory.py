@@ -41,7 +41,8 @@ def config_of(source: ModelSource) -> TransformerConfig:
 def plan(experiment: Experiment) -> tuple[Ensemble, planning.MemoryPlan]:
     """What the neediest arm runs, and its memory per chip."""
     stored = [config_of(source) for source in (experiment.teacher, *experiment.proxies)]
-    laid_out = loading.lay_out(experiment, stored, max(config.vocab_size for config in stored), jax.devices())
+    mesh = loading.make_mesh_of(experiment)
+    laid_out = loading.lay_out(experiment, stored, max(config.vocab_size for config in stored), mesh)
     ensemble = needs.planned(laid_out.ensemble, experiment)
     return ensemble, planning.plan_memory(ensemble, experiment.decode, upcast=False)
 

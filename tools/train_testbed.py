@@ -83,8 +83,6 @@ TEACHER = (
     Phase(1.0, 0.2, 0.2, (0.5, 1, 2)),
 )
 OTHERS = (Phase(0.35, 2, 1), Phase(0.55, 0.5, 0.5, (2,)), Phase(1.0, 0.2, 0.2, (1, 2, 0.4)))
-
-
 SERVED = (Phase(1.0, 0.1, 0.1, (0.2, 0.6, 3)),)  # the teacher's second round: mostly problems as they are served
 STEPS = {'testbed-teacher': 9000, 'testbed-student-biased': 6500}  # the latter learns more slowly, unnormed
 OTHER_STEPS, SERVED_STEPS = 4000, 7000

@@ -266,7 +266,7 @@ class _Meter:
 
 def _missed(prompts: Sequence[Prompt], made: Sequence[Lesson]) -> int:
     """How many of the prompts got no lesson."""
-    return len({f'{p.dataset}/{p.split}/{p.row}' for p in prompts} - {lesson.prompt_id for lesson in made})
+    return len({_name(prompt) for prompt in prompts} - {lesson.prompt_id for lesson in made})
 
 
 def step_name(transform: Transform) -> str:
