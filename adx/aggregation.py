@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from adx import struct
 from adx.types import Array, check_choice, check_range
 
 AGGREGATIONS = ('mean', 'max', 'min', 'softmin')
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Aggregation:
     """Joins contributions_NV (each proxy's change of the score, never its raw log-probs) over the proxies, or over the
     directions of all of them.
@@ -21,7 +21,7 @@ class Aggregation:
     """
 
     beta: float | Array = 1.0
-    how: str = flax.struct.field(pytree_node=False, default='mean')
+    how: str = struct.static(default='mean')
 
     def check(self) -> None:
         check_choice('Aggregation.how', self.how, AGGREGATIONS)

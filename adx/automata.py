@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.struct
 import numpy as np
+
+from adx import struct
 
 DEPTH = 8  # braces that may nest in a box; deeper ones count as this deep, and the box ends early
 BRACES = b'}'  # the closer that counts
@@ -24,7 +25,7 @@ SPANS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
 }
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Spans:
     """table_V [states, V]: the state after a token; protected [states]: bool, inside a span. State 0 is the start."""
 

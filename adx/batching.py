@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import numpy as np
+
+from adx import struct
 
 SHORTEST = 64  # tokens of the shortest batch; the others double it, so that programs are few
 
@@ -60,7 +61,7 @@ def _pad(examples: Sequence[Example], rows: int, length: int) -> Batch:
     return batch
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rows:
     """What one training step reads; a stack of students has an axis N before all of these.
 

@@ -12,14 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from adx import losses
+from adx import losses, struct
 from adx.batching import Rows
 from adx.mesh import proxy_layout
 from adx.models import lora
@@ -30,7 +29,7 @@ from adx.types import Array
 Loss = Callable[[Model, Params, Rows], tuple[Array, Array]]  # (sum over targets, how many), of one student
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class TrainState:
     """A stack of students on their way.
 
@@ -48,7 +47,7 @@ class TrainState:
     diverged_N: Array
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Metrics:
     """Of one step, per student: the mean loss over its targets, the gradient's norm before clipping, the learning
     rate, how many targets, and whether it moved.

@@ -16,8 +16,9 @@ import difflib
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import flax.struct
 import jax
+
+from adx import struct
 
 Array = jax.Array
 State = Any  # a pytree of arrays that a defence carries from one token to the next
@@ -61,7 +62,7 @@ class Prompt:
     customer: str = ''
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Sampling:
     """Per-row sampling numbers.
 
@@ -83,7 +84,7 @@ class Sampling:
         check_range('Sampling.min_p', self.min_p, 0.0, 1.0)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Views:
     """What a defence sees of one row at one position. Log-probabilities are float32 at `temperature`.
 
@@ -112,7 +113,7 @@ class Views:
 
 @runtime_checkable
 class Defence(Protocol):
-    """Arithmetic on the log-probs of one row. A `flax.struct.dataclass`: numbers are leaves, structure is static.
+    """Arithmetic on the log-probs of one row. A `struct.dataclass`: numbers are leaves, structure is static.
 
     wants_proxies, wants_tangents: what decoding must run for it.
     is_argmax: the rule puts all its mass on one token, so its KL is a step function of any strength.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adx import struct
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.defences import ProductOfExperts, Undefended
@@ -52,7 +52,7 @@ def make_directions(group, seed=9):
     return along
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Sloped(Stateless):
     """Adds the mean of the proxies' derivatives, times `strength`: a rule that wants them."""
 

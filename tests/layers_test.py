@@ -12,7 +12,7 @@ import pytest
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
     'types', 'errors', 'fields', 'numerics', 'aggregation', 'answers', 'automata', 'batching', 'equations', 'grading',
-    'hashing', 'lessons', 'losses', 'mesh', 'outcomes', 'sandbox', 'spans', 'statistics', 'sweeping',
+    'hashing', 'lessons', 'losses', 'mesh', 'outcomes', 'sandbox', 'spans', 'statistics', 'struct', 'sweeping',
     'texts',
 }  # fmt: skip
 MENUS = {'attacks', 'models', 'datasets', 'defences'}
@@ -67,6 +67,12 @@ def test_imports_point_down(path):
 def test_nouns_use_numbers_only(unit):
     outside = {name.split('.')[0] for name in imports(ADX / f'{unit}.py')} - {'adx', '__future__'}
     assert outside - set(sys.stdlib_module_names) <= NOUN_LIBRARIES
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ADX)))
+def test_pytrees_know_their_class(path):
+    """jax finds programs by structure; see adx/struct.py for the dataclasses whose structure leaves the class out."""
+    assert not {'flax.struct', 'jax.tree_util.register_dataclass'} & set(imports(path))
 
 
 def test_files_stay_small():

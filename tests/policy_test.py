@@ -12,11 +12,10 @@ import subprocess
 import sys
 
 import fakes
-import flax.struct
 import jax.numpy as jnp
 import pytest
 
-from adx import generation, pipeline
+from adx import generation, pipeline, struct
 from adx.datasets import Jsonl
 from adx.decoding.engine import DecodeConfig, Engine
 from adx.defences import Chain, ProductOfExperts, Undefended
@@ -30,7 +29,7 @@ from launch.config import load_config
 from tests import tiny
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Keyed(Stateless):
     """A stand-in for rules with a key: favours the tokens that the key's words pick."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adx import numerics
+from adx import numerics, struct
 from adx.automata import Spans
 from adx.decoding import sampling
 from adx.decoding.ensemble import Caches, Ensemble, Weights
@@ -20,7 +19,7 @@ RECORDS = ('none', 'scalars', 'top')
 TOP = 20  # how many served log-probs a record of 'top' keeps per token
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rows:
     """What a slot holds about its row; every leaf has a leading axis B.
 
@@ -135,7 +134,7 @@ def chunk(
     return place_rows(ensemble, rows), caches, tokens_TB, recorded
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Constants:
     """What is the same for all rows of a run: eos [E] token ids, protected_V bool, and the spans in which the teacher
     is served, None for a program without any."""

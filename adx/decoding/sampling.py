@@ -11,18 +11,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adx import numerics
+from adx import numerics, struct
 from adx.types import Array, Defence, Sampling, State, Views
 
 DEFENCE_STREAM = 1  # folded into the row's key for the defence's own draws; sampling uses the key itself
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Served:
     """One row's next token, and what is recorded about it when asked.
 

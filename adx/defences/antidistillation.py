@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.aggregation import Aggregation
 from adx.types import Array, State, Stateless, Views, check_range
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Antidistillation(Stateless):
     """Scores lp_T + lam delta, delta(v) = <g, d/dtheta log p_S(v)> at temperature 1 (arXiv 2504.13146).
 

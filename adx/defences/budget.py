@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.defences.tilting import Wrapper, spend
 from adx.types import Array, Defence, State, Views, check_range
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Budget(Wrapper):
     """`rule`, its log-ratio to the teacher scaled down where a token would cost more than `nats`.
 
@@ -31,7 +31,7 @@ class Budget(Wrapper):
         return scores_V, state
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Bank(Wrapper):
     """`rule` on an account of nats per sequence: a token costs at most the balance, as Budget scales it.
 

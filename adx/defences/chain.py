@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.numerics import renormalise
 from adx.types import Array, Defence, State, Views
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Chain:
     """Each rule sees the result of the one before it in the teacher's place. A chain of one is that rule.
 

@@ -6,9 +6,9 @@ so with `Sampling(top_k=20, top_p=0.95)`. Proxies are never truncated, so every 
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.aggregation import Aggregation
 from adx.numerics import MASKED, argmax
 from adx.types import Array, State, Stateless, Views, check_range
@@ -20,7 +20,7 @@ def _one_hot(scores_V: Array, allowed_V: Array) -> Array:
     return jnp.where(jnp.arange(scores_V.shape[-1]) == best, 0.0, MASKED)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class CrossModelHard(Stateless):
     """argmin over the candidates of lp_S: the token the proxies find least likely. It has no strength."""
 
@@ -36,7 +36,7 @@ class CrossModelHard(Stateless):
         return _one_hot(self.join(-views.proxies_NV), views.allowed_V), state
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class CrossModelWeighted(Stateless):
     """argmax over the candidates of lp_T - w lp_S. weight: w >= 0; at 0 it is greedy on the candidates."""
 
@@ -55,7 +55,7 @@ class CrossModelWeighted(Stateless):
         return _one_hot(jnp.where(self.weight == 0, views.teacher_V, scores_V), views.allowed_V), state
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class CrossModelSoft(Stateless):
     """softmax over the candidates of (lp_T - w lp_S) / soft_temperature.
 
@@ -80,7 +80,7 @@ class CrossModelSoft(Stateless):
         return jnp.where(self.soft_temperature == 1, scores_V, scores_V / self.soft_temperature), state
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class CrossModelReweight(Stateless):
     """p_T (1 - p_S)^alpha over the candidates. alpha >= 0; at 0 it is the teacher on the candidates."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.defences.tilting import Wrapper, furthest, make_way, solve_scale, spent, tilted
 from adx.types import Array, Defence, State, Views, check_range
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class EqualKl(Wrapper):
     """`rule`, its log-ratio scaled so that every token costs what it costs under `reference`.
 

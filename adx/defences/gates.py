@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from adx import struct
 from adx.defences.tilting import Wrapper
 from adx.numerics import keep_mass, renormalise
 from adx.types import Array, Defence, State, Views, check_range
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class EntropyGate(Wrapper):
     """`rule` where the teacher's entropy on the allowed set is at least `nats`, else the teacher's bits.
 
@@ -39,7 +39,7 @@ class EntropyGate(Wrapper):
         return jnp.where(is_open, scores_V, views.teacher_V), state
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class ProbabilityFloor(Wrapper):
     """`rule` among the tokens of p_T >= floor max p_T; the others keep the teacher's probability, as protected ones do.
 

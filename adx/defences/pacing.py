@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.defences.tilting import Wrapper, furthest, make_way, spent, tilted
 from adx.types import Array, Defence, State, Views, check_range
 
 LEAST = 1e-6  # of a controller's scale: below it there is nothing left to turn down
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Schedule(Wrapper):
     """`rule`, its log-ratio to the teacher scaled by position: 0 at the first new token, and one more after each token
     at which the rule plays, so that protected spans and shut gates do not count.
@@ -52,7 +52,7 @@ class Schedule(Wrapper):
         return tilted(make_way(scores_V, views), scale, scores_V, views), (inner, count + 1)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Controller(Wrapper):
     """`rule`, its log-ratio scaled so that the mean KL of a sequence, as served, is held at `target` nats a token.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adx import struct
 from adx.defences.tilting import Wrapper
 from adx.numerics import renormalise
 from adx.types import Array, Defence, State, Views
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Permutation(Wrapper):
     """Adds `rule`'s score changes to the wrong tokens: a fresh permutation of the truncation set per row and
     position, each change with a random sign. Same sizes, no information about the proxies.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 
+from adx import struct
 from adx.aggregation import Aggregation
 from adx.types import Array, State, Stateless, Views, check_range
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class ProductOfExperts(Stateless):
     """Scores lp_T + gamma (lp_S - lp_T), that is ((1 - gamma) z_T + gamma z_S) / tau up to a constant.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import flax.struct
-
+from adx import struct
 from adx.types import Array, State, Stateless, Views
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Undefended(Stateless):
     """Returns the teacher's log-probs. A run of this rule alone decodes with a teacher-only program."""
 

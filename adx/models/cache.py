@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from adx import struct
+
 Array = jax.Array
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class LayerCache:
     k_BGKS: Array
     v_BGSK: Array
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Cache:
     """Row b holds the token at position s in column s; columns past the row's position are never read."""
 

@@ -54,7 +54,7 @@ def adx_log_probs(defence, translator: str, tokens: list[int]) -> np.ndarray:
     rows, caches = loop.start(ensemble, defence, 2, 16)
     full = lambda x: jnp.full(2, x, jnp.float32)  # noqa: E731
     numbers = jax.tree.map(full, Sampling(TEMPERATURE)), jax.tree.map(full, defence)
-    rows = rows.replace(sampling=numbers[0], defence=numbers[1], defended_B=jnp.ones(2, bool))
+    rows = dataclasses.replace(rows, sampling=numbers[0], defence=numbers[1], defended_B=jnp.ones(2, bool))
     for position, token in enumerate(tokens):
         both = jnp.full(2, token), jnp.full(2, position)
         logits_BV, logits_NBV, tangents_MBV, caches = ensemble.step(weights, caches, *both)
