@@ -153,6 +153,6 @@ def serve(
         tangents_MBV,
     )  # fmt: skip
     axes: Any = jax.tree.map(lambda _: 0, views)
-    axes = axes.replace(proxies_NV=1, tangents_MV=None if tangents_MBV is None else 1)
+    axes = dataclasses.replace(axes, proxies_NV=1, tangents_MV=None if tangents_MBV is None else 1)
     served_rows = jax.vmap(serve_row, in_axes=(0, 0, axes, 0, None, 0))
     return served_rows(rows.defence, rows.state, views, key_B, protected_V, rows.defended_B)
