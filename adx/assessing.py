@@ -16,7 +16,6 @@ from typing import Any
 from etils import epath
 
 from adx import (
-    checkpoints,
     equations,
     files,
     forcing,
@@ -29,11 +28,9 @@ from adx import (
     transfer,
 )
 from adx.answers import reader_of
-from adx.batching import Example
-from adx.datasets.chat import encode_conversation
+from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
-from adx.errors import ConfigError, StorageError
-from adx.evaluation import Likelihood
+from adx.errors import ConfigError, InputError, StorageError
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
@@ -41,7 +38,7 @@ from adx.reporting import page
 from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdicts
 from adx.storage import Workdir
-from adx.study import Student, Study, identity, study_hash
+from adx.study import Study, identity, study_hash
 from adx.study_traces import seed_path
 from adx.types import Trace
 
@@ -114,22 +111,13 @@ def _measures(study: Study) -> Measures:
     return Measures(
         reader_of(dataset),
         lambda text: len(teacher.encode(text)),
-        _judged_by(study.judge),
+        _judged_by(Bystander(study.judge)),
         getattr(dataset, 'statements', equations.statements),
     )
 
 
-def _judged_by(judge: Student) -> Callable[[Sequence[Trace]], list[tuple[float, int]]]:
-    source = loading.resolve(judge.source.source)
-    loaded, tokenizer = checkpoints.load(source, num_layers=judge.source.exit_layer or None), load_tokenizer(source)
-    likelihood = Likelihood(loaded.model)
-
-    def nll(traces: Sequence[Trace]) -> list[tuple[float, int]]:
-        texts = (encode_conversation(trace.messages, trace.text, tokenizer, judge.prompting) for trace in traces)
-        examples = [Example(trace.request_id, *ids) for trace, ids in zip(traces, texts, strict=True)]
-        return likelihood.rows(loaded.params, examples)
-
-    return nll
+def _judged_by(judge: Bystander) -> Callable[[Sequence[Trace]], list[tuple[float, int]]]:
+    return lambda traces: judge.nll([judge.example(one.request_id, one.messages, one.text) for one in traces])
 
 
 def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Criterion]]:
@@ -199,8 +187,12 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
 
 
 def _samples(study: Study, path: str) -> list[page.Sample]:
-    """Traces of the first prompts that every arm of the first seed has answered."""
-    reader, made = reader_of(study.experiment.dataset), study_traces.read(study, path, study.seeds[0])
+    """Traces of the first prompts that every arm of the first seed has answered; none while some are missing."""
+    reader = reader_of(study.experiment.dataset)
+    try:
+        made = study_traces.read(study, path, study.seeds[0])
+    except InputError:
+        return []
     by_arm = {arm: study_traces.one_each(traces) for arm, traces in made.items()}
     common = [name for name in by_arm[study.clean] if all(name in traces for traces in by_arm.values())]
     found = []

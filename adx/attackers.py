@@ -8,24 +8,24 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from adx import checkpoints, curves, generation, pipeline
+from adx import curves, generation, pipeline
 from adx.batching import Example, batches
-from adx.datasets.chat import encode_conversation
+from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import InputError
-from adx.evaluation import Likelihood
 from adx.experiment import Experiment
 from adx.gradients import Differentiator
-from adx.lessons import Lesson, Resources, from_trace
+from adx.lessons import Lesson, Resources, from_trace, prompts_of
 from adx.loading import blueprint, resolve
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.selection import harms
-from adx.study import Student, Study
+from adx.study import Study
 from adx.study_traces import seed_path
-from adx.types import Prompt, Request
+from adx.types import Prompt, Request, Sampling
 
 VALIDATION = 64  # clean holdout traces whose gradient lessons are compared with
+WRITING = Sampling(temperature=0.7, top_p=0.95)  # of the attackers' own model
 
 
 class Attackers:
@@ -44,10 +44,11 @@ class Attackers:
             canonicalise=getattr(dataset, 'canonicalise', None),
             query=functools.partial(self._ask, arm) if arm and not self.experiment.selections else None,
             nll=self._nll if own else None,
+            own=self._write if own else None,
             gradient_scores=self._gradient_scores if own else None,
             own_name=own.name if own else '',
             validation=VALIDATION if own else None,
-            prompts=tuple({lesson.prompt_id: lesson.prompt for lesson in clean}.values()),
+            prompts=prompts_of(clean),
             seed=self.experiment.seed,
         )
 
@@ -79,20 +80,26 @@ class Attackers:
 
     def _nll(self, lessons: Sequence[Lesson]) -> list[float]:
         """Nats a token of each completion under the attackers' own model."""
-        own = self._own
-        rows = own.likelihood.rows(own.loaded.params, [own.example(lesson) for lesson in lessons])
-        return [nats / max(tokens, 1) for nats, tokens in rows]
+        return [nats / max(tokens, 1) for nats, tokens in self._own.nll(self._examples(lessons))]
+
+    def _write(self, texts: Sequence[str], instruction: str, samples: int) -> list[list[str]]:
+        """What the attackers' own model says when it is given the instruction and each text."""
+        asked, of = [f'{instruction}\n\n{text}' for text in texts], self.experiment
+        return self._own.write(asked, samples, WRITING, of.max_new_tokens, of.decode, of.seed)
+
+    def _examples(self, lessons: Sequence[Lesson]) -> list[Example]:
+        return [self._own.example(lesson.id, lesson.messages, lesson.text) for lesson in lessons]
 
     def _gradient_scores(self, lessons: Sequence[Lesson]) -> list[float]:
         """<gradient of a lesson's NLL, gradient of that of clean holdout traces>, of the attackers' own model."""
         own, direction = self._own, self._direction
-        found = harms(own.loaded.model, own.loaded.params, direction, [own.example(lesson) for lesson in lessons])
+        found = harms(own.loaded.model, own.loaded.params, direction, self._examples(lessons))
         return [-found[lesson.id] for lesson in lessons]
 
     @functools.cached_property
-    def _own(self) -> Own:
+    def _own(self) -> Bystander:
         assert self.study.own is not None
-        return Own(self.study.own)
+        return Bystander(self.study.own)
 
     @functools.cached_property
     def _direction(self) -> Params:
@@ -106,20 +113,6 @@ class Attackers:
             )
         taker = Differentiator(own.loaded.model, make_mesh())
         return taker.mean_gradient(own.loaded.params, (batch for _, batch in batches(held, taker.rows)))[0]
-
-
-class Own:
-    """The attackers' own model."""
-
-    def __init__(self, student: Student):
-        source = resolve(student.source.source)
-        self.student, self.tokenizer = student, load_tokenizer(source)
-        self.loaded = checkpoints.load(source, num_layers=student.source.exit_layer or None)
-        self.likelihood = Likelihood(self.loaded.model)
-
-    def example(self, lesson: Lesson) -> Example:
-        tokens = encode_conversation(lesson.messages, lesson.text, self.tokenizer, self.student.prompting)
-        return Example(lesson.id, *tokens)
 
 
 def _begun(request: Request, words: tuple[int, ...]) -> Request:

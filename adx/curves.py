@@ -11,10 +11,8 @@ from adx.datasets.chat import Prompting
 from adx.datasets.tokenizing import Tokenizer
 from adx.directions import holdout_path
 from adx.evaluation import Divergence, Likelihood
-from adx.experiment import ModelSource
 from adx.lesson_encoding import encode
 from adx.lessons import from_trace
-from adx.loading import resolve
 from adx.models.transformer import Model, Params
 from adx.storage import Workdir
 
@@ -53,9 +51,8 @@ class Yardstick:
         return found
 
 
-def make_yardstick(source: ModelSource, student: Model, same_vocabulary: bool) -> Yardstick:
-    """source: of the teacher, whose weights are read where the student has its vocabulary."""
-    if not same_vocabulary:
+def make_yardstick(teacher: checkpoints.Loaded | None, student: Model) -> Yardstick:
+    """teacher: None where its vocabulary is not the student's."""
+    if teacher is None:
         return Yardstick(Likelihood(student), None, None)
-    teacher = checkpoints.load(resolve(source.source), num_layers=source.exit_layer or None)
     return Yardstick(Likelihood(student), Divergence(teacher.model, student), teacher.params)

@@ -26,10 +26,10 @@ from adx.attacks import Attack
 from adx.batching import Corpus, Example
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import Engine
-from adx.evaluation import Evaluation, Exam, evaluate, make_exam, student_engine, with_shots
+from adx.evaluation import Evaluation, Exam, evaluate, make_exam, roomy, student_engine, with_shots
 from adx.lesson_encoding import Encoded, encode
 from adx.lessons import Lesson, check_apart, from_trace, shuffled
-from adx.loading import resolve
+from adx.loading import load_alone, resolve
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
@@ -53,6 +53,10 @@ class Lab:
     teacher: Tokenizer
     prompts: dict[str, list[Prompt]]
     tell: Tell
+
+    @functools.cached_property
+    def teacher_model(self) -> checkpoints.Loaded:
+        return load_alone(self.study.experiment.teacher).loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +107,8 @@ def _lab(study: Study, path: str, tell: Tell) -> Lab:
 
 
 def _family(lab: Lab, student: Student) -> Family:
-    study, source = lab.study, resolve(student.source.source)
-    loaded = checkpoints.load(source, num_layers=student.source.exit_layer or None)
-    tokenizer, reader = load_tokenizer(source), reader_of(study.experiment.dataset)
+    study, reader = lab.study, reader_of(lab.study.experiment.dataset)
+    loaded, tokenizer = load_alone(student.source)
     exams = {
         split: make_exam(
             lab.prompts[split][:count], tokenizer, student.prompting, reader, study.max_new_tokens, study.sampling
@@ -115,8 +118,9 @@ def _family(lab: Lab, student: Student) -> Family:
     eos = sorted(tokenizer.eos_ids)
     engine = student_engine(loaded.model, loaded.params, _mesh(study), study.experiment.decode, seed=0, eos=eos)
     classroom = Classroom(loaded.model, loaded.params, _mesh(study), study.recipe)
-    same = tokenizer.tokens == lab.teacher.tokens
-    yardstick = curves.make_yardstick(study.experiment.teacher, loaded.model, same) if study.curve else None
+    # Only where the student has its vocabulary can the teacher's distribution be compared.
+    teacher = lab.teacher_model if study.curve and tokenizer.tokens == lab.teacher.tokens else None
+    yardstick = curves.make_yardstick(teacher, loaded.model) if study.curve else None
     return Family(student, loaded.params, loaded.identity, tokenizer, engine, exams, classroom, yardstick)
 
 
@@ -170,15 +174,12 @@ def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], lo
 
 def _shown(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson]) -> Family:
     """The family with an exam behind worked examples, and an engine that has room for them."""
-    study, decode = lab.study, lab.study.experiment.decode
+    study = lab.study
     shown = shuffled(clean, seed, 'shots', lambda lesson: lesson.id)[: study.shots]
     prompts = with_shots(lab.prompts[study.split][: study.exam], shown)
     reader, prompting = reader_of(study.experiment.dataset), family.student.prompting
     exam = make_exam(prompts, family.tokenizer, prompting, reader, study.max_new_tokens, study.sampling)
-    longest = max(len(request.tokens) for request in exam.requests)
-    config = dataclasses.replace(
-        decode, buckets=(longest,), cache_length=longest + study.max_new_tokens, short_caches=(), record='none'
-    )
+    config = roomy(study.experiment.decode, exam.requests)
     model, eos = family.engine.ensemble.teacher, sorted(family.tokenizer.eos_ids)
     engine = student_engine(model, family.params, _mesh(study), config, seed=0, eos=eos)
     return dataclasses.replace(family, engine=engine, exams={study.split: exam})

@@ -108,6 +108,13 @@ def with_shots(prompts: Sequence[Prompt], shown: Sequence[Lesson]) -> list[Promp
     return found
 
 
+def roomy(decode: DecodeConfig, requests: Sequence[Request]) -> DecodeConfig:
+    """The shapes of `decode`, but with room for prompts as long as these and all that follows them."""
+    longest = max(len(request.tokens) for request in requests)
+    length = longest + max(request.max_new_tokens for request in requests)
+    return dataclasses.replace(decode, buckets=(longest,), cache_length=length, short_caches=(), record='none')
+
+
 def student_engine(
     model: Model, params: Params, mesh: Mesh, config: DecodeConfig, seed: int, eos: Sequence[int]
 ) -> Engine:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -138,6 +139,19 @@ def load_proxies(experiment: Experiment, plan: Blueprint) -> tuple[tuple[Params,
 def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:
     """One proxy by itself, placed by `layout`."""
     return _load(experiment.proxies[index], layout, experiment.dtype, plan.vocab_rows)
+
+
+class Alone(NamedTuple):
+    """A model outside any ensemble, in float32 on the first device, with its tokenizer."""
+
+    loaded: checkpoints.Loaded
+    tokenizer: Tokenizer
+
+
+def load_alone(source: ModelSource) -> Alone:
+    """Raises InputError where there is no such model."""
+    path = resolve(source.source)
+    return Alone(checkpoints.load(path, num_layers=source.exit_layer or None), load_tokenizer(path))
 
 
 def _shared_tokenizer(paths: Sequence[str]) -> Tokenizer:

@@ -12,7 +12,7 @@ from typing import Any
 
 from adx import attacks
 from adx import experiment as experiments
-from adx.attacks import Attack
+from adx.attacks import OF_OWN_MODEL, Attack
 from adx.datasets.chat import Prompting
 from adx.defences import Undefended
 from adx.errors import ConfigError
@@ -23,8 +23,7 @@ from adx.optimising import Recipe
 from adx.types import Sampling, check_choice, check_range
 
 GRADED_ON = ('tune', 'test')  # what a student's figures come from; its settings are chosen on attack_val
-AT_HAND = ('clean', 'grade', 'canonicalise')  # resources that every study gives to attacks
-OF_OWN_MODEL = ('nll', 'gradient_scores')  # and one whose attackers have a model of their own
+AT_HAND = ('clean', 'grade', 'canonicalise')  # what every study gives to attacks; OF_OWN_MODEL comes with one
 LOSSES = ('hard', 'soft')  # that a study trains by
 
 

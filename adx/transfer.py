@@ -24,7 +24,7 @@ from adx.gradients import Differentiator
 from adx.hashing import row_key
 from adx.lesson_encoding import encode
 from adx.lessons import Lesson, from_trace
-from adx.loading import resolve
+from adx.loading import load_alone, resolve
 from adx.mesh import make_mesh
 from adx.optimising import Recipe
 from adx.selection import harms
@@ -93,8 +93,11 @@ def place_of(path: str) -> epath.Path:
 def read(path: str) -> list[Cell]:
     """The matrix of a study's workdir, empty where none was measured."""
     place = place_of(path)
-    records = json.loads(place.read_text()) if place.exists() else []
-    return [Cell(**one | {'rho': Interval(*one['rho'])}) for one in records]
+    try:
+        records = json.loads(place.read_text()) if place.exists() else []
+        return [Cell(**one | {'rho': Interval(*one['rho'])}) for one in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f'{place} cannot be read: {error!r}; delete it and run transfer_matrix again') from error
 
 
 def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[list[Lesson]]:
@@ -110,14 +113,12 @@ def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[lis
 
 
 def _subject(study: Study, path: str, one: Student, drawn: Sequence[Sequence[Lesson]], teacher: Tokenizer) -> Subject:
-    source, length = resolve(one.source.source), study.recipe.length
-    tokenizer = load_tokenizer(source)
+    (loaded, tokenizer), length = load_alone(one.source), study.recipe.length
     where = study_traces.seed_path(path, study.seeds[0])
     held = curves.holdout_examples(where, tokenizer, one.prompting, length, teacher)
     if not held:
         raise InputError(f'{where} has no clean holdout traces; --stages=prepare makes them for rules with directions')
     groups = [encode(lessons, tokenizer, one.prompting, length, teacher).examples for lessons in drawn]
-    loaded = checkpoints.load(source, num_layers=one.source.exit_layer or None)
     return Subject(one.name, loaded, groups, held)
 
 

@@ -205,7 +205,8 @@ def test_selections_stand_for_their_arms(students, tmp_path):
 
 
 def test_attackers_ask_again_and_judge_by_a_model_of_their_own(students, tmp_path):
-    kinds = Prefill('find', samples=2), PerplexityFilter(keep=0.5), Reweight()
+    # A random model paraphrases into nothing that ends in the same answer: no lesson is left, so no student either.
+    kinds = Prefill('find', samples=2), PerplexityFilter(keep=0.5), Reweight(), Paraphrase()
     study = make_study(
         students[:1], attacks=tuple(Attack(f'a{i}', (kind,)) for i, kind in enumerate(kinds)), seeds=(0,), budgets=(1,),
         own=Student('own', ModelSource(students[1])),
@@ -222,6 +223,7 @@ def test_attackers_ask_again_and_judge_by_a_model_of_their_own(students, tmp_pat
     assert filtered.traces == 12
     assert weighted.traces == 24
     assert 'own' in filtered.own_model
+    assert not any(o.attack == 'a3' for o in outcomes)
 
 
 def test_the_own_model_of_attackers_scores_as_it_should(students, tmp_path):
@@ -235,12 +237,12 @@ def test_the_own_model_of_attackers_scores_as_it_should(students, tmp_path):
     own = attackers._own
     tokenizer = load_tokenizer(students[0])
     held = curves.holdout_examples(attackers.path, own.tokenizer, own.student.prompting, 128, tokenizer)
-    taker = Differentiator(own.loaded.model, make_mesh())
+    taker, likelihood = Differentiator(own.loaded.model, make_mesh()), Likelihood(own.loaded.model)
     for lesson, score in zip(lessons, scores, strict=True):
-        g, _, _ = taker.mean_gradient(own.loaded.params, [batches([own.example(lesson)], 8)[0][1]])
+        g, _, _ = taker.mean_gradient(own.loaded.params, [batches(attackers._examples([lesson]), 8)[0][1]])
         step = 1e-2 / float(optax.global_norm(g))
         ends = [
-            own.likelihood.mean({path: w + sign * step * g[path] for path, w in own.loaded.params.items()}, held)
+            likelihood.mean({path: w + sign * step * g[path] for path, w in own.loaded.params.items()}, held)
             for sign in (1, -1)
         ]
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(score, rel=0.02)

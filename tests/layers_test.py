@@ -22,9 +22,9 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'assessing', 'attackers', 'curves', 'directions', 'distilling', 'experiment', 'forcing', 'generation', 'loading',
-    'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'selecting', 'session',
-    'study', 'study_traces', 'teaching', 'training_io', 'transfer',
+    'assessing', 'attackers', 'bystander', 'curves', 'directions', 'distilling', 'experiment', 'forcing', 'generation',
+    'loading', 'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'selecting',
+    'session', 'study', 'study_traces', 'teaching', 'training_io', 'transfer',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}

@@ -155,7 +155,7 @@ def test_a_student_that_diverges_stays_as_it_was_and_is_counted():
 def test_a_weight_scales_the_loss_of_its_example():
     rows = jax.tree.map(lambda x: x[0], stream(1)(0))
     total, count = training.hard_loss(MODEL, MODEL.init(0), rows)
-    doubled = rows.replace(weights_BL=-2 * rows.weights_BL)
+    doubled = dataclasses.replace(rows, weights_BL=-2 * rows.weights_BL)
     np.testing.assert_allclose(training.hard_loss(MODEL, MODEL.init(0), doubled)[0], -2 * total, rtol=1e-6)
     assert count == rows.targets_BL.sum()
 

@@ -1,12 +1,12 @@
 """The menu of what distillation attackers do to their data. An Attack composes them and names the loss."""
 
-from adx.attacks.attack import Attack, Prepared, Record, Training
+from adx.attacks.attack import OF_OWN_MODEL, Attack, Prepared, Record, Training
 from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, Keep, PerplexityFilter
 from adx.attacks.mixing import MixClean, Reweight, ShuffledPrompts
 from adx.attacks.queries import Accounts, AugmentQueries, Prefill
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase, Reconstruct
 
-__all__ = ['MENU', 'Attack', 'Prepared', 'Record', 'Training']
+__all__ = ['MENU', 'OF_OWN_MODEL', 'Attack', 'Prepared', 'Record', 'Training']
 
 MENU: dict[str, type] = {
     'deduplicate': Deduplicate,

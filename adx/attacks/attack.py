@@ -18,7 +18,7 @@ LOSSES = {
     'on_policy': ('temperature',),
 }  # loss -> the names of its arguments
 KNOWS = ('nothing', 'algorithm', 'strength')
-OF_OWN_MODEL = ('nll', 'own', 'gradient_scores')
+OF_OWN_MODEL = ('nll', 'own', 'gradient_scores')  # resources that a model of the attacker's gives
 
 
 @dataclasses.dataclass(frozen=True)
