@@ -130,6 +130,25 @@ class Ensemble:
         caches = self.place(Caches(teacher, tuple(groups), tuple(tangents)))
         return logits_BV, jnp.concatenate(logits), tangents_MBV, caches
 
+    def whole(self, weights: Weights, tokens_BL: Array):
+        """What `step` says at every token of texts, right-padded to L: (teacher logits_BLV, proxies' logits_NBLV, their
+        tangents_MBLV or None), float32.
+        """
+        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+
+        def read(model: Model, linear: Linear, params: Params) -> Array:
+            return model.apply(params, tokens_BL, positions_BL, None, linear)[0]
+
+        logits_BLV = read(self.teacher, linear, weights.teacher)
+        logits, slopes = [jnp.zeros((0, *logits_BLV.shape), jnp.float32)], []
+        for group, params, directions in self._zip(weights.groups, weights.directions):
+            z_NBLV, dz_MBLV = _run(group, functools.partial(read, group.model), (params,), (directions,))
+            if group.difference:
+                z_NBLV, dz_MBLV = derivative.central(z_NBLV, dz_MBLV, group.difference)
+            logits.append(z_NBLV)
+            slopes += [dz_MBLV] if group.directions else []
+        return logits_BLV, jnp.concatenate(logits), jnp.concatenate(slopes) if slopes else None
+
     def empty_caches(self, rows: int, length: int) -> Caches:
         def stacked(group: Group, count: int) -> Cache:
             one = group.model.empty_cache(rows, length)

@@ -99,6 +99,24 @@ def statistics(served: sampling.Served, record: str) -> dict[str, Array]:
     return record_of
 
 
+def serve(
+    rows: Rows, constants: Constants, logits_BV: Array, logits_NBV: Array, tangents_MBV: Array | None
+) -> sampling.Served:
+    """What every row is served next, from what `Ensemble.step` says."""
+    key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_B), rows.position_B)
+    spans = constants.spans
+    plays_B = rows.defended_B if spans is None else rows.defended_B & ~spans.protected[rows.span_B]
+    playing = dataclasses.replace(rows, defended_B=plays_B)
+    return sampling.serve(logits_BV, logits_NBV, playing, key_B, constants.protected_V, tangents_MBV)
+
+
+def advance(rows: Rows, constants: Constants, token_B: Array, state: State) -> Rows:
+    """The rows one token further on, with the state that their rule then has."""
+    spans = constants.spans
+    span_B = rows.span_B if spans is None else spans.table_V[rows.span_B, token_B].astype(jnp.int32)
+    return dataclasses.replace(rows, span_B=span_B, token_B=token_B, position_B=rows.position_B + 1, state=state)
+
+
 def chunk(
     ensemble: Ensemble, weights: Weights, rows: Rows, caches: Caches, constants: Constants, steps: int, record: str
 ) -> tuple[Rows, Caches, Array, dict[str, Array]]:
@@ -106,24 +124,13 @@ def chunk(
 
     def step(carry: tuple[Rows, Caches], _: None):
         rows, caches = carry
-        logits_BV, logits_NBV, tangents_MBV, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
-        key_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_B), rows.position_B)
-        spans = constants.spans
-        plays_B = rows.defended_B if spans is None else rows.defended_B & ~spans.protected[rows.span_B]
-        playing = dataclasses.replace(rows, defended_B=plays_B)
-        served = sampling.serve(logits_BV, logits_NBV, playing, key_B, constants.protected_V, tangents_MBV)
+        *said, caches = ensemble.step(weights, caches, rows.token_B, rows.position_B)
+        served = serve(rows, constants, *said)
         live_B = ~rows.done_B
-        position_B = rows.position_B + live_B
-        ended_B = jnp.isin(served.token, constants.eos) | (position_B >= rows.end_B)
-        span_B = rows.span_B if spans is None else spans.table_V[rows.span_B, served.token].astype(jnp.int32)
-        after = dataclasses.replace(
-            rows,
-            span_B=jnp.where(live_B, span_B, rows.span_B),
-            token_B=jnp.where(live_B, served.token, rows.token_B),
-            position_B=position_B,
-            done_B=rows.done_B | ended_B,
-            state=jax.tree.map(lambda new, old: _where(live_B, new, old), served.state, rows.state),
-        )
+        moved = advance(rows, constants, served.token, served.state)
+        ended_B = jnp.isin(served.token, constants.eos) | (moved.position_B >= rows.end_B)
+        after = jax.tree.map(lambda new, old: _where(live_B, new, old), moved, rows)
+        after = dataclasses.replace(after, done_B=rows.done_B | ended_B)
         tokens_B = jnp.where(live_B, served.token, -1)
         return (after, caches), (tokens_B, statistics(served, record))
 

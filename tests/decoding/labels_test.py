@@ -1,0 +1,93 @@
+"""Labels of texts that were decoded are the distributions that were recorded meanwhile: caches against one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import fakes
+import jax
+import numpy as np
+import pytest
+
+from adx import automata
+from adx.batching import Example
+from adx.decoding.engine import Engine
+from adx.decoding.labels import Labeller
+from adx.decoding.loop import TOP
+from adx.defences import Bank, Permutation, ProductOfExperts, Undefended
+from adx.mesh import make_mesh
+from adx.numerics import MASKED
+from adx.types import Sampling
+
+EOS = (5,)
+CONFIG = dataclasses.replace(fakes.DECODE, record='top')
+RULES = {
+    'undefended': Undefended(),
+    'mean_of_proxies': ProductOfExperts(0.7),
+    'state': Bank(ProductOfExperts(0.9), 1.0, 0.05),
+    'own_noise': Permutation(ProductOfExperts(0.7)),
+    'derivatives': fakes.Sloped(0.5),
+}
+
+
+def decoded(rule, ensemble, **kwargs):
+    """(engine, requests by id, completions by id)."""
+    engine = Engine(*ensemble, CONFIG, 3, EOS, EOS, **kwargs)
+    requests = fakes.make_requests(12, rule, Sampling(0.9, top_k=12, top_p=0.97))
+    requests[3] = dataclasses.replace(requests[3], defended=False)
+    done = {str(one.id): one for one in engine.generate(requests)}
+    return engine, {str(request.id): request for request in requests}, done
+
+
+def labels(engine, requests, completions, count=TOP):
+    examples = [Example(id_, requests[id_].tokens, tokens) for id_, tokens in completions.items()]
+    return {id_: (ids, log_probs) for id_, ids, log_probs in Labeller(engine, count)(requests, examples)}
+
+
+def check(engine, requests, done):
+    found = labels(engine, requests, {id_: one.tokens for id_, one in done.items()})
+    assert set(found) == set(done)
+    for id_, one in done.items():
+        ids, log_probs = found[id_]
+        recorded = np.array(one.statistics['top_log_probs'])
+        np.testing.assert_allclose(log_probs, recorded, atol=2e-5)
+        clear = np.diff(recorded, prepend=0.0, append=2 * MASKED) < -1e-4  # no near tie with the next likelier
+        clear = clear[:, :-1] & clear[:, 1:] & (recorded > MASKED)
+        np.testing.assert_array_equal(ids[clear], np.array(one.statistics['top_ids'])[clear])
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_labels_are_what_was_recorded(name):
+    check(*decoded(RULES[name], fakes.make_ensemble(directions=RULES[name].wants_tangents * 2)))
+
+
+def test_inside_protected_spans_the_teacher_is_labelled():
+    token_bytes = [b'x'] * fakes.VOCAB
+    token_bytes[8:28] = [b'2 ####'] * 20
+    token_bytes[28:36] = [b'.\n'] * 8
+    spans = automata.lift(('final_answer',), token_bytes, fakes.VOCAB_ROWS)
+    engine, requests, done = decoded(RULES['mean_of_proxies'], fakes.make_ensemble(), spans=spans)
+    kls = [kl for id_, one in done.items() if requests[id_].defended for kl in one.statistics['kl']]
+    assert min(kls) == 0 < max(kls)  # some tokens were drawn inside a span and some outside
+    check(engine, requests, done)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason='needs eight devices')
+def test_on_a_mesh():
+    check(*decoded(RULES['derivatives'], fakes.make_ensemble(make_mesh(2, 2, 2), directions=2)))
+
+
+def test_a_text_of_others_has_labels_over_the_whole_vocabulary():
+    engine, requests, _ = decoded(ProductOfExperts(0.7), fakes.make_ensemble())
+    texts = dict.fromkeys(requests, (1, 2, 3))
+    for ids, log_probs in labels(engine, requests, texts, count=0).values():
+        assert ids.shape == log_probs.shape == (3, fakes.VOCAB)
+        assert (np.sort(ids, axis=-1) == np.arange(fakes.VOCAB)).all()
+        np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1.0, atol=1e-5)
+
+
+def test_labels_depend_on_the_text_so_far_alone():
+    engine, requests, _ = decoded(RULES['state'], fakes.make_ensemble())
+    one, other = (labels(engine, requests, dict.fromkeys(requests, text)) for text in ((1, 2, 3, 4), (1, 2, 9)))
+    for id_ in requests:
+        np.testing.assert_allclose(one[id_][1][:3], other[id_][1], atol=2e-5)
