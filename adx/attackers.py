@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from adx import curves, generation, pipeline
 from adx.batching import Example, batches
 from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
+from adx.decoding.labels import ROWS, Labeller
 from adx.errors import InputError
-from adx.experiment import Experiment
+from adx.experiment import Arm, Experiment
 from adx.gradients import Differentiator
 from adx.lessons import Lesson, Resources, from_trace, prompts_of
 from adx.loading import blueprint, resolve
@@ -22,7 +27,7 @@ from adx.models.transformer import Params
 from adx.selection import harms
 from adx.study import Study
 from adx.study_traces import seed_path
-from adx.types import Prompt, Request, Sampling
+from adx.types import Array, Prompt, Request, RequestId, Sampling
 
 VALIDATION = 64  # clean holdout traces whose gradient lessons are compared with
 WRITING = Sampling(temperature=0.7, top_p=0.95)  # of the attackers' own model
@@ -34,6 +39,7 @@ class Attackers:
     def __init__(self, study: Study, path: str, seed: int):
         self.study, self.path = study, seed_path(path, seed)
         self.experiment = dataclasses.replace(study.experiment, seed=seed)
+        self._labeller = functools.cache(self._make_labeller)
 
     def resources(self, arm: str, clean: Sequence[Lesson]) -> Resources:
         """What an attacker has against an arm, '' against none. clean: lessons of the undefended arm."""
@@ -54,28 +60,82 @@ class Attackers:
 
     def _ask(self, arm: str, prompts: Sequence[Prompt], samples: int, prefill: str) -> list[Lesson]:
         """The arm's answers, each begun with `prefill`; prompts that cannot be served have none."""
-        asked = dataclasses.replace(
-            self.experiment, arms=tuple(a for a in self.experiment.arms if a.name == arm), samples=samples
-        )
-        words = tuple(self._models.tokenizer.encode(prefill)) if prefill else ()
-        made = generation.make_requests(asked, prompts, self._models.tokenizer)
+        asked = dataclasses.replace(self.experiment, arms=(self._arm(arm),), samples=samples)
+        words = tuple(self.models.tokenizer.encode(prefill)) if prefill else ()
+        made = generation.make_requests(asked, prompts, self.models.tokenizer)
         begun = [_begun(request, words) for request in made.requests.values()]
         fitting = [request for request in begun if _fits(request, asked)]
         made = dataclasses.replace(made, requests={str(request.id): request for request in fitting})
         source = 'clean' if arm == self.study.clean else 'defended'
         lessons = (
             from_trace(trace, source, knows_gold=True)
-            for _, trace in generation.decode(asked, self._models, made, fitting)
+            for _, trace in generation.decode(asked, self.models, made, fitting)
         )
         return [self._whole(lesson, words) for lesson in lessons]
 
     def _whole(self, lesson: Lesson, words: tuple[int, ...]) -> Lesson:
         """An answer with the words that it was begun with."""
         tokens = (*words, *lesson.tokens)
-        return dataclasses.replace(lesson, text=self._models.tokenizer.decode(tokens), tokens=tokens)
+        return dataclasses.replace(lesson, text=self.models.tokenizer.decode(tokens), tokens=tokens)
+
+    def labels(
+        self, arm: str, examples: Sequence[Example], prompts: Mapping[str, Prompt], candidates: int
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """What the arm would have served at every token of the examples' completions, whoever wrote them: 'ids' and
+        'log_probs', each by example id. prompts: by example id.
+        """
+        requests, read = self._read_by(arm, examples, prompts)
+        found = {id_: both for id_, *both in self._labeller(arm, candidates)(requests, read)}
+        return {name: {id_: both[i] for id_, both in found.items()} for i, name in enumerate(('ids', 'log_probs'))}
+
+    def features(
+        self, arm: str, examples: Sequence[Example], prompts: Mapping[str, Prompt]
+    ) -> dict[str, np.ndarray]:
+        """Example id -> float32 [L, E], the teacher's last hidden state where it predicts each token."""
+        found = {}
+        for inside, batch in batches(self._read_by(arm, examples, prompts)[1], ROWS):
+            hidden_BLE = np.asarray(self._hidden(self.models.weights.teacher, batch.tokens_BL), np.float32)
+            for row_LE, example in zip(hidden_BLE, inside, strict=False):
+                first = len(example.prompt) - 1
+                found[example.id] = row_LE[first : first + len(example.completion)]
+        return found
+
+    def _read_by(
+        self, arm: str, examples: Sequence[Example], prompts: Mapping[str, Prompt]
+    ) -> tuple[dict[str, Request], list[Example]]:
+        """As the arm would have answered them: the requests by example id, and the examples behind its own prompts."""
+        asked = dataclasses.replace(self.experiment, arms=(self._arm(arm),), samples=1)
+        made = generation.make_requests(asked, prompts_of((), prompts.values()), self.models.tokenizer).requests
+        requests, read = {}, []
+        for example in examples:
+            prompt, sample = prompts[example.id], RequestId.parse(example.id).sample
+            id_ = RequestId(prompt.dataset, prompt.split, prompt.row, 0, arm)
+            if str(id_) not in made:
+                raise InputError(f'{id_}: its prompt does not fit decode.buckets; the teacher cannot be asked about it')
+            requests[example.id] = dataclasses.replace(made[str(id_)], id=id_._replace(sample=sample))
+            read.append(Example(example.id, made[str(id_)].tokens, example.completion))
+        return requests, read
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.experiment.arms if arm.name == name)
+
+    def _make_labeller(self, arm: str, candidates: int) -> Labeller:
+        e = self.experiment
+        [(engine, _)] = generation.make_engines(self.models, [self._arm(arm)], e.decode, e.seed, e.protected_spans)
+        return Labeller(engine, candidates)
 
     @functools.cached_property
-    def _models(self) -> generation.Models:
+    def _hidden(self) -> Callable[[Params, Array], Array]:
+        teacher = self.models.ensemble.teacher
+
+        def hidden(params: Params, tokens_BL: Array) -> Array:
+            positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+            return teacher.apply(params, tokens_BL, positions_BL, method='hidden')[0]
+
+        return jax.jit(hidden)
+
+    @functools.cached_property
+    def models(self) -> generation.Models:
         return pipeline.load_models(self.experiment, self.path, blueprint(self.experiment))
 
     def _nll(self, lessons: Sequence[Lesson]) -> list[float]:

@@ -17,60 +17,24 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from adx import attacks, checkpoints, curves, outcomes_io, readings, study_traces, teaching
-from adx.answers import reader_of
+from adx import attacks, curves, outcomes_io, readings, study_traces, teaching
 from adx.attackers import Attackers
 from adx.attacks import Attack
-from adx.batching import Corpus, Example
-from adx.datasets.tokenizing import Tokenizer, load_tokenizer
-from adx.decoding.engine import Engine
-from adx.evaluation import Evaluation, Exam, evaluate, make_exam, roomy, student_engine, with_shots
+from adx.batching import Example
+from adx.evaluation import Evaluation, evaluate
+from adx.families import CHOICE, Family, Lab, Tell, make_family, make_lab, shown_examples
 from adx.lesson_encoding import Encoded, encode
-from adx.lessons import Lesson, check_apart, from_trace, shuffled
-from adx.loading import load_alone, resolve
-from adx.mesh import make_mesh
+from adx.lessons import Lesson, check_apart, from_trace
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
-from adx.study import Student, Study, identity, study_hash
+from adx.study import Study, identity, study_hash
 from adx.study_traces import seed_path
-from adx.teaching import Classroom, Job, Mark, Setting, Taught, make_corpus, make_loss
-from adx.types import Prompt, RequestId, Trace
+from adx.supervision import Supervision, supervise
+from adx.teaching import Job, Mark, Setting, Taught
+from adx.types import RequestId, Trace
 
-CHOICE = 'attack_val'
 OWN, BASE = 'own', 'base'  # sources that are no arm's
-Tell = Callable[[str, int, int], None]  # what is trained, steps done, of how many
-
-
-@dataclasses.dataclass(frozen=True)
-class Lab:
-    """What all students of a study share. teacher: its tokenizer; prompts: of the splits that nobody is trained on."""
-
-    study: Study
-    path: str
-    teacher: Tokenizer
-    prompts: dict[str, list[Prompt]]
-    tell: Tell
-
-    @functools.cached_property
-    def teacher_model(self) -> checkpoints.Loaded:
-        return load_alone(self.study.experiment.teacher).loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """A student as it is before it is distilled, and what it is trained and graded with."""
-
-    student: Student
-    params: Params
-    identity: str
-    tokenizer: Tokenizer
-    engine: Engine
-    exams: dict[str, Exam]  # by split
-    classroom: Classroom
-    yardstick: curves.Yardstick | None  # where the study wants curves
 
 
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
@@ -88,8 +52,8 @@ def distil(
     """
     outcomes_io.claim(path, identity(study))
     with outcomes_io.open_log(path, guard) as log:
-        lab = _lab(study, path, tell)
-        families = [_family(lab, student) for student in study.students]
+        lab = make_lab(study, path, tell)
+        families = [make_family(lab, student) for student in study.students]
         for seed in study.seeds:
             # All families learn from the same lessons.
             attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
@@ -97,36 +61,8 @@ def distil(
             for family in families:
                 _grade_base(lab, family, seed, arms[study.clean], log)
                 for attack in study.attacks:
-                    _Group(lab, family, attack, seed).run(prepare, log)
+                    _Group(lab, family, attack, attackers).run(prepare, log)
         return [log.known[name] for name in sorted(log.known)]
-
-
-def _lab(study: Study, path: str, tell: Tell) -> Lab:
-    prompts = {split: study.experiment.dataset.prompts(split) for split in (CHOICE, study.split, 'holdout')}
-    return Lab(study, path, load_tokenizer(resolve(study.experiment.teacher.source)), prompts, tell)
-
-
-def _family(lab: Lab, student: Student) -> Family:
-    study, reader = lab.study, reader_of(lab.study.experiment.dataset)
-    loaded, tokenizer = load_alone(student.source)
-    exams = {
-        split: make_exam(
-            lab.prompts[split][:count], tokenizer, student.prompting, reader, study.max_new_tokens, study.sampling
-        )
-        for split, count in ((CHOICE, study.choice), (study.split, study.exam))
-    }
-    eos = sorted(tokenizer.eos_ids)
-    engine = student_engine(loaded.model, loaded.params, _mesh(study), study.experiment.decode, seed=0, eos=eos)
-    classroom = Classroom(loaded.model, loaded.params, _mesh(study), study.recipe)
-    # Only where the student has its vocabulary can the teacher's distribution be compared.
-    teacher = lab.teacher_model if study.curve and tokenizer.tokens == lab.teacher.tokens else None
-    yardstick = curves.make_yardstick(teacher, loaded.model) if study.curve else None
-    return Family(student, loaded.params, loaded.identity, tokenizer, engine, exams, classroom, yardstick)
-
-
-def _mesh(study: Study) -> jax.sharding.Mesh:
-    shape = study.experiment.mesh
-    return make_mesh(shape.data, shape.proxy, shape.model)
 
 
 def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
@@ -167,22 +103,9 @@ def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], lo
     for way in (study.attacks[0].name, *([f'{study.shots}-shot'] if study.shots else [])):
         settled = _Settled(family.student.name, way, '', BASE, seed)
         if outcomes_io.name(settled, {}, study.split) not in log.known:
-            asked = family if way == study.attacks[0].name else _shown(lab, family, seed, clean)
+            asked = family if way == study.attacks[0].name else shown_examples(lab, family, seed, clean)
             graded = _graded(lab, asked, {'': family.params}, study.split)['']
             log.add([settled.outcome(study, family, {}, study.split, graded, threat)])
-
-
-def _shown(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson]) -> Family:
-    """The family with an exam behind worked examples, and an engine that has room for them."""
-    study = lab.study
-    shown = shuffled(clean, seed, 'shots', lambda lesson: lesson.id)[: study.shots]
-    prompts = with_shots(lab.prompts[study.split][: study.exam], shown)
-    reader, prompting = reader_of(study.experiment.dataset), family.student.prompting
-    exam = make_exam(prompts, family.tokenizer, prompting, reader, study.max_new_tokens, study.sampling)
-    config = roomy(study.experiment.decode, exam.requests)
-    model, eos = family.engine.ensemble.teacher, sorted(family.tokenizer.eos_ids)
-    engine = student_engine(model, family.params, _mesh(study), config, seed=0, eos=eos)
-    return dataclasses.replace(family, engine=engine, exams={study.split: exam})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +135,22 @@ def _graded(lab: Lab, family: Family, students: Mapping[str, Params], split: str
     return dict(evaluate(family.engine, students, family.exams[split]))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What the students of one arm are taught."""
+
+    prepared: attacks.Prepared
+    encoded: Encoded
+    supervision: Supervision
+
+
 class _Group:
     """The students of one seed, family and attack, trained together as far as that is faster."""
 
-    def __init__(self, lab: Lab, family: Family, attack: Attack, seed: int):
-        self.lab, self.study, self.family, self.attack, self.seed = lab, lab.study, family, attack, seed
-        self.first = seed == lab.study.seeds[0]
+    def __init__(self, lab: Lab, family: Family, attack: Attack, attackers: Attackers):
+        self.lab, self.study, self.family, self.attack, self.attackers = lab, lab.study, family, attack, attackers
+        self.seed = attackers.experiment.seed
+        self.first = self.seed == lab.study.seeds[0]
 
     def run(self, prepare: Prepare, log: Log) -> None:
         """Trains what is missing. The outcomes of an arm are noted all at once: it is done or it is not."""
@@ -229,15 +162,14 @@ class _Group:
 
     def _run(self, names: Sequence[str], prepare: Prepare, log: Log) -> None:
         prepared = {name: prepare(self.attack, name) for name in names}
-        lessons = {name: self._encode(one) for name, one in prepared.items() if one is not None}
-        jobs = [(name, setting) for name in lessons for setting in self._settings(name, log.known)]
-        taught = self._train(lessons, jobs)
+        courses = {name: self._course(name, one) for name, one in prepared.items() if one is not None}
+        taught = self._train(courses, {name: self._settings(name, log.known) for name in courses})
         found: list[Outcome] = []
         for name, one in prepared.items():
             if one is None:
                 found += self._untrained(name, log.known)
             else:
-                found += self._grade(name, taught[name], functools.partial(self._threat, one, lessons[name].tokens))
+                found += self._grade(name, taught[name], functools.partial(self._threat, courses[name]))
         log.add(found)
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
@@ -266,27 +198,32 @@ class _Group:
         chosen = [setting for setting in grid if outcomes_io.name(of, setting, self.study.split) in known]
         return (chosen or grid)[:1]
 
-    def _encode(self, prepared: attacks.Prepared) -> Encoded:
+    def _course(self, name: str, prepared: attacks.Prepared) -> _Course:
         student, length = self.family.student, self.study.recipe.length
-        return encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
+        encoded = encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
+        asked = '' if name == OWN else name
+        return _Course(prepared, encoded, supervise(self.attackers, self.family, self.attack, asked, encoded))
 
-    def _job(self, setting: Setting, corpus: Corpus) -> Job:
+    def _job(self, setting: Setting, shown: Supervision) -> Job:
         steps = self._steps(setting)
-        return Job(setting, steps, corpus, curves.marks(steps, self.study.curve))
+        marks = curves.marks(steps, self.study.curve)
+        return Job(setting, steps, shown.corpus, marks, shown.fresh, shown.every)
 
     def _steps(self, setting: Setting) -> int:
         return max(1, round(setting['steps'] * self.attack.longer))
 
-    def _train(self, lessons: Mapping[str, Encoded], jobs: Sequence[tuple[str, Setting]]) -> dict[str, list[Taught]]:
-        """The students of every job, by the name of their lessons."""
-        corpora = {name: make_corpus(self.attack, encoded, self.seed) for name, encoded in lessons.items()}
-        asked = [self._job(setting, corpora[name]) for name, setting in jobs]
-        where = f'seed {self.seed}, {self.family.student.name}, {self.attack.name}, {", ".join(lessons)}'
-        tell = functools.partial(self.lab.tell, where)
-        students = self.family.classroom.teach(asked, make_loss(self.attack), self.seed, tell)
-        taught: dict[str, list[Taught]] = {name: [] for name in lessons}
-        for (name, _), student in zip(jobs, students, strict=True):
-            taught[name].append(student)
+    def _train(
+        self, courses: Mapping[str, _Course], settings: Mapping[str, Sequence[Setting]]
+    ) -> dict[str, list[Taught]]:
+        """The students of every course, in the order of its settings."""
+        taught: dict[str, list[Taught]] = {}
+        for objective in dict.fromkeys(course.supervision.objective for course in courses.values()):
+            mine = [name for name, course in courses.items() if course.supervision.objective == objective]
+            jobs = [self._job(one, courses[name].supervision) for name in mine for one in settings[name]]
+            where = f'seed {self.seed}, {self.family.student.name}, {self.attack.name}, {", ".join(mine)}'
+            tell = functools.partial(self.lab.tell, where)
+            students = iter(self.family.classroom.teach(jobs, objective, self.seed, tell))
+            taught |= {name: list(itertools.islice(students, len(settings[name]))) for name in mine}
         return taught
 
     def _grade(
@@ -330,7 +267,10 @@ class _Group:
         outcome = of.outcome(self.study, self.family, one.setting, split, graded, threat(one.setting))
         return dataclasses.replace(outcome, diverged=one.diverged, seconds=one.seconds)
 
-    def _threat(self, prepared: attacks.Prepared, tokens: int, setting: Setting) -> ThreatModel:
-        grid, student = self.study.settings, self.family.student.name
-        return self.attack.threat(prepared, attacks.Training(student, self._steps(setting), len(grid), tokens))
-
+    def _threat(self, course: _Course, setting: Setting) -> ThreatModel:
+        steps, shown = self._steps(setting), course.supervision
+        training = attacks.Training(
+            self.family.student.name, steps, len(self.study.settings), course.encoded.tokens, shown.queries(steps),
+            shown.log_probs,
+        )  # fmt: skip
+        return self.attack.threat(course.prepared, training)

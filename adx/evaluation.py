@@ -129,9 +129,14 @@ def evaluate(engine: Engine, students: Mapping[str, Params], exam: Exam) -> Iter
     Raises ConfigError for weights of another architecture, InputError for a prompt that the engine cannot serve.
     """
     for name, params in students.items():
-        _check_fits(name, params, engine.ensemble.teacher)
-        engine.weights = Weights(_place(engine.ensemble, params), ())
+        seat(engine, name, params)
         yield name, _grade(engine, exam)
+
+
+def seat(engine: Engine, name: str, params: Params) -> None:
+    """Lets the engine decode with the weights of another student, which `name` names in an error."""
+    _check_fits(name, params, engine.ensemble.teacher)
+    engine.weights = Weights(_place(engine.ensemble, params), ())
 
 
 def _check_fits(name: str, params: Params, model: Model) -> None:

@@ -24,7 +24,6 @@ from adx.types import Sampling, check_choice, check_range
 
 GRADED_ON = ('tune', 'test')  # what a student's figures come from; its settings are chosen on attack_val
 AT_HAND = ('clean', 'grade', 'canonicalise')  # what every study gives to attacks; OF_OWN_MODEL comes with one
-LOSSES = ('hard', 'soft')  # that a study trains by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +131,23 @@ def check(study: Study) -> None:
     given = at_hand(study)
     for attack in study.attacks:
         beyond = [name for name in attack.needs if name not in given]
-        if beyond or attack.loss not in LOSSES:
+        if beyond:
             raise ConfigError(
-                f'attack {attack.name!r} needs {beyond or f"loss {attack.loss!r}"}, which this study does not provide: '
-                f'it gives {given} and trains by {LOSSES}; {OF_OWN_MODEL} come with `own`, a query with arms'
+                f'attack {attack.name!r} needs {beyond}, which this study does not provide: it gives {given}; '
+                f'{OF_OWN_MODEL} come with `own`, a query with arms'
             )
-        if attack.loss == 'soft' and study.experiment.decode.record != 'top':
-            raise ConfigError(f"attack {attack.name!r} reads served log-probs; set decode.record = 'top'")
+        _check_loss(attack, study)
+
+
+def _check_loss(attack: Attack, study: Study) -> None:
+    recorded = attack.loss == 'soft' and 'candidates' not in dict(attack.arguments)
+    if recorded and study.experiment.decode.record != 'top':
+        raise ConfigError(f"attack {attack.name!r} reads served log-probs; set decode.record = 'top'")
+    if attack.loss != 'hard' and not recorded and study.experiment.selections:
+        raise ConfigError(
+            f'attack {attack.name!r} asks the teacher while it trains, and a selection among samples cannot be asked; '
+            'take it against arms'
+        )
 
 
 def _check(study: Study) -> None:

@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from adx import losses
-from adx.attacks import Attack
-from adx.batching import Corpus, Rows, Stream
-from adx.hashing import content_hash
-from adx.lesson_encoding import Encoded
+from adx.batching import Corpus, Stream
 from adx.models.transformer import Model, Params
+from adx.objectives import Objective
 from adx.optimising import Recipe
-from adx.training import Loss, Trainer, hard_loss, logits
+from adx.training import Trainer, TrainState
 
 STACK = 24  # students; on a CPU a stack is slower than one by one: tools/bench/results/training.json
 Setting = dict[str, Any]  # learning_rate and steps
@@ -29,13 +26,16 @@ Setting = dict[str, Any]  # learning_rate and steps
 class Job:
     """One student to be. setting: what names it; steps: optimiser steps, after what the attack makes of them.
 
-    marks: the steps after which its weights are kept.
+    marks: the steps after which its weights are kept. fresh: (its weights, 0, 1, ...) -> the corpus that it goes on
+    with, every `every` steps; None where it stays with the one it has.
     """
 
     setting: Setting
     steps: int
     corpus: Corpus
     marks: tuple[int, ...] = ()
+    fresh: Callable[[Params, int], Corpus] | None = None
+    every: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Classroom:
         self.params, self.recipe = params, recipe
         self._trainer = functools.cache(functools.partial(Trainer, model, mesh, recipe))
 
-    def teach(self, jobs: Sequence[Job], loss: Loss, seed: int, tell: Callable[[int, int], None]) -> list[Taught]:
+    def teach(self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int, int], None]) -> list[Taught]:
         """The students of the jobs, in their order. tell: called with the steps that were taken and all of them."""
         stacks = [jobs[start : start + stack_size()] for start in range(0, len(jobs), stack_size())]
         total, taught, done = sum(map(_longest, stacks)), list[Taught](), 0
@@ -85,16 +85,20 @@ class Classroom:
             done += _longest(stack)
         return taught
 
-    def _teach(self, jobs: Sequence[Job], loss: Loss, seed: int, tell: Callable[[int], None]) -> list[Taught]:
+    def _teach(self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int], None]) -> list[Taught]:
         recipe, count, began = self.recipe, len(jobs), time.monotonic()
         trainer = self._trainer(count, loss)
-        stream = Stream([job.corpus for job in jobs], recipe.rows, recipe.length, recipe.pack)
+        corpora = [job.corpus for job in jobs]
         stacked = {path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()}
         rates, steps = [job.setting['learning_rate'] for job in jobs], [job.steps for job in jobs]
         state, tokens_N = trainer.start(stacked, rates, steps, [seed] * count), jnp.zeros(count, jnp.int32)
         marks: list[list[Mark]] = [[] for _ in jobs]
+        begun = {0} | {at for job in jobs if job.every for at in range(0, job.steps, job.every)}
         for step in range(1, _longest(jobs) + 1):
-            state, metrics = trainer.step(state, stream(step - 1))
+            if step - 1 in begun:
+                corpora = self._refreshed(jobs, corpora, trainer, state, step - 1)
+                stream, first = Stream(corpora, recipe.rows, recipe.length, recipe.pack), step - 1
+            state, metrics = trainer.step(state, stream(step - 1 - first))
             tokens_N += jnp.where(metrics.moved_N, metrics.targets_N, 0)
             wanted = [i for i, job in enumerate(jobs) if step in (*job.marks, job.steps)]
             params = trainer.params(state) if wanted else {}
@@ -105,31 +109,21 @@ class Classroom:
         return [Taught(job.setting, tuple(marks[i]), diverged_N[i] > 0, seconds) for i, job in enumerate(jobs)]
 
 
+    def _refreshed(
+        self, jobs: Sequence[Job], corpora: Sequence[Corpus], trainer: Trainer, state: TrainState, done: int
+    ) -> list[Corpus]:
+        """The corpora behind so many steps."""
+        due = [job.fresh is not None and done < job.steps and done % job.every == 0 for job in jobs]
+        params = trainer.params(state) if any(due) else {}
+        return [
+            job.fresh({path: x[i] for path, x in params.items()}, done // job.every) if now and job.fresh else corpus
+            for i, (job, corpus, now) in enumerate(zip(jobs, corpora, due, strict=True))
+        ]
+
+
 def _longest(jobs: Sequence[Job]) -> int:
     return max(job.steps for job in jobs)
 
 
 def _tell_on(tell: Callable[[int, int], None], before: int, total: int, step: int) -> None:
     tell(before + step, total)
-
-
-def make_corpus(attack: Attack, encoded: Encoded, seed: int) -> Corpus:
-    """What an attack's students read, in an order of the seed's."""
-    extras = encoded.soft_labels() if attack.loss == 'soft' else {}
-    order = int(content_hash(['order', seed])[:8], 16)
-    return Corpus(encoded.examples, order, encoded.weights, extras)
-
-
-def make_loss(attack: Attack) -> Loss:
-    """One object for all attacks of a loss: programs are kept by it."""
-    return hard_loss if attack.loss == 'hard' else _soft_loss(dict(attack.arguments).get('temperature', 1.0))
-
-
-@functools.cache
-def _soft_loss(temperature: float) -> Loss:
-    def soft(model: Model, params: Params, rows: Rows) -> tuple[Any, Any]:
-        labels = rows.extras['ids'], rows.extras['log_probs']
-        losses_BL = losses.soft_losses(logits(model, params, rows), *labels, rows.targets_BL, temperature)
-        return jnp.sum(losses_BL * losses.ahead(rows.weights_BL)), jnp.sum(losses.predicting(rows.targets_BL))
-
-    return soft

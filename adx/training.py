@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,15 +18,14 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from adx import losses, struct
+from adx import struct
 from adx.batching import Rows
 from adx.mesh import proxy_layout
 from adx.models import lora
 from adx.models.transformer import Model, Params, make_model
+from adx.objectives import Hard, Objective
 from adx.optimising import Recipe, choose, optimiser, rate
 from adx.types import Array
-
-Loss = Callable[[Model, Params, Rows], tuple[Array, Array]]  # (sum over targets, how many), of one student
 
 
 @struct.dataclass
@@ -60,25 +59,13 @@ class Metrics:
     moved_N: Array
 
 
-def hard_loss(model: Model, params: Params, rows: Rows) -> tuple[Array, Array]:
-    """The weighted next-token loss of the completions, the end of sequence in it; the count leaves weights out."""
-    logits_BLV = logits(model, params, rows)
-    losses_BL = losses.token_losses(logits_BLV, rows.tokens_BL, rows.targets_BL)
-    return jnp.sum(losses_BL * losses.ahead(rows.weights_BL)), jnp.sum(losses.predicting(rows.targets_BL))
-
-
-def logits(model: Model, params: Params, rows: Rows) -> Array:
-    """logits_BLV of rows, packed or not."""
-    return model.apply(params, rows.tokens_BL, rows.positions_BL, segments_BL=rows.segments_BL)[0]
-
-
 class Trainer:
     """Trains `count` students of one architecture by one recipe; holds the compiled program.
 
-    loss: of one student's rows, differentiable in its params. Raises ValueError for a recipe that cannot be run.
+    Raises ValueError for a recipe that cannot be run.
     """
 
-    def __init__(self, model: Model, mesh: Mesh, recipe: Recipe, count: int = 1, loss: Loss = hard_loss):
+    def __init__(self, model: Model, mesh: Mesh, recipe: Recipe, count: int = 1, loss: Objective = Hard()):  # noqa: B008
         recipe.check()
         config = dataclasses.replace(model.config, dtype=recipe.dtype)
         self.model = dataclasses.replace(make_model(config), remat=recipe.remat)
@@ -90,7 +77,9 @@ class Trainer:
                 f"{self.layout.ways('B')} devices that split them; they must"
             )
         self.optimiser = optimiser(recipe)
-        self._axes = self.model.axes | lora.axes(self.model, recipe.lora_on)
+        self.heads = dict(loss.heads(self.model))
+        replicated = {path: '.' * len(shape) for path, shape in self.heads.items()}
+        self._axes = self.model.axes | lora.axes(self.model, recipe.lora_on) | replicated
         self._step = jax.jit(self._advance, donate_argnums=0)
         self._params = jax.jit(jax.vmap(self._merged))
 
@@ -138,8 +127,8 @@ class Trainer:
         return jax.tree.map(put, rows)
 
     def params(self, state: TrainState) -> Params:
-        """The students' float32 params [N, ...], adapters merged."""
-        return self._params(state.weights, state.base)
+        """The students' float32 params [N, ...], adapters merged, without the heads of the loss."""
+        return self._params(_without(state.weights, self.heads), state.base)
 
     def _each(self, name: str, values: Sequence[Any] | None, default: Any) -> list[Any]:
         if values is not None and len(values) != self.count:
@@ -151,8 +140,17 @@ class Trainer:
         if recipe.lora_rank:
             base = weights
             weights = jax.vmap(lambda key: lora.init(self.model, recipe.lora_rank, recipe.lora_on, key))(keys)
+        weights = weights | jax.vmap(self._fresh_heads)(keys)
         moments = jax.vmap(self.optimiser.init)(weights)
         return TrainState(weights, base, moments, jnp.int32(0), rates_N, steps_N, jnp.zeros(self.count, jnp.int32))
+
+    def _fresh_heads(self, key: Array) -> Params:
+        """Normal, with deviation fan_in ** -0.5."""
+        keys = jax.random.split(key, max(1, len(self.heads)))
+        return {
+            path: jax.random.normal(one, shape) * shape[-1] ** -0.5
+            for one, (path, shape) in zip(keys, self.heads.items(), strict=False)
+        }
 
     def _sharding(self, path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
         """A leaf that is named as a weight, also one of the optimiser's, lies where the weight does."""
@@ -189,7 +187,8 @@ class Trainer:
         """(loss summed over targets, their number, gradient of the mean), piece by piece over the rows."""
 
         def total(weights: Params, piece: Rows) -> tuple[Array, Array]:
-            return self.loss(self.model, self._merged(weights, base), piece)
+            heads = {path: weights[path] for path in self.heads}
+            return self.loss(self.model, self._merged(_without(weights, self.heads), base) | heads, piece)
 
         def add(sums, piece: Rows):
             (loss, count), g = jax.value_and_grad(total, has_aux=True)(weights, piece)
@@ -206,3 +205,7 @@ class Trainer:
 
     def _merged(self, weights: Params, base: Params) -> Params:
         return lora.merge(self.model, base, weights, self.recipe.lora_scale) if self.recipe.lora_rank else weights
+
+
+def _without(weights: Params, names: Iterable[str]) -> Params:
+    return {path: x for path, x in weights.items() if path not in names}

@@ -17,14 +17,14 @@ NOUNS = {
 }  # fmt: skip
 MENUS = {'attacks', 'models', 'datasets', 'defences'}
 STAGES = {
-    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'optimising', 'pages', 'planning', 'quality', 'reporting',
-    'selection', 'training', 'view',
+    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'objectives', 'optimising', 'pages', 'planning',
+    'quality', 'reporting', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'assessing', 'attackers', 'bystander', 'curves', 'directions', 'distilling', 'experiment', 'forcing', 'generation',
-    'loading', 'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'selecting',
-    'session', 'study', 'study_traces', 'teaching', 'training_io', 'transfer',
+    'assessing', 'attackers', 'bystander', 'curves', 'directions', 'distilling', 'experiment', 'families', 'forcing',
+    'generation', 'loading', 'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings',
+    'selecting', 'session', 'study', 'study_traces', 'supervision', 'teaching', 'training_io', 'transfer',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adx import training
 from adx.batching import Corpus, Example, Stream
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
+from adx.objectives import Hard
 from adx.optimising import Recipe, decayed, rate
 from adx.training import Trainer
 
@@ -109,7 +109,7 @@ def test_steps_are_those_of_adamw_in_numpy():
     @jax.jit
     def gradient(params, rows):
         def mean(params):
-            total, count = training.hard_loss(MODEL, params, rows)
+            total, count = Hard()(MODEL, params, rows)
             return total / count
 
         return jax.grad(mean)(params)
@@ -154,9 +154,9 @@ def test_a_student_that_diverges_stays_as_it_was_and_is_counted():
 
 def test_a_weight_scales_the_loss_of_its_example():
     rows = jax.tree.map(lambda x: x[0], stream(1)(0))
-    total, count = training.hard_loss(MODEL, MODEL.init(0), rows)
+    total, count = Hard()(MODEL, MODEL.init(0), rows)
     doubled = dataclasses.replace(rows, weights_BL=-2 * rows.weights_BL)
-    np.testing.assert_allclose(training.hard_loss(MODEL, MODEL.init(0), doubled)[0], -2 * total, rtol=1e-6)
+    np.testing.assert_allclose(Hard()(MODEL, MODEL.init(0), doubled)[0], -2 * total, rtol=1e-6)
     assert count == rows.targets_BL.sum()
 
 

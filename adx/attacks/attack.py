@@ -13,9 +13,9 @@ from adx.types import Prompt, check_choice, check_range
 
 LOSSES = {
     'hard': (),
-    'soft': ('temperature', 'full'),
+    'soft': ('temperature', 'candidates'),
     'features': ('weight',),
-    'on_policy': ('temperature',),
+    'on_policy': ('temperature', 'candidates', 'every', 'prompts'),
 }  # loss -> the names of its arguments
 KNOWS = ('nothing', 'algorithm', 'strength')
 OF_OWN_MODEL = ('nll', 'own', 'gradient_scores')  # resources that a model of the attacker's gives
@@ -67,7 +67,9 @@ class Training:
 class Attack:
     """One way to distil a student.
 
-    transforms: in the order in which they are applied. loss: one of LOSSES; arguments: (name, value) pairs of it.
+    transforms: in the order in which they are applied. loss: one of LOSSES; arguments: (name, value) pairs of it:
+      temperature of labels and student; candidates that a label names, for soft labels that are asked for anew instead
+      of those recorded; weight of the distance of features; prompts that are answered anew every so many steps.
     longer: factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
     prompts: how many of the prompts are sent to the teacher, drawn by the seed; 0 for all.
     knows: what the attack presumes of the defence, one of KNOWS.
