@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,23 +120,14 @@ def _judged_by(judge: Bystander) -> Callable[[Sequence[Trace]], list[tuple[float
 
 
 def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Criterion]]:
-    """Arm -> every criterion of eligibility, on the seed that is worst for it."""
+    """Arm -> every criterion of eligibility, over all seeds on which it and the clean arm were assessed."""
     by_seed = {(one.seed, one.arm): one for one in found}
     judged: dict[str, list[Criterion]] = {}
     for arm in sorted({one.arm for one in found} - {study.clean}):
         seeds = [s for s in study.seeds if (s, arm) in by_seed and (s, study.clean) in by_seed]
-        tried = [eligibility(by_seed[seed, arm], by_seed[seed, study.clean]) for seed in seeds]
-        judged[arm] = [_worst(criteria) for criteria in zip(*tried, strict=True)]
+        sides = ([by_seed[seed, name] for seed in seeds] for name in (arm, study.clean))
+        judged[arm] = eligibility(*sides) if seeds else []
     return judged
-
-
-def _worst(criteria: Sequence[Criterion]) -> Criterion:
-    """The one with the least room to its limit."""
-
-    def room(c: Criterion) -> float:
-        return -math.inf if math.isnan(c.value) else min(c.low - c.limit[0], c.limit[1] - c.high)
-
-    return min(criteria, key=lambda c: (c.holds, room(c)))
 
 
 @dataclasses.dataclass(frozen=True)

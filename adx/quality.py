@@ -106,6 +106,10 @@ def divergence(traces: Sequence[Trace]) -> tuple[float, float]:
     return float(kls.mean()), float(np.quantile(kls, 0.95, method='inverted_cdf'))
 
 
+Numbers = Sequence[float] | np.ndarray  # one a prompt
+Columns = Mapping[str, Numbers]
+
+
 class Criterion(NamedTuple):
     """One condition of eligibility. It holds where the whole interval [low, high] lies within limit, so what too few
     prompts leave open does not hold. nan: nothing was there to measure."""
@@ -118,25 +122,28 @@ class Criterion(NamedTuple):
     holds: bool
 
 
-def eligibility(defended: Quality, clean: Quality) -> list[Criterion]:
+def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[Criterion]:
     """Every criterion that a defence must meet to carry a headline, against the clean arm on the same prompts.
 
-    Losses and changes are in [-1, 1] (0.01 is a point), paired by prompt; ratios are defended over clean. Intervals
-    have LEVEL. A ratio of totals and a share of pooled counts (true steps) vary from prompt to prompt: their interval
-    is a t interval of the estimate's linearisation with the prompt as the unit, because the steps and tokens of one
-    trace depend on one another and a binomial interval over them would be too short.
+    One Quality a seed of both arms. The unit is the prompt, whose samples of several seeds depend on one another: it
+    counts once, by its mean over seeds. Losses and changes are in [-1, 1] (0.01 is a point), paired by prompt; ratios
+    are defended over clean. Intervals have LEVEL. A ratio of totals and a share of pooled counts (true steps) vary from
+    prompt to prompt: their interval is a t interval of the estimate's linearisation, because the steps and tokens of
+    one trace depend on one another and a binomial interval over them would be too short.
     Raises InputError where the two were not measured on the same prompts and seed, or on fewer than 2.
     """
-    if (defended.prompts, defended.seed) != (clean.prompts, clean.seed):
+    seeds = [[one.seed for one in arm] for arm in (defended, clean)]
+    if seeds[0] != seeds[1] or len({one.prompts for one in (*defended, *clean)}) > 1:
         raise InputError(
-            f'{defended.arm!r} and {clean.arm!r} were measured on other prompts or seeds; measure both on the same'
+            f'{defended[0].arm!r} and {clean[0].arm!r} were measured on other prompts or seeds; measure both on the '
+            'same'
         )
-    if len(clean.correct) < 2:
-        raise InputError(f'{clean.arm!r} has {len(clean.correct)} prompt; an interval needs at least 2')
-    new, old = defended.by_prompt, clean.by_prompt
+    if len(clean[0].correct) < 2:
+        raise InputError(f'{clean[0].arm!r} has {len(clean[0].correct)} prompt; an interval needs at least 2')
+    new, old = _per_prompt(defended), _per_prompt(clean)
     return [
-        _accuracy('accuracy_loss', clean.correct, defended.correct),
-        _accuracy('forced_accuracy_loss', clean.forced, defended.forced),
+        _accuracy('accuracy_loss', old['correct'], new['correct']),
+        _accuracy('forced_accuracy_loss', old['forced'], new['forced']),
         _relative('tokens', new['tokens'], old['tokens'], (0.8, 1.25)),
         _relative('retention', new['reasoning_tokens'], old['reasoning_tokens'], (0.8, math.inf)),
         _change('finished', _minus(new['finished'], old['finished'])),
@@ -146,10 +153,16 @@ def eligibility(defended: Quality, clean: Quality) -> list[Criterion]:
     ]
 
 
-def _accuracy(name: str, clean: Sequence[bool], defended: Sequence[bool]) -> Criterion:
+def _per_prompt(of: Sequence[Quality]) -> Columns:
+    """The means over seeds: what is a ratio of totals over prompts stays that ratio."""
+    columns = [{'correct': one.correct, 'forced': one.forced} | one.by_prompt for one in of]
+    return {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
+
+
+def _accuracy(name: str, clean: Numbers, defended: Numbers) -> Criterion:
     """A loss of at most a point: teacher non-inferiority, so only the upper end is limited."""
     value, low, high = _interval(_minus(clean, defended))
-    high = max(high, paired_upper(np.asarray(clean, float), np.asarray(defended, float)))
+    high = max(high, paired_upper(clean, defended))
     return Criterion(name, value, low, high, (-math.inf, POINT), high < POINT)
 
 
@@ -157,7 +170,7 @@ def _change(name: str, differences: np.ndarray) -> Criterion:
     return _criterion(name, _interval(differences), (-POINT, POINT))
 
 
-def _relative(name: str, new: Sequence[float], old: Sequence[float], limit: tuple[float, float]) -> Criterion:
+def _relative(name: str, new: Numbers, old: Numbers, limit: tuple[float, float]) -> Criterion:
     ratio = _ratio(new, old)
     if math.isnan(ratio):
         return _unmeasured(name, limit, not sum(new))
@@ -165,7 +178,7 @@ def _relative(name: str, new: Sequence[float], old: Sequence[float], limit: tupl
     return _criterion(name, (ratio, ratio + change.low, ratio + change.high), limit)
 
 
-def _perplexity(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]]) -> Criterion:
+def _perplexity(new: Columns, old: Columns) -> Criterion:
     name, limit = 'perplexity', (0.0, 1.25)
     columns = [(arm['nats'], arm['scored_tokens']) for arm in (new, old)]
     after, before = (_ratio(*column) for column in columns)
@@ -175,7 +188,7 @@ def _perplexity(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[f
     return _criterion(name, tuple(math.exp(after - before + x) for x in (0.0, change.low, change.high)), limit)
 
 
-def _true_steps(new: Mapping[str, Sequence[float]], old: Mapping[str, Sequence[float]]) -> Criterion:
+def _true_steps(new: Columns, old: Columns) -> Criterion:
     name, limit = 'true_steps', (-POINT, POINT)
     columns = [(arm['true_statements'], arm['statements']) for arm in (new, old)]
     after, before = (_ratio(*column) for column in columns)
@@ -208,7 +221,7 @@ def _interval(differences: np.ndarray) -> tuple[float, float, float]:
     return 0.0, -bound, bound
 
 
-def _minus(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+def _minus(a: Numbers, b: Numbers) -> np.ndarray:
     return np.asarray(a, float) - np.asarray(b, float)
 
 
@@ -216,12 +229,12 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _ratio(tops: Sequence[float], bottoms: Sequence[float]) -> float:
+def _ratio(tops: Numbers, bottoms: Numbers) -> float:
     """Of the totals; nan over nothing."""
     return math.fsum(tops) / math.fsum(bottoms) if math.fsum(bottoms) else math.nan
 
 
-def _influence(tops: Sequence[float], bottoms: Sequence[float]) -> np.ndarray:
+def _influence(tops: Numbers, bottoms: Numbers) -> np.ndarray:
     """How far each unit moves the ratio of the totals, to first order, as if it were a mean: they sum to 0."""
     top, bottom = np.asarray(tops, float), np.asarray(bottoms, float)
     return (top - _ratio(tops, bottoms) * bottom) / bottom.mean()

@@ -145,14 +145,14 @@ def arms(count=600, seed=0, **changes):
 
 
 def failing(defended, clean):
-    return [criterion.name for criterion in eligibility(defended, clean) if not criterion.holds]
+    return [criterion.name for criterion in eligibility([defended], [clean]) if not criterion.holds]
 
 
 class TestEligibility:
     def test_an_arm_is_eligible_against_itself(self):
         defended, clean = arms()
         assert failing(defended, clean) == []
-        by_name = {criterion.name: criterion for criterion in eligibility(defended, clean)}
+        by_name = {criterion.name: criterion for criterion in eligibility([defended], [clean])}
         assert by_name['tokens'][1:4] == (1, 1, 1)
         assert by_name['perplexity'][1:4] == (1, 1, 1)
         assert by_name['accuracy_loss'].high == pytest.approx(1 - 0.05 ** (1 / 600))  # none of 600 changed
@@ -162,7 +162,7 @@ class TestEligibility:
         wanted = {'accuracy_loss', 'forced_accuracy_loss', 'finished', 'repetition', 'true_steps'}
         assert {*failing(defended, clean)} == wanted
         with pytest.raises(InputError, match='at least 2'):
-            eligibility(*arms(count=1))
+            eligibility(*([one] for one in arms(count=1)))
 
     @pytest.mark.parametrize(
         ('changes', 'failed'),
@@ -187,26 +187,47 @@ class TestEligibility:
         right = np.array(clean.correct)
         right[np.flatnonzero(right)[:30]] = False  # half a point, 30 discordant prompts
         defended = dataclasses.replace(defended, correct=tuple(right))
-        loss = eligibility(defended, clean)[0]
+        loss = eligibility([defended], [clean])[0]
         lost = np.arange(6000) < 30
         half = stats.t.ppf(0.95, 5999) * lost.std(ddof=1) / 6000**0.5
         np.testing.assert_allclose(loss[1:4], (0.005, 0.005 - half, 0.005 + half), rtol=1e-9)
         assert loss.holds
         right[np.flatnonzero(right)[:30]] = False
-        assert not eligibility(dataclasses.replace(defended, correct=tuple(right)), clean)[0].holds
+        assert not eligibility([dataclasses.replace(defended, correct=tuple(right))], [clean])[0].holds
+
+    def test_prompts_count_once_by_their_mean_over_seeds(self):
+        """Half of 30 losses on one seed are won back on another: the interval is that of the means by prompt."""
+        defended, clean = arms(count=2000)
+        changed = {seed: np.array(clean.correct) for seed in (0, 1)}
+        right = np.flatnonzero(clean.correct)[:30]
+        changed[0][right], changed[1][right[:15]] = False, False
+        sides = [
+            [dataclasses.replace(defended, seed=seed, correct=tuple(correct)) for seed, correct in changed.items()],
+            [dataclasses.replace(clean, seed=seed) for seed in changed],
+        ]
+        loss, *others = eligibility(*sides)
+        lost = np.repeat([1.0, 0.5, 0.0], [15, 15, 1970])
+        half = stats.t.ppf(0.95, 1999) * lost.std(ddof=1) / 2000**0.5
+        np.testing.assert_allclose(loss[1:4], (22.5 / 2000, 22.5 / 2000 - half, 22.5 / 2000 + half), rtol=1e-9)
+        assert not loss.holds
+        assert all(criterion.holds for criterion in others)
+        once = eligibility([sides[0][0]], [sides[1][0]])[0]
+        assert loss.high - loss.low < once.high - once.low
+        with pytest.raises(InputError, match='other prompts or seeds'):
+            eligibility(sides[0], sides[1][:1])
 
     def test_without_statements_in_either_arm_nothing_changed(self):
         defended, clean = arms()
         none = {'statements': (0.0,) * 600, 'true_statements': (0.0,) * 600}
         bare = [dataclasses.replace(arm, by_prompt=arm.by_prompt | none) for arm in (defended, clean)]
-        criterion = eligibility(*bare)[-1]
+        criterion = eligibility(*([one] for one in bare))[-1]
         assert criterion.holds
         assert math.isnan(criterion.value)
 
     def test_arms_of_other_prompts_are_not_compared(self):
         defended, clean = arms()
         with pytest.raises(InputError, match='on other prompts or seeds'):
-            eligibility(dataclasses.replace(defended, prompts='x'), clean)
+            eligibility([dataclasses.replace(defended, prompts='x')], [clean])
 
     def test_intervals_of_ratios_and_shares_cover_the_truth_at_their_level(self):
         """600 draws of 200 prompts whose steps are right or wrong together; 3 standard errors of a rate are 0.037."""
@@ -226,7 +247,7 @@ class TestEligibility:
                 made.append({name: tuple(map(float, xs)) for name, xs in own.items()})
             pair = zip((defended, clean), made, strict=True)
             pair = [dataclasses.replace(arm, by_prompt=arm.by_prompt | own) for arm, own in pair]
-            for criterion in eligibility(*pair):
+            for criterion in eligibility(*([one] for one in pair)):
                 if criterion.name in hits:
                     hits[criterion.name] += criterion.low <= truth[criterion.name] <= criterion.high
         for name, count in hits.items():
