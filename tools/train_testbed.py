@@ -84,8 +84,9 @@ TEACHER = (
 )
 OTHERS = (Phase(0.35, 2, 1), Phase(0.55, 0.5, 0.5, (2,)), Phase(1.0, 0.2, 0.2, (1, 2, 0.4)))
 SERVED = (Phase(1.0, 0.1, 0.1, (0.2, 0.6, 3)),)  # the teacher's second round: mostly problems as they are served
+EASIER = (Phase(1.0, 0.1, 0.1, (0.6, 2)),)  # the students': they know all that a thief's traces put together
 STEPS = {'testbed-teacher': 9000, 'testbed-student-biased': 6500}  # the latter learns more slowly, unnormed
-OTHER_STEPS, SERVED_STEPS = 4000, 7000
+OTHER_STEPS, SERVED_STEPS, EASIER_STEPS = 4000, 7000, 3000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,14 @@ def make_plans(name: str, shard: int) -> tuple[Plan, ...]:
         learning_rate=2e-3, warmup=0.03, weight_decay=0.05, beta2=0.98, rows=6,
         steps=_STEPS.value or STEPS.get(name, OTHER_STEPS), pack=True, length=LENGTH,
     )  # fmt: skip
-    if name != 'testbed-teacher':
-        return (Plan(OTHERS, shard, recipe),)
-    again = dataclasses.replace(recipe, learning_rate=1e-3, steps=_STEPS.value or SERVED_STEPS)
-    return Plan(TEACHER, shard, recipe), Plan(SERVED, shard + len(PRESETS), again)
+    again = dataclasses.replace(recipe, learning_rate=1e-3)
+    if name == 'testbed-teacher':
+        again = dataclasses.replace(again, steps=_STEPS.value or SERVED_STEPS)
+        return Plan(TEACHER, shard, recipe), Plan(SERVED, shard + len(PRESETS), again)
+    if 'student' in name:
+        again = dataclasses.replace(again, steps=_STEPS.value or EASIER_STEPS)
+        return Plan(OTHERS, shard, recipe), Plan(EASIER, shard + len(PRESETS), again)
+    return (Plan(OTHERS, shard, recipe),)
 
 
 class Lessons:
