@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
@@ -36,9 +37,11 @@ from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
 from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdicts
+from adx.reporting.slices import label_prompts
 from adx.storage import Workdir
 from adx.study import Study, identity, study_hash
 from adx.study_traces import seed_path
+from adx.timing import Stopwatch
 from adx.types import Trace
 
 SHOWN = 5  # prompts whose traces stand side by side in the report
@@ -54,7 +57,7 @@ def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None)
     if study.judge is None:
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
     outcomes_io.claim(path, identity(study))
-    arms = study.arms
+    arms, stopwatch = study.arms, Stopwatch()
     for seed in study.seeds:
         missing = [arm for arm in arms if not _place(path, seed, arm).exists()]
         if not missing:
@@ -62,16 +65,34 @@ def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None)
         made = study_traces.read(study, path, seed)
         traces = {arm: list(study_traces.one_each(made[arm]).values()) for arm in missing}
         every = {trace.request_id: trace for arm in missing for trace in traces[arm]}
-        right = _forced(study, path, seed, list(every.values()))
+        right, costs = _decoded(study, path, seed, list(every.values()), stopwatch)
         measures = _measures(study)
         for arm in missing:
             quality = measure(traces[arm], right, measures)
+            tokens = quality.tokens * len(quality.correct)
+            quality = dataclasses.replace(quality, seconds=costs.get(arm, 0.0) * tokens)
             place = _place(path, seed, arm)
             with files.os_errors(StorageError, f'{place} was not written'):
                 files.make_private_dir(place.parent)
                 files.write_private(place, json.dumps(dataclasses.asdict(quality)).encode())
             tell(f'seed {seed}', len(arms) - len(missing) + missing.index(arm) + 1, len(arms))
     return qualities(study, path)
+
+
+def _decoded(
+    study: Study, path: str, seed: int, traces: Sequence[Trace], stopwatch: Stopwatch
+) -> tuple[dict[str, bool], dict[str, float]]:
+    """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
+    give, and arm -> seconds a token.
+    """
+    experiment = dataclasses.replace(study.experiment, seed=seed)
+    models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
+    asked = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
+    said = dict(forcing.force(experiment, models, asked, traces, study.forcing))
+    right = forcing.grade(said, traces, reader_of(experiment.dataset))
+    # A selection costs its candidates and what scores them, which decoding does not tell.
+    costs = {} if experiment.selections else stopwatch.seconds_per_token(experiment, models, asked, study.arms)
+    return right, costs
 
 
 def qualities(study: Study, path: str) -> list[Quality]:
@@ -94,15 +115,6 @@ def _read(place: epath.Path) -> Quality:
         raise StorageError(f'{place} cannot be read: {error!r}; delete it and run --stages=assess again') from error
 
 
-def _forced(study: Study, path: str, seed: int, traces: Sequence[Trace]) -> dict[str, bool]:
-    """Request id -> whether the answer is right that the arm's own decoder was made to give."""
-    experiment = dataclasses.replace(study.experiment, seed=seed)
-    models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
-    made = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
-    said = dict(forcing.force(experiment, models, made, traces, study.forcing))
-    return forcing.grade(said, traces, reader_of(experiment.dataset))
-
-
 def _measures(study: Study) -> Measures:
     dataset: Any = study.experiment.dataset
     teacher = load_tokenizer(loading.resolve(study.experiment.teacher.source))
@@ -112,6 +124,7 @@ def _measures(study: Study) -> Measures:
         lambda text: len(teacher.encode(text)),
         _judged_by(Bystander(study.judge)),
         getattr(dataset, 'statements', equations.statements),
+        functools.partial(label_prompts, dataset),
     )
 
 
@@ -147,8 +160,11 @@ def find(study: Study, path: str) -> Findings:
     """Everything that was found so far. Raises StorageError where a file cannot be read."""
     known, found = outcomes_io.read(path), qualities(study, path)
     names = tuple(attack.name for attack in study.attacks if attack.name not in study.ladder)
-    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, split=study.split)
     graded = [known[name] for name in sorted(known) if known[name].split == study.split]
+    # Of a split that nobody was graded on nothing is read.
+    asked = study.experiment.dataset.prompts(study.split)[: study.exam] if graded else []
+    slices = label_prompts(study.experiment.dataset, [question(prompt.messages) for prompt in asked])
+    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, slices, split=study.split)
     return Findings(plan, graded, found, verdicts(study, found))
 
 

@@ -51,7 +51,7 @@ class Outcome:
     rates: shares of the student's answers in [0, 1]: 'unparsed', 'truncated', 'lenient' (right by lenient extraction),
     'forced' (right after answer forcing). curve: dicts with step, tokens (of targets), accuracy and, where there are
     clean holdout traces, loss and kl: nats a token on them, kl from the teacher where vocabularies are the same.
-    teacher_cost: seconds the teacher spent on the traces; seconds: of training.
+    seconds: of training.
     """
 
     arm: str
@@ -69,7 +69,6 @@ class Outcome:
     threat: ThreatModel
     curve: tuple[dict[str, float], ...] = ()
     diverged: bool = False
-    teacher_cost: float = 0.0
     seconds: float = 0.0
     identity: dict[str, str] = dataclasses.field(default_factory=dict)  # hashes: config, student's weights, traces
 
@@ -89,7 +88,8 @@ class Quality:
     repetition (of 4-grams that occurred before in the trace), true_steps (of arithmetic statements that are true,
     nan where there are none), unparsed, several (more than one final answer form), first_differs (the first form
     states another answer than the last). nll: nats a token under a model that is neither proxy nor teacher.
-    kl_mean, kl_95: nats a token from the teacher. timed_out: share of answers whose grader ran out of time (wrong).
+    kl_mean, kl_95: nats a token from the teacher. seconds: of decoding them all, at the rate of arms timed side by
+    side; 0 where that is not known. timed_out: share of answers whose grader ran out of time (wrong).
     by_prompt: what intervals are taken over, one number a prompt: tokens, reasoning_tokens, finished, repetition,
     statements and true_statements (counts), nats and scored_tokens (of nll).
     """

@@ -14,6 +14,7 @@ from adx import equations, grading
 from adx.answers import Reader
 from adx.errors import InputError
 from adx.evaluation import prompts_hash
+from adx.lessons import question
 from adx.outcomes import Quality
 from adx.statistics import binomial_interval, paired_upper, t_interval
 from adx.texts import repetition
@@ -29,15 +30,15 @@ class Measures:
     """What traces are measured with; the same for every arm of a comparison.
 
     count_tokens: of a text, by the teacher's tokenizer. nll: per trace (nats, tokens) of its text under a model that
-    is neither proxy nor teacher. statements: see equations.py; a testbed hands in its own grammar. slices: name -> the
-    label of a trace.
+    is neither proxy nor teacher. statements: see equations.py; a testbed hands in its own grammar. slices: questions ->
+    name -> the label of each.
     """
 
     reader: Reader
     count_tokens: Callable[[str], int]
     nll: Callable[[Sequence[Trace]], Sequence[tuple[float, int]]]
     statements: equations.Statements = equations.statements
-    slices: Mapping[str, Callable[[Trace], str]] = dataclasses.field(default_factory=dict)
+    slices: Callable[[Sequence[str]], Mapping[str, tuple[str, ...]]] = lambda questions: {}
 
 
 def ordered(traces: Sequence[Trace]) -> list[tuple[RequestId, Trace]]:
@@ -83,7 +84,7 @@ def measure(traces: Sequence[Trace], forced: Mapping[str, bool], measures: Measu
         correct=tuple(verdict.strict for verdict in verdicts),
         forced=tuple(forced.get(trace.request_id, False) for trace in arm),
         lenient=tuple(verdict.lenient for verdict in verdicts),
-        slices={name: tuple(map(label, arm)) for name, label in measures.slices.items()},
+        slices=dict(measures.slices([question(trace.messages) for trace in arm])),
         tokens=_mean(by_prompt['tokens']), reasoning_tokens=_mean(by_prompt['reasoning_tokens']),
         finished=_mean(by_prompt['finished']), repetition=_mean(by_prompt['repetition']),
         true_steps=_ratio(by_prompt['true_statements'], by_prompt['statements']),

@@ -36,6 +36,7 @@ def test_traces_are_measured_arm_by_arm_and_seed_by_seed(ran):
     assert plain.prompts == poe.prompts
     assert plain.finished == 1.0
     assert 0 < plain.nll < 6
+    assert min(one.seconds for one in found) > 0
 
 
 def test_what_is_measured_is_not_measured_again(ran, monkeypatch):
@@ -55,6 +56,7 @@ def test_the_report_shows_every_arm_and_its_reasons(ran):
     study, path, _ = ran
     rows = assessing.report(study, path, ['python -m launch.run'])
     lost = [row for row in rows if row.figure == 'points_lost' and row.arm == 'poe']
+    assert next(row for row in rows if row.figure == 'cost_per_token' and row.arm == 'poe').status == 'screen'
     assert {row.student for row in lost} == {'first', 'second'}
     assert all(row.n == 2 and row.eligible is False and not row.headline for row in lost)
     html = (assessing.Workdir(path).private / 'report' / 'report.html').read_text()

@@ -24,7 +24,7 @@ SHELL = {
     'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
     'assessing', 'attackers', 'bystander', 'curves', 'directions', 'distilling', 'experiment', 'families', 'forcing',
     'generation', 'loading', 'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings',
-    'selecting', 'session', 'study', 'study_traces', 'supervision', 'teaching', 'training_io', 'transfer',
+    'selecting', 'session', 'study', 'study_traces', 'supervision', 'teaching', 'timing', 'training_io', 'transfer',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}

@@ -79,11 +79,11 @@ class TestMeasure:
 
     def test_takes_the_grammar_and_slices_that_it_is_given(self):
         mine = dataclasses.replace(
-            MEASURES, statements=lambda text: [(text, 'No' in text)], slices={'stop': lambda trace: trace.stop}
+            MEASURES, statements=lambda text: [(text, 'No' in text)], slices=lambda asked: {'kind': ('x',) * len(asked)}
         )
         quality = measure(traces(), {}, mine)
         assert quality.true_steps == 1 / 5
-        assert quality.slices == {'stop': ('eos',) * 5}
+        assert quality.slices == {'kind': ('x',) * 5}
 
     def test_a_grader_that_runs_out_of_time_is_wrong_and_counted(self):
         def grade(text, gold):

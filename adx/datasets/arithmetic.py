@@ -66,6 +66,10 @@ class Arithmetic:
         problem = self.draw(rng, 'train')
         return problems.write_question(rng, problem), problems.write_solution(rng, problem, problems.draw_voice(rng))
 
+    def slices(self, question: str) -> dict[str, str]:
+        """'definitions': how many the question has, distractors among them."""
+        return {'definitions': str(question.count(' .'))}
+
     def grade(self, text: str, gold: str) -> bool:
         return numeric_grade(text, gold)
 

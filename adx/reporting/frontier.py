@@ -18,6 +18,7 @@ from adx.outcomes import Outcome, Quality
 from adx.reporting.cells import Cells, Joined, at_equal, join, missing
 from adx.reporting.ladder import cost_rows
 from adx.reporting.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.slices import Slices, worst_slice
 from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
@@ -34,7 +35,8 @@ class Plan:
     attacks: all that are promised; passive: the one of them that adapts to nothing, whose own resources are the base
     student. undefended: the arm of the clean traces' Quality; temperatures: arms of the temperature baseline.
     ladder: attacks of rising cost, the first at D = Q = 1; they are none of `attacks`.
-    family: the figures over whose defence rows Holm adjusts. split: what is read; only 'test' carries headlines.
+    slices: of the prompts that students are graded on. family: the figures over whose defence rows Holm adjusts.
+    split: what is read; only 'test' carries headlines.
     """
 
     attacks: tuple[str, ...]
@@ -42,6 +44,7 @@ class Plan:
     undefended: str = 'undefended'
     temperatures: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()
+    slices: Slices = dataclasses.field(default_factory=dict)
     family: tuple[str, ...] = ('damage', 'damage_adaptive')
     split: str = 'test'
     level: float = 0.95
@@ -85,7 +88,7 @@ def frontier(
         rows += _references(sheet, student, seen)
         for arm, role in roles.items():
             of = Subject(arm, role, student, seen, is_eligible(arm, verdicts))
-            rows += [_accuracy(sheet, of), _points_lost(sheet, of), *_damages(sheet, of), _excess(sheet, of)]
+            rows += [_accuracy(sheet, of), *_points_lost(sheet, of), *_damages(sheet, of), _excess(sheet, of)]
             attacked = [_attacked(sheet, of, attack) for attack in plan.attacks]
             rows += [*attacked, _adaptive(sheet, of, attacked)]
             rows += [_recovered(sheet, of, attack) for attack in plan.attacks if attack != plan.passive]
@@ -121,14 +124,20 @@ def _empty(figure: str, of: Subject, attack: str, sides: Sides, unit: str = 'sha
     return of.row(figure, attack, unit=unit, status=NOT_RUN, reason=reason) if reason else None
 
 
-def _points_lost(sheet: Sheet, of: Subject) -> Row:
+def _points_lost(sheet: Sheet, of: Subject) -> list[Row]:
+    """In the mean, and in the worst slice of the prompts."""
     sides, attack = sheet.clean_pair(of), sheet.plan.passive
     if empty := _empty('points_lost', of, attack, sides, 'points'):
-        return empty
+        return [empty]
     joined = join(**sides)
     clean, defended = (100 * x for x in joined.values())
     found = statistics.paired_t(clean, defended, sheet.plan.level)
-    return _measured(of, 'points_lost', attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))
+    rows = [_measured(of, 'points_lost', attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))]
+    pairs = [(one.correct, other.correct) for one, other in zip(*joined.sides, strict=True)]
+    if worst := worst_slice(sheet.plan.slices, pairs):
+        found = statistics.t_interval(worst.losses, sheet.plan.level)._replace(note=worst.reason)
+        rows.append(_measured(of, 'points_lost_worst_slice', attack, found, joined, unit='points'))
+    return rows
 
 
 def _gain(sheet: Sheet, clean: np.ndarray, base: np.ndarray) -> str:

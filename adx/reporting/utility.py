@@ -9,6 +9,7 @@ import numpy as np
 from adx import statistics
 from adx.outcomes import Quality
 from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible
+from adx.reporting.slices import worst_slice
 
 Qualities = Mapping[str, Mapping[int, Quality]]
 
@@ -49,13 +50,10 @@ def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quali
     accuracies = [[100 * float(np.mean(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     lost = statistics.paired_t(accuracies[0], accuracies[1], level)
     rows = [of.measured('teacher_lost', '', lost, len(seeds), [note], unit='points')]
-    slices = {name: _slice_losses(pairs, name) for name in pairs[0][0].slices}
-    worst = [(float(np.mean(x)), f'{name}={label}', x) for name, by in slices.items() for label, x in by.items()]
+    worst = worst_slice(pairs[0][0].slices, [(one.correct, other.correct) for one, other in pairs])
     if worst:
-        _, label, losses = max(worst, key=lambda entry: entry[:2])
-        reason = f'the worst of {len(worst)} slices: {label}'
-        found = statistics.t_interval(losses, level)
-        rows.append(of.measured('teacher_lost_worst_slice', '', found, len(losses), [reason], unit='points'))
+        found = statistics.t_interval(worst.losses, level)
+        rows.append(of.measured('teacher_lost_worst_slice', '', found, len(seeds), [worst.reason], unit='points'))
     costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     if all(cost > 0 for side in costs for cost in side):
         found = statistics.fieller(costs[1], costs[0], level)
@@ -63,14 +61,3 @@ def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quali
     else:
         rows.append(of.row('cost_per_token', '', unit='x undefended', reason='not run: seconds were not recorded'))
     return rows
-
-
-def _slice_losses(pairs: list[tuple[Quality, Quality]], name: str) -> dict[str, list[float]]:
-    """Label -> accuracy lost in points, a value a seed that has prompts of it."""
-    losses: dict[str, list[float]] = {}
-    for clean, defended in pairs:
-        labels = np.array(clean.slices[name])
-        gap = 100 * (np.array(clean.correct, float) - np.array(defended.correct, float))
-        for label in sorted(set(clean.slices[name])):
-            losses.setdefault(label, []).append(float(gap[labels == label].mean()))
-    return losses

@@ -86,6 +86,14 @@ def test_figures_are_those_worked_by_hand():
     assert (find(found, 'damage').low, find(found, 'damage').high) == pytest.approx(expected[1:3])
 
 
+def test_the_worst_slice_of_the_students_prompts_stands_beside_the_mean():
+    """The first 50 prompts are right for both; of the others clean has 30.5 and ads none."""
+    plan = dataclasses.replace(PLAN, slices={'half': ('a',) * 50 + ('b',) * 50, 'few': ('c',) * 90 + ('d',) * 10})
+    row = find(rows(plan=plan), 'points_lost_worst_slice')
+    assert row.value == pytest.approx(61)
+    assert row.reason == 'the worst of 3 slices: half=b'  # ten prompts are too few to be one
+
+
 def test_order_changes_nothing():
     given, expected = outcomes(), rows()
     random.Random(0).shuffle(given)
