@@ -172,7 +172,7 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
     """Writes the report of what there is, and returns its rows."""
     findings = find(study, path)
     rows = findings.rows()
-    proxies = tuple(student.name for student in study.students if student.seen)
+    proxies = tuple(epath.Path(source.source).name for source in study.experiment.proxies)
     facts = page.Facts(
         testbed=study.testbed or study.experiment.dataset.name,
         readings=len(readings.readings(path)),

@@ -108,8 +108,13 @@ def _table(rows: Sequence[Row], eligible: bool) -> list[tuple[Row, list[Row | No
     return lines
 
 
-def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[tuple[str, str, Row]]:
-    return [(family, row.arm, row) for row in rows if row.figure == 'damage' for family in proxies.get(row.arm, ())]
+def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[tuple[str, str, dict[str, Row]]]:
+    """A line an arm and family of its proxies: the damage by student."""
+    damage: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.figure == 'damage':
+            damage.setdefault(row.arm, {})[row.student] = row
+    return [(family, arm, cells) for arm, cells in damage.items() for family in proxies.get(arm, ())]
 
 
 def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> str:
@@ -119,6 +124,6 @@ def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, f
     return template('report.html', number).render(
         content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
         judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),
-        recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies),
+        recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies), students=students,
         charts=[chart for s in students if (chart := frontier_chart(rows, s))],
     )  # fmt: skip

@@ -68,3 +68,15 @@ def test_json_is_strict_and_holds_every_row():
     assert len(content['rows']) == len(found)
     assert content['readings'] == 3
     assert content['threat_models'][0]['queries'] == 100
+
+
+def test_the_matrix_has_a_line_a_proxy_family_and_a_column_a_student():
+    facts = dataclasses.replace(FACTS, proxies={'ads': ['narrow', 'deep'], 'hot': []})
+    seen = [dataclasses.replace(o, student='first', seen=True) for o in outcomes()]
+    given = [*outcomes(), *seen]
+    text = page(rows(given), given, VERDICTS, facts)
+    matrix = text.split('Proxy family by student family')[1].split('</table>')[0]
+    assert [matrix.count(f'<th scope="row">{name}') for name in ('narrow', 'deep')] == [1, 1]
+    student = outcomes()[0].student
+    assert f'<th>{student}</th>' in matrix
+    assert matrix.count('(seen)') == 2
