@@ -27,7 +27,7 @@ SHELL = {
     'selecting', 'session', 'study', 'study_traces', 'supervision', 'teaching', 'timing', 'training_io', 'transfer',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
-NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'flax', 'scipy'}
+NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}
 
 
 def level(unit: str) -> int:

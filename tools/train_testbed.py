@@ -56,6 +56,7 @@ OPERATING = Sampling(temperature=0.7)
 LENGTH = 256  # tokens of a row, which holds several lessons
 FULL = 0.94  # of a step's tokens, at which no more lessons are drawn
 EXAM = 256  # prompts
+DECODE = DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224)
 
 # Tests load several programs into one process.
 _OUT = flags.DEFINE_string('out', None, 'The directory of the models.', required=True, allow_override=True)
@@ -125,15 +126,15 @@ class Lessons:
         rng = random.Random(f'{self.plan.shard}/{step}')
         phase = next(phase for phase in self.plan.curriculum if step < phase.until * recipe.steps)
         examples: list[Example] = []
-        left = FULL * recipe.rows * LENGTH
+        left = FULL * recipe.rows * recipe.length
         while left > 0:
             question, text = draw_lesson(rng, phase)
             messages = ({'role': 'user', 'content': question},)
             prompt, completion = encode_conversation(messages, text, self.tokenizer, Prompting())
             examples.append(Example(f'{len(examples):04}', prompt, completion))
             left -= len(prompt) + len(completion)
-        packed = pack(examples, LENGTH)[: recipe.rows]
-        return Stream([Corpus([example for row in packed for example in row])], recipe.rows, LENGTH, pack=True)(0)
+        packed = pack(examples, recipe.length)[: recipe.rows]
+        return Stream([Corpus([one for row in packed for one in row])], recipe.rows, recipe.length, pack=True)(0)
 
 
 def draw_lesson(rng: random.Random, phase: Phase) -> tuple[str, str]:
@@ -168,15 +169,12 @@ def first_weights(model: Model, seed: int) -> Params:
     return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}
 
 
-def train(name: str, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> tuple[Model, Params, float]:
-    """The model, its weights and the seconds that this run took. directory: round i has it with -i behind its name."""
-    config = dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)
-    model, began = make_model(config), time.monotonic()
-    stacked = first_weights(model, plans[0].shard)
+def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> Params:
+    """The weights after all rounds. stacked: those before, [1, ...]. directory: round i has -i behind its name."""
     for i, plan in enumerate(plans):
         trainer = Trainer(model, make_mesh(), plan.recipe)
         place = epath.Path(f'{directory}-{i}') if i else directory
-        run = training_io.Run(place, {'model': repr(config), 'plan': repr(plan)}, every=500, keep=1)
+        run = training_io.Run(place, {'model': repr(model.config), 'plan': repr(plan)}, every=500, keep=1)
         with tqdm(total=plan.recipe.steps, desc=place.name, unit='step') as bar:
 
             def progress(step: int, total: int, metrics: dict[str, Any], bar: Any = bar) -> None:
@@ -185,19 +183,19 @@ def train(name: str, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epa
 
             state = training_io.train(trainer, trainer.start(stacked), Lessons(plan, tokenizer), run, progress)
         stacked = trainer.params(state)
-    return model, {path: w[0] for path, w in stacked.items()}, time.monotonic() - began
+    return {path: w[0] for path, w in stacked.items()}
 
 
 def examine(
-    model: Model, params: Params, tokenizer: Tokenizer, sampling: Sampling, seed: int = 0
+    model: Model, params: Params, tokenizer: Tokenizer, sampling: Sampling, seed: int = 0, decode: DecodeConfig = DECODE
 ) -> dict[str, float]:
     """Accuracy by the number of steps, and in the wording that only `test` has."""
-    config = DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224)
-    engine = student_engine(model, params, make_mesh(), config, seed, eos=sorted(tokenizer.eos_ids))
+    new = decode.cache_length - decode.buckets[-1]
+    engine = student_engine(model, params, make_mesh(), decode, seed, eos=sorted(tokenizer.eos_ids))
     found = {}
     for steps, split in [*((n, 'tune') for n in range(1, TARGET.steps[1] + 1)), (TARGET.steps[1], 'test')]:
         dataset = dataclasses.replace(TARGET, steps=(steps, steps), size=EXAM)
-        exam = make_exam(dataset.prompts(split), tokenizer, Prompting(), reader_of(dataset), 120, sampling)
+        exam = make_exam(dataset.prompts(split), tokenizer, Prompting(), reader_of(dataset), new, sampling)
         found[f'{split}-{steps}'] = next(iter(evaluate(engine, {'': params}, exam)))[1].accuracy
     return found
 
@@ -211,8 +209,9 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     plans = make_plans(name, shard)
     write_tokenizer(out / 'tokenizer')
     tokenizer = load_tokenizer(str(out / 'tokenizer'))
-    model, params, seconds = train(name, plans, tokenizer, out / 'training' / name)
-    found = examine(model, params, tokenizer, OPERATING)
+    model, began = make_model(dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)), time.monotonic()
+    params = train(model, first_weights(model, shard), plans, tokenizer, out / 'training' / name)
+    seconds, found = time.monotonic() - began, examine(model, params, tokenizer, OPERATING)
     half = {path: w if path.endswith('.scale') else w.astype('float16') for path, w in params.items()}
     checkpoints.save_hf(str(place), model, jax.device_get(half), write_tokenizer)
     steps = sum(plan.recipe.steps for plan in plans)
