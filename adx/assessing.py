@@ -35,6 +35,7 @@ from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
+from adx.reporting.agreement import agreement, damages
 from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdicts
 from adx.reporting.slices import label_prompts
@@ -168,10 +169,13 @@ def find(study: Study, path: str) -> Findings:
     return Findings(plan, graded, found, verdicts(study, found))
 
 
-def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
-    """Writes the report of what there is, and returns its rows."""
+def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = '') -> list[Row]:
+    """Writes the report of what there is, and returns its rows. beside: the workdir of a study on another testbed that
+    has its report: the ranks of damages are compared.
+    """
     findings = find(study, path)
     rows = findings.rows()
+    rows.append(agreement(damages(rows), *_reported(beside)))
     proxies = tuple(epath.Path(source.source).name for source in study.experiment.proxies)
     facts = page.Facts(
         testbed=study.testbed or study.experiment.dataset.name,
@@ -190,6 +194,18 @@ def report(study: Study, path: str, commands: Sequence[str] = ()) -> list[Row]:
     )
     _write(path, rows, findings.outcomes, findings.verdicts, facts)
     return rows
+
+
+def _reported(path: str) -> tuple[dict[str, float], str]:
+    """The damages in a finished report and what its testbed is called; nothing for ''."""
+    if not path:
+        return {}, ''
+    place = Workdir(path).private / 'report' / 'report.json'
+    try:
+        content = json.loads(place.read_text())
+        return damages(Row(**row) for row in content['rows']), content['testbed']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f'{place} cannot be read: {error!r}; run --stages=report of that study first') from error
 
 
 def _samples(study: Study, path: str) -> list[page.Sample]:

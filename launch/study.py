@@ -88,9 +88,9 @@ def assess(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def report(study: Any, path: str, command: str) -> int:
+def report(study: Any, path: str, command: str, beside: str = '') -> int:
     from adx import assessing
 
-    rows = assessing.report(study, path, [command])
+    rows = assessing.report(study, path, [command], beside)
     print(f'{len(rows)} figures in {path}/private/report/report.html and report.json')
     return COMPLETE

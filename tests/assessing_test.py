@@ -102,3 +102,16 @@ def test_a_damaged_record_is_named(ran):
             assessing.qualities(study, path)
     finally:
         place.write_text(whole)
+
+
+def test_a_report_compares_the_ranks_of_another_testbed(ran, tmp_path):
+    study, path, _ = ran
+    other = assessing.Workdir(str(tmp_path)).private / 'report'
+    with pytest.raises(StorageError, match='run --stages=report of that study first'):
+        assessing.report(study, path, beside=str(tmp_path))
+    other.mkdir(parents=True)
+    (other / 'report.json').write_text(json.dumps({'rows': [], 'testbed': 'the bridge'}))
+    row = assessing.report(study, path, beside=str(tmp_path))[-1]
+    assert (row.figure, row.status) == ('rank_agreement', 'not_run')
+    assert '0 arms have a damage on both' in row.reason
+    assert 'no other testbed' in assessing.report(study, path)[-1].reason
