@@ -15,12 +15,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adx import attacks, curves, outcomes_io, readings, study_traces, teaching
 from adx.attackers import Attackers
 from adx.attacks import Attack
 from adx.batching import Example
+from adx.errors import ConfigError
 from adx.evaluation import Evaluation, evaluate
 from adx.families import CHOICE, Family, Lab, Tell, make_family, make_lab, shown_examples
 from adx.lesson_encoding import Encoded, encode
@@ -28,7 +29,7 @@ from adx.lessons import Lesson, check_apart, from_trace
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log
-from adx.study import Study, identity, study_hash
+from adx.study import Student, Study, identity, study_hash
 from adx.study_traces import seed_path
 from adx.supervision import Supervision, supervise
 from adx.teaching import Job, Mark, Setting, Taught
@@ -40,29 +41,66 @@ OWN, BASE = 'own', 'base'  # sources that are no arm's
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
 
 
+class Estimate(NamedTuple):
+    """What a run has ahead at most: students, their steps in all, and the seconds that training alone takes."""
+
+    students: int
+    steps: int
+    seconds: float
+
+
 def distil(
     study: Study,
     path: str,
     tell: Tell = lambda name, done, total: None,
     guard: Callable[[], Any] = contextlib.nullcontext,
+    announce: Callable[[Estimate], None] = lambda estimate: None,
+    only: Sequence[str] = (),
 ) -> list[Outcome]:
     """Trains and grades what is missing, and returns all outcomes. The traces of every seed must be there.
 
-    Stopped at any moment outside `guard` it goes on with the arm that it was at.
+    Stopped at any moment outside `guard` it goes on with the arm that it was at. announce: told what is ahead. only:
+    the families to work on, all if empty; other processes may work on the others of the same workdir.
     """
+    chosen = _chosen(study, only)
     outcomes_io.claim(path, identity(study))
-    with outcomes_io.open_log(path, guard) as log:
+    with contextlib.ExitStack() as stack:
+        logs = {one.name: stack.enter_context(outcomes_io.open_log(path, one.name, guard)) for one in chosen}
         lab = make_lab(study, path, tell)
-        families = [make_family(lab, student) for student in study.students]
+        families = [make_family(lab, student) for student in chosen]
+        announce(_estimate(lab, families, outcomes_io.read(path)))
         for seed in study.seeds:
             # All families learn from the same lessons.
             attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
             prepare = functools.cache(functools.partial(_prepare, lab, attackers, arms))
             for family in families:
+                log = logs[family.student.name]
                 _grade_base(lab, family, seed, arms[study.clean], log)
                 for attack in study.attacks:
                     _Group(lab, family, attack, attackers).run(prepare, log)
-        return [log.known[name] for name in sorted(log.known)]
+    return [one for _, one in sorted(outcomes_io.read(path).items())]
+
+
+def _chosen(study: Study, only: Sequence[str]) -> list[Student]:
+    names = [student.name for student in study.students]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f'--students has {name!r}; the study has {names}')
+    return [student for student in study.students if not only or student.name in only]
+
+
+def _estimate(lab: Lab, families: Sequence[Family], known: Known) -> Estimate:
+    """Of an attack without transforms nobody learns from the attacker's own resources."""
+    students, steps, seconds = 0, 0, 0.0
+    for family in families:
+        ahead: list[int] = []
+        for seed, attack in itertools.product(lab.study.seeds, lab.study.attacks):
+            group = _Group(lab, family, attack, Attackers(lab.study, lab.path, seed))
+            names = [*lab.study.arms, *([OWN] if attack.transforms else [])]
+            ahead += [n for name in names if not group.is_done(name, known) for n in group.steps_ahead()]
+        students, steps = students + len(ahead), steps + sum(ahead)
+        seconds += family.classroom.seconds_per_step() * sum(ahead) if ahead else 0.0
+    return Estimate(students, steps, seconds)
 
 
 def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
@@ -155,7 +193,7 @@ class _Group:
     def run(self, prepare: Prepare, log: Log) -> None:
         """Trains what is missing. The outcomes of an arm are noted all at once: it is done or it is not."""
         names = [*self.study.arms, OWN]
-        missing = [name for name in names if not self._is_done(name, log.known)]
+        missing = [name for name in names if not self.is_done(name, log.known)]
         at_once = max(1, teaching.stack_size() // (len(self.study.settings) if self.first else 1))
         for start in range(0, len(missing), at_once):
             self._run(missing[start : start + at_once], prepare, log)
@@ -184,10 +222,15 @@ class _Group:
         source = OWN if name == OWN else 'clean' if name == self.study.clean else 'defended'
         return _Settled(self.family.student.name, self.attack.name, '' if name == OWN else name, source, self.seed)
 
-    def _is_done(self, name: str, known: Known) -> bool:
+    def is_done(self, name: str, known: Known) -> bool:
         of = self._settled(name)
         settings = [*self.study.settings, {}]
         return any(outcomes_io.name(of, setting, self.study.split) in known for setting in settings)
+
+    def steps_ahead(self) -> list[int]:
+        """Of every student of one arm: the whole grid on the first seed, the longest budget on the others."""
+        steps = [self._steps(setting) for setting in self.study.settings]
+        return steps if self.first else [max(steps)]
 
     def _settings(self, name: str, known: Known) -> list[Setting]:
         """The grid on the first seed; on the others what it chose, the first of all where it had no lessons."""

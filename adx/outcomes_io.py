@@ -15,7 +15,7 @@ from adx.errors import StorageError, WorkdirError
 from adx.outcomes import Outcome, ThreatModel
 from adx.storage import Workdir, diff, foreign
 
-OWNER = 'distil'  # of the journals
+OWNER = 'distil'  # of the journals, with the family behind it
 Known = dict[str, Outcome]  # by name
 Guard = Callable[[], Any]
 
@@ -78,17 +78,20 @@ class Log:
 
 
 @contextlib.contextmanager
-def open_log(path: str, guard: Guard) -> Iterator[Log]:
-    """Nobody else distils in the workdir meanwhile. guard: a context inside which no interruption is raised."""
+def open_log(path: str, student: str, guard: Guard) -> Iterator[Log]:
+    """Of one family: nobody else distils it in the workdir meanwhile. guard: a context inside which no interruption is
+    raised.
+    """
+    owner = f'{OWNER}-{student}'
     workdir = Workdir(path)
     directory = workdir.private / 'outcomes'
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
         for place in (workdir.private, directory, workdir.private / 'locks'):
             files.make_private_dir(place)
-        lock = locks.acquire(workdir.private / 'locks' / 'distil.lock', f'workdir {path}, stage distil,')
+        lock = locks.acquire(workdir.private / 'locks' / f'{owner}.lock', f'workdir {path}, student {student},')
     try:
-        journal.cut_torn_tails(directory, OWNER)
-        with contextlib.closing(journal.Journal(directory, OWNER)) as written:
+        journal.cut_torn_tails(directory, owner)
+        with contextlib.closing(journal.Journal(directory, owner)) as written:
             yield Log(path, written, guard)
     finally:
         lock.release()

@@ -161,6 +161,9 @@ def _check(study: Study) -> None:
     check_range('shots', study.shots, 0)
     for name in ('students', 'attacks', 'learning_rates', 'budgets', 'seeds'):
         _check_distinct(name, [getattr(each, 'name', each) for each in getattr(study, name)])
+    for student in study.students:
+        if not student.name or not student.name.replace('_', '').replace('-', '').isalnum():
+            raise ValueError(f'students has one named {student.name!r}; letters, digits, "_" and "-" name its files')
     for rate in study.learning_rates:
         check_range('learning_rates', rate, 0.0, open_low=True)
     for steps in study.budgets:

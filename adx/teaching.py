@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from adx.batching import Corpus, Stream
+from adx.batching import Corpus, Rows, Stream
 from adx.models.transformer import Model, Params
-from adx.objectives import Objective
+from adx.objectives import Hard, Objective
 from adx.optimising import Recipe
 from adx.training import Trainer, TrainState
 
+TIMED = 3  # steps, by which all are estimated
 STACK = 24  # students; on a CPU a stack is slower than one by one: tools/bench/results/training.json
 Setting = dict[str, Any]  # learning_rate and steps
 
@@ -75,6 +78,20 @@ class Classroom:
     def __init__(self, model: Model, params: Params, mesh: Mesh, recipe: Recipe):
         self.params, self.recipe = params, recipe
         self._trainer = functools.cache(functools.partial(Trainer, model, mesh, recipe))
+
+    def seconds_per_step(self) -> float:
+        """Of one student in a full stack, by hard labels, on the longest rows: measured over a few steps."""
+        recipe, count = self.recipe, stack_size()
+        trainer, shape = self._trainer(count, Hard()), (count, recipe.rows, recipe.length)
+        state = trainer.start({path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()})
+        ints = np.zeros(shape, np.int32)
+        rows, took = Rows(ints, ints > 0, ints.astype(np.float32), ints, ints if recipe.pack else None), []
+        for _ in range(TIMED + 1):  # the first compiles
+            began = time.monotonic()
+            state, metrics = trainer.step(state, rows)
+            jax.block_until_ready(metrics)
+            took.append(time.monotonic() - began)
+        return statistics.median(took[1:]) / count
 
     def teach(self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int, int], None]) -> list[Taught]:
         """The students of the jobs, in their order. tell: called with the steps that were taken and all of them."""

@@ -29,15 +29,15 @@ PLAIN = Sampling(temperature=0.7)
 
 
 def study() -> Study:
-    ads, poe = Antidistillation(lam=1.0), ProductOfExperts(gamma=0.5)
-    budgeted = Budget(ads, 0.05)
+    ads, poe = Antidistillation(lam=0.1), ProductOfExperts(gamma=0.3)
+    budgeted = Budget(Antidistillation(lam=1.0), 0.03)
     arms = (
         Arm('plain', sampling=PLAIN),
         Arm('warm', sampling=Sampling(temperature=0.85)),
         Arm('hot', sampling=Sampling(temperature=1.0)),
         Arm('cross_hard', CrossModelHard(), PLAIN),
-        Arm('cross_soft', CrossModelSoft(weight=0.5), PLAIN),
-        Arm('cross_reweight', CrossModelReweight(alpha=1.0), PLAIN),
+        Arm('cross_soft', CrossModelSoft(weight=0.2), PLAIN),
+        Arm('cross_reweight', CrossModelReweight(alpha=0.3), PLAIN),
         Arm('poe', poe, PLAIN),
         Arm('ads', ads, PLAIN),
         Arm('ads_budget', budgeted, PLAIN),
@@ -53,8 +53,8 @@ def study() -> Study:
     )  # fmt: skip
     students = [Student(f, ModelSource(f'testbed-student-{f}')) for f in ('wide', 'biased')]
     return Study(
-        experiment, tuple(students), recipe=Recipe(rows=8, beta2=0.98, length=256, pack=True),
-        learning_rates=(3e-4, 1e-3, 2e-3), budgets=(75, 150), controls=('ads_control', 'poe_control'),
+        experiment, tuple(students), recipe=Recipe(rows=8, beta2=0.98, length=192, pack=True),
+        learning_rates=(1e-3, 2e-3, 4e-3), budgets=(125, 250), controls=('ads_control', 'poe_control'),
         temperatures=('warm', 'hot'), judge=Student('judge', ModelSource('testbed-judge')), max_new_tokens=120,
         testbed='the arithmetic testbed',
     )  # fmt: skip

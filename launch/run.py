@@ -57,6 +57,7 @@ DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts,
 COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where JAX cannot detect it.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this process.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
+STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
 SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
@@ -291,7 +292,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
         'select': lambda: stages.each_seed(study, path, select),
         'freeze': lambda: stages.freeze(study, path),
-        'distil': lambda: stages.distil(study, path, interrupts),
+        'distil': lambda: stages.distil(study, path, interrupts, STUDENTS.value),
         'assess': lambda: stages.assess(study, path),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),
     }

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adx.errors import COMPLETE
@@ -66,12 +66,17 @@ def freeze(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def distil(study: Any, path: str, interrupts: Interrupts) -> int:
+def distil(study: Any, path: str, interrupts: Interrupts, only: Sequence[str] = ()) -> int:
     from adx import distilling
+
+    def announce(ahead: distilling.Estimate) -> None:
+        minutes = ahead.seconds / 60
+        print(f'ahead: up to {ahead.students} students, {ahead.steps} steps, {minutes:.0f} minutes of training')
 
     print(count_line(study))
     with contextlib.closing(Progress()) as progress:
-        outcomes = distilling.distil(study, path, functools.partial(progress.steps, 'steps'), interrupts.guard)
+        tell = functools.partial(progress.steps, 'steps')
+        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, only)
     graded = [one for one in outcomes if one.split == study.split]
     print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
     return COMPLETE
