@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import optax
@@ -131,6 +132,35 @@ def test_a_run_that_was_cut_keeps_the_arms_that_were_done(students, tmp_path, mo
     groups = [(attack, arm) for attack, of in zip(('sft', 'mixed'), arms, strict=True) for arm in of]
     every = [(name, attack, *arm) for name in ('first', 'second') for attack, arm in groups]
     assert calls == [*every[:4], *every[3:]]
+
+
+def test_what_is_ahead_is_said_before(students, tmp_path, finished):
+    """2 arms under sft and 3 sources under mixed: 2 settings on the first seed, 1 on the other, of 2 families."""
+    study, said = make_study(students), []
+    write_traces(study, str(tmp_path))
+
+    def stop(ahead):
+        said.append(ahead)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distilling.distil(study, str(tmp_path), announce=stop)
+    distilling.distil(study, finished[1], announce=said.append)
+    assert [(one.students, one.steps) for one in said] == [(30, 60), (0, 0)]
+    assert said[0].seconds > 0 == said[1].seconds
+
+
+def test_families_may_be_distilled_by_processes_of_their_own(students, tmp_path):
+    study, path = make_study(students, seeds=(0,), attacks=(Attack('sft'),)), str(tmp_path)
+    write_traces(study, path)
+    with outcomes_io.open_log(path, 'first', contextlib.nullcontext):
+        found = distilling.distil(study, path, only=('second',))
+        with pytest.raises(WorkdirError, match='student first'):
+            distilling.distil(study, path)
+    assert {outcome.student for outcome in found} == {'second'}
+    assert {outcome.student for outcome in distilling.distil(study, path)} == {'first', 'second'}
+    with pytest.raises(ConfigError, match=r"--students has 'third'; the study has \['first', 'second'\]"):
+        distilling.distil(study, path, only=('third',))
 
 
 def test_students_are_the_same_one_by_one_and_together(students, tmp_path, monkeypatch):
@@ -324,6 +354,7 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
         ({'controls': ('nobody',)}, "'nobody' is unknown"),
         ({'split': 'train'}, "split = 'train'"),
         ({'seeds': (0, 0)}, r'seeds = \[0, 0\]'),
+        ({'students': (Student('a/b', ModelSource('x')),)}, "'a/b'"),
         ({'budgets': ()}, r'budgets = \[\]'),
         ({'learning_rates': (0.0,)}, 'learning_rates'),
         ({'attacks': (Attack('p', (Paraphrase(),)),)}, 'does not provide'),
@@ -333,7 +364,7 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
 )
 def test_bad_studies_are_named(students, fields, message):
     with pytest.raises(ConfigError, match=message):
-        check(make_study(students, **fields))
+        check(dataclasses.replace(make_study(students), **fields))
 
 
 def test_a_study_goes_through_json(students):
