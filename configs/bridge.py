@@ -1,7 +1,7 @@
 """The bridge: the testbed's screen on language models, SmolLM2 fine-tuned on the arithmetic in words.
 
 Claim:   none yet. Defences that rank here as on the testbed make the testbed's ranking worth something.
-Command: python -m tools.train_bridge --out=/data/bridge && export ADX_CACHE=/data/bridge
+Command: python -m tools.train_bridge --out=$HOME/.cache/adx
          python -m launch.run --config=configs/bridge.py --workdir=/data/bridge_screen \
              --stages=prepare,generate,distil,assess && \
          python -m launch.run --config=configs/bridge.py --workdir=/data/bridge_screen --stages=report \

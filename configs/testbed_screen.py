@@ -1,10 +1,10 @@
 """The arithmetic testbed: every defence against a passive student and the attacks that need no model of their own.
 
 Claim:   none yet. The lower end of `damage` shortlists at most three of the eligible defences for a confirmation.
-Command: python -m tools.train_testbed --out=/data/testbed && export ADX_CACHE=/data/testbed
-         python -m launch.run --config=configs/testbed_screen.py --workdir=/data/screen \
+Command: python -m launch.run --config=configs/testbed_screen.py --workdir=/data/screen \
              --stages=prepare,generate,distil,assess,report
-Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
+Cost:    made for two cores: --dry_run prints how many students it trains, and `distil` how many minutes that takes.
+         With --stages=distil --students=wide and --students=biased two processes share the work.
 Result:  not run yet.
 """
 

@@ -1,8 +1,7 @@
 """The arithmetic testbed: of four samples a prompt, the one that is served, chosen at random, by length or by proxies.
 
 Claim:   none yet. A screen of selections among whole answers, which leave the teacher's accuracy as it is.
-Command: python -m tools.train_testbed --out=/data/testbed && export ADX_CACHE=/data/testbed
-         python -m launch.run --config=configs/testbed_selection.py --workdir=/data/selection \
+Command: python -m launch.run --config=configs/testbed_selection.py --workdir=/data/selection \
              --stages=prepare,generate,select,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
 Result:  not run yet.

@@ -1,7 +1,7 @@
 """Makes the models of the bridge: pre-trained language models that have learned the testbed's task.
 
-    python -m tools.train_bridge --out=/data/bridge                       # all of them
-    python -m tools.train_bridge --out=/data/bridge --only=bridge-teacher --steps=2    # a trial
+    python -m tools.train_bridge --out=$HOME/.cache/adx                   # all of them, where configs look
+    python -m tools.train_bridge --out=/tmp/bridge --only=bridge-teacher --steps=2    # a trial
 
 The teacher is SmolLM2 with all its layers; proxy and student are its first layers, which differ in number and in what
 they read, and the cross-tokenizer student is Gemma 3. Proxies and students learn easier tasks only, as the testbed's

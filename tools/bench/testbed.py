@@ -1,6 +1,6 @@
 """Measures what the testbed's models can do before anything is distilled: accuracy by the number of steps.
 
-    python -m tools.bench.testbed            # the models in ADX_CACHE; appends to tools/bench/results/testbed.json
+    python -m tools.bench.testbed            # appends to tools/bench/results/testbed.json
 
 Three seeds of sampling at the operating temperature. The teacher must reach 90 % on the target level, students 15 to
 40 %, so that there is something to steal; see tools/train_testbed.py.
