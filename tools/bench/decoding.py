@@ -95,7 +95,7 @@ def useful(bench: Bench) -> None:
 
 
 def missing(bench: Bench) -> None:
-    """Rows of the table that wait for a measurement: on an idle CPU by this program, on a GPU by none yet."""
+    """Rows of the table that wait for a measurement: on an idle CPU by this program, on a GPU by accelerator.py."""
     del bench
     add = functools.partial(figures.not_run, TABLE, command='')
     for figure, goal in (

@@ -102,9 +102,11 @@ def passes(bench: Any) -> None:
     append('tangent_over_two_passes', pairs[:, 0] / pairs[:, 1], 'x', '<= 1.6 on a CPU')
 
 
-def pass_timer(group: Group, method: Callable[..., Any], params: Params, others: Params) -> Callable[[], float]:
+def pass_timer(
+    group: Group, method: Callable[..., Any], params: Params, others: Params, batch: int = BATCH
+) -> Callable[[], float]:
     """Seconds of one decode step of a proxy alone, over caches that hold CONTEXT tokens."""
-    tokens_BL, positions_BL = jnp.zeros((BATCH, 1), jnp.int32), jnp.full((BATCH, 1), CONTEXT, jnp.int32)
+    tokens_BL, positions_BL = jnp.zeros((batch, 1), jnp.int32), jnp.full((batch, 1), CONTEXT, jnp.int32)
 
     def step(params: Params, others: Params, cache: Any, second: Any) -> tuple[Any, Any, Any]:
         run = lambda product, p, c: group.model.apply(p, tokens_BL, positions_BL, c, product)  # noqa: E731
@@ -112,7 +114,7 @@ def pass_timer(group: Group, method: Callable[..., Any], params: Params, others:
         return (z, dz), cache, second
 
     program = jax.jit(step, donate_argnums=(2, 3))
-    cache = group.model.empty_cache(BATCH, CONTEXT + 32)
+    cache = group.model.empty_cache(batch, CONTEXT + 32)
     state = [cache, jax.tree.map(lambda x: jnp.array(x, copy=True), cache)]
 
     def seconds() -> float:
@@ -181,7 +183,7 @@ def forced_kl(bench: Any, timer: ChunkTimer) -> np.ndarray:
 
 
 def missing(bench: Any) -> None:
-    """Rows of the table that wait for a GPU."""
+    """Rows of the table that wait for a GPU: see accelerator.py."""
     del bench
     add = functools.partial(figures.not_run, TABLE, command='', machine='GPU', unit='x')
     add('ads_ratio_vs_hf_gpu', goal='>= 3')
