@@ -83,8 +83,8 @@ def make(name: str, shard: int, out: epath.Path) -> None:
 
 
 def main() -> None:
-    for name in testbed._ONLY.value or list(PARTS):
-        make(name, 100 + list(PARTS).index(name), epath.Path(testbed._OUT.value))
+    for name in testbed.chosen(testbed._ONLY.value, PARTS):
+        make(name, 100 + list(PARTS).index(name), testbed.out_directory())
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -59,8 +59,8 @@ EXAM = 256  # prompts
 DECODE = DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224)
 
 # Tests load several programs into one process.
-_OUT = flags.DEFINE_string('out', None, 'The directory of the models.', required=True, allow_override=True)
-_ONLY = flags.DEFINE_list('only', [], f'Which of {", ".join(PRESETS)}; all if empty.')
+_OUT = flags.DEFINE_string('out', '', 'The directory of the models.', allow_override=True)
+_ONLY = flags.DEFINE_list('only', [], 'Which of the models; all if empty.')
 _STEPS = flags.DEFINE_integer('steps', 0, 'Optimiser steps of every model instead of its own: a trial.', lower_bound=0)
 
 
@@ -220,16 +220,22 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     (place / 'testbed.json').write_text(json.dumps(record | {'accuracy': found}, indent=1))
 
 
-def chosen(names: Sequence[str]) -> list[str]:
+def chosen(names: Sequence[str], models: Collection[str] = PRESETS) -> list[str]:
     for name in names:
-        if name not in PRESETS:
-            raise ConfigError(f'--only has {name!r}; the models are {list(PRESETS)}{hint(name, PRESETS)}')
-    return list(names) or list(PRESETS)
+        if name not in models:
+            raise ConfigError(f'--only has {name!r}; the models are {list(models)}{hint(name, models)}')
+    return list(names) or list(models)
+
+
+def out_directory() -> epath.Path:
+    if not _OUT.value:  # not a required flag: programs that only examine models import this one
+        raise ConfigError('--out is missing; name the directory of the models')
+    return epath.Path(_OUT.value)
 
 
 def main() -> None:
     for name in chosen(_ONLY.value):
-        make(name, list(PRESETS).index(name), epath.Path(_OUT.value))
+        make(name, list(PRESETS).index(name), out_directory())
 
 
 if __name__ == '__main__':
