@@ -19,7 +19,7 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -74,7 +74,7 @@ def append(
     (results / raw).write_text(text, 'utf-8')
     row = {
         'figure': figure, **summary(samples), 'unit': unit, 'goal': goal, 'status': MEASURED,
-        'raw': {'path': raw, 'sha256': _sha256(text.encode())}, 'command': command,
+        'raw': {'path': raw, 'sha256': sha256(text.encode())}, 'command': command,
         'machine': machine or describe_cpu(), 'commit': commit_hash(),
         'date': datetime.date.today().isoformat(),
     }  # fmt: skip
@@ -131,7 +131,7 @@ def _verify_row(row: dict[str, Any], where: str, results: pathlib.Path) -> None:
     if not path.exists():
         raise InputError(f'{where}: {path.name} is missing; measure again with `{row["command"]}`')
     data = path.read_bytes()
-    if _sha256(data) != row['raw']['sha256']:
+    if sha256(data) != row['raw']['sha256']:
         raise InputError(f'{where}: {path.name} is not the file whose hash the row states; measure again')
     raw = json.loads(data)
     stated = {key: row[key] for key in ('value', 'low', 'high', 'n')}
@@ -164,11 +164,16 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
 
 def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
     """`text` with the table of each <!-- figures:NAME --> ... <!-- /figures --> block rendered anew."""
+    return rewrite_blocks(text, 'figures', lambda name: render(name, results))
+
+
+def rewrite_blocks(text: str, kind: str, content: Callable[[str], str]) -> str:
+    """`text` with what stands in each <!-- kind:NAME --> ... <!-- /kind --> replaced by content(NAME)."""
 
     def block(match: re.Match[str]) -> str:
-        return f'{match[1]}\n{render(match[2], results)}\n<!-- /figures -->'
+        return f'{match[1]}\n{content(match[2])}\n<!-- /{kind} -->'
 
-    return re.sub(r'(<!-- figures:(\w+) -->).*?<!-- /figures -->', block, text, flags=re.DOTALL)
+    return re.sub(rf'(<!-- {kind}:(\w+) -->).*?<!-- /{kind} -->', block, text, flags=re.DOTALL)
 
 
 def describe_cpu() -> str:
@@ -203,7 +208,7 @@ def _put(name: str, row: dict[str, Any], results: pathlib.Path) -> None:
     (results / f'{name}.json').write_text(json.dumps(rows, indent=1) + '\n', 'utf-8')
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import json
 import math
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +28,7 @@ from adx.reporting.page import number
 from adx.reporting.rows import Row
 from adx.study import Study
 from launch.config import load_config
-from tools.bench.figures import RESULTS, commit_hash
+from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
 TABLE = 'frontier.json'
 ABOUT, SOURCE = ('study', 'testbed', 'split'), ('raw', 'command', 'commit')  # the same in all rows of a study
@@ -57,7 +55,7 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
     (results / 'raw').mkdir(parents=True, exist_ok=True)
     (results / raw).write_bytes(data)
     about = {'study': name, 'testbed': study.testbed or study.experiment.dataset.name, 'split': study.split}
-    source = {'raw': {'path': raw, 'sha256': _sha256(data)}, 'command': command, 'commit': commit_hash()}
+    source = {'raw': {'path': raw, 'sha256': sha256(data)}, 'command': command, 'commit': commit_hash()}
     rows = [_row(row, about, source) for row in findings.rows()]
     others = [row for row in read(results) if row['study'] != name]
     (results / TABLE).write_text(json.dumps(others + rows, indent=1, allow_nan=False) + '\n', 'utf-8')
@@ -78,7 +76,7 @@ def verify(results: pathlib.Path = RESULTS) -> None:
         about, source = ({k: mine[0][k] for k in keys} for keys in (ABOUT, SOURCE))
         path = results / source['raw']['path']
         data = path.read_bytes() if path.exists() else b''
-        if _sha256(data) != source['raw']['sha256']:
+        if sha256(data) != source['raw']['sha256']:
             raise InputError(f'{path.name} is not the file whose hash study {name!r} states; publish it again')
         again = [_row(row, about, source) for row in _from_json(json.loads(gzip.decompress(data))).rows()]
         if len(again) != len(mine):
@@ -148,15 +146,7 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
     """`text` with the table of each <!-- frontier:STUDY --> ... <!-- /frontier --> block rendered anew."""
-
-    def block(match: re.Match[str]) -> str:
-        return f'{match[1]}\n{render(match[2], results)}\n<!-- /frontier -->'
-
-    return re.sub(r'(<!-- frontier:(\w+) -->).*?<!-- /frontier -->', block, text, flags=re.DOTALL)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return rewrite_blocks(text, 'frontier', lambda name: render(name, results))
 
 
 def main(argv: Sequence[str]) -> None:
