@@ -54,7 +54,7 @@ def study() -> Study:
     students = [Student(f, ModelSource(f'testbed-student-{f}')) for f in ('wide', 'biased')]
     return Study(
         experiment, tuple(students), recipe=Recipe(rows=8, beta2=0.98, length=192, pack=True),
-        learning_rates=(1e-3, 2e-3, 4e-3), budgets=(125, 250), controls=('ads_control', 'poe_control'),
+        learning_rates=(5e-4, 1e-3, 2e-3), budgets=(125, 250), controls=('ads_control', 'poe_control'),
         temperatures=('warm', 'hot'), judge=Student('judge', ModelSource('testbed-judge')), max_new_tokens=120,
         testbed='the arithmetic testbed',
     )  # fmt: skip
