@@ -17,7 +17,7 @@ from adx.types import Sampling, Stateless
 from launch.config import load_config
 
 CONFIGS = sorted(path for path in pathlib.Path('configs').glob('*.py') if not path.name.startswith('_'))
-BASE = load_config(str(CONFIGS[0]))
+BASE = load_config('configs/demo.py')
 
 
 def with_arm(**fields):

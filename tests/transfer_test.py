@@ -29,6 +29,7 @@ def study(tmp_path_factory):
 def path(study, tmp_path_factory):
     path = str(tmp_path_factory.mktemp('study'))
     write_traces(study, path)
+    write_holdout(study, path)
     return path
 
 
@@ -38,10 +39,10 @@ def subject(study, path, groups=4, size=3):
     return transfer._subject(study, path, study.students[0], drawn, tokenizer)
 
 
-def test_without_holdout_traces_there_is_no_matrix(study, path):
+def test_without_holdout_traces_there_is_no_matrix(study, tmp_path):
+    write_traces(study, str(tmp_path))
     with pytest.raises(InputError, match='no clean holdout traces'):
-        subject(study, path)
-    write_holdout(study, path)  # for the tests that follow
+        subject(study, str(tmp_path))
 
 
 def test_a_prediction_is_the_slope_of_a_step_of_gradient_descent(study, path):

@@ -14,7 +14,7 @@ from adx.batching import Example
 from adx.decoding.engine import Engine
 from adx.decoding.labels import Labeller
 from adx.decoding.loop import TOP
-from adx.defences import Bank, Permutation, ProductOfExperts, Undefended
+from adx.defences import Bank, Permutation, ProductOfExperts
 from adx.mesh import make_mesh
 from adx.numerics import MASKED
 from adx.types import Sampling
@@ -22,8 +22,6 @@ from adx.types import Sampling
 EOS = (5,)
 CONFIG = dataclasses.replace(fakes.DECODE, record='top')
 RULES = {
-    'undefended': Undefended(),
-    'mean_of_proxies': ProductOfExperts(0.7),
     'state': Bank(ProductOfExperts(0.9), 1.0, 0.05),
     'own_noise': Permutation(ProductOfExperts(0.7)),
     'derivatives': fakes.Sloped(0.5),
@@ -66,7 +64,7 @@ def test_inside_protected_spans_the_teacher_is_labelled():
     token_bytes[8:28] = [b'2 ####'] * 20
     token_bytes[28:36] = [b'.\n'] * 8
     spans = automata.lift(('final_answer',), token_bytes, fakes.VOCAB_ROWS)
-    engine, requests, done = decoded(RULES['mean_of_proxies'], fakes.make_ensemble(), spans=spans)
+    engine, requests, done = decoded(ProductOfExperts(0.7), fakes.make_ensemble(), spans=spans)
     kls = [kl for id_, one in done.items() if requests[id_].defended for kl in one.statistics['kl']]
     assert min(kls) == 0 < max(kls)  # some tokens were drawn inside a span and some outside
     check(engine, requests, done)
@@ -77,17 +75,19 @@ def test_on_a_mesh():
     check(*decoded(RULES['derivatives'], fakes.make_ensemble(make_mesh(2, 2, 2), directions=2)))
 
 
-def test_a_text_of_others_has_labels_over_the_whole_vocabulary():
-    engine, requests, _ = decoded(ProductOfExperts(0.7), fakes.make_ensemble())
-    texts = dict.fromkeys(requests, (1, 2, 3))
-    for ids, log_probs in labels(engine, requests, texts, count=0).values():
-        assert ids.shape == log_probs.shape == (3, fakes.VOCAB)
+def test_texts_of_others_have_labels_over_the_whole_vocabulary_that_follow_from_the_text_so_far():
+    engine, requests, _ = decoded(RULES['state'], fakes.make_ensemble())
+    labeller, texts = Labeller(engine), ((1, 2, 3, 4), (1, 2, 9, 9))
+    one, other = (
+        {
+            id_: (ids, log_probs)
+            for id_, ids, log_probs in labeller(requests, [Example(i, r.tokens, text) for i, r in requests.items()])
+        }
+        for text in texts
+    )
+    for id_, (ids, log_probs) in one.items():
+        assert ids.shape == log_probs.shape == (4, fakes.VOCAB)
         assert (np.sort(ids, axis=-1) == np.arange(fakes.VOCAB)).all()
         np.testing.assert_allclose(np.exp(log_probs).sum(axis=-1), 1.0, atol=1e-5)
-
-
-def test_labels_depend_on_the_text_so_far_alone():
-    engine, requests, _ = decoded(RULES['state'], fakes.make_ensemble())
-    one, other = (labels(engine, requests, dict.fromkeys(requests, text)) for text in ((1, 2, 3, 4), (1, 2, 9)))
-    for id_ in requests:
-        np.testing.assert_allclose(one[id_][1][:3], other[id_][1], atol=2e-5)
+        np.testing.assert_allclose(log_probs[:3], other[id_][1][:3], atol=2e-5)  # the third token is not yet read
+        assert np.abs(log_probs[3] - other[id_][1][3]).max() > 1e-3

@@ -52,8 +52,7 @@ def test_the_small_study_runs_to_its_report(tmp_path):
     status = json.loads(run('--status', f'--workdir={tmp_path}'))
     assert status['outcomes'] == 10
     assert {seed: one['done'] for seed, one in status['seeds'].items()} == {'0': 96, '1': 96}
-    again = run(CONFIG, f'--workdir={tmp_path}', '--stages=generate,distil,assess')
-    assert again.count('0 traces decoded') == 2
+    again = run(CONFIG, f'--workdir={tmp_path}', '--stages=distil')
     assert 'ahead: up to 0 students' in again
     foreign = run(CONFIG, f'--workdir={tmp_path}', '--stages=distil', '--set=recipe.rows=4', code=4)
     assert 'belongs to another study (theirs != ours): recipe.rows: 8 != 4' in foreign
