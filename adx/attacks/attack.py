@@ -97,9 +97,10 @@ class Attack:
         check_choice('Attack.knows', self.knows, KNOWS)
         check_range('Attack.longer', self.longer, 0.0, open_low=True)
         check_range('Attack.prompts', self.prompts, 0)
-        for name, _ in self.arguments:
+        for name, value in self.arguments:
             if name not in LOSSES[self.loss]:
                 raise ValueError(f'Attack.arguments has {name!r}; loss {self.loss!r} takes {LOSSES[self.loss]}')
+            check_range(f'Attack.arguments {name}', value, 0.0, open_low=True)
         for each in self.transforms:
             each.check()
 

@@ -93,6 +93,7 @@ class TestPrepare:
             (Attack('a', longer=0), 'Attack.longer = 0'),
             (Attack('a', knows='all'), "Attack.knows = 'all'"),
             (Attack('a', arguments=(('temperature', 2.0),)), "has 'temperature'; loss 'hard' takes"),
+            (Attack('a', loss='on_policy', arguments=(('every', 0),)), 'Attack.arguments every'),
             (Attack('a', (BestOfK(1),)), 'BestOfK.k = 1'),
         ],
     )
