@@ -16,3 +16,11 @@ def smollm2(tmp_path_factory) -> dict[str, str]:
     cache = tmp_path_factory.mktemp('cache')
     tiny.write_smollm2(cache)
     return tiny.environment(cache)
+
+
+@pytest.fixture(scope='session')
+def students(tmp_path_factory) -> list[str]:
+    """Directories of two tiny random students, which nobody changes."""
+    from tests import studies
+
+    return studies.write_students(tmp_path_factory.mktemp('students'))

@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from studies import SMALL, make_study, write_students, write_traces
+from studies import SMALL, make_study, write_traces
 
 from adx import distilling
 from adx.attackers import Attackers
@@ -22,11 +22,6 @@ from adx.selection import Selection
 from adx.study import check
 from adx.supervision import supervise
 from adx.types import RequestId
-
-
-@pytest.fixture(scope='module')
-def students(tmp_path_factory):
-    return write_students(tmp_path_factory.mktemp('students'))
 
 
 @pytest.fixture(scope='module')
