@@ -9,15 +9,15 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adx import curves, generation, pipeline
-from adx.batching import Example, batches
+from adx.batching import Batch, Example, batches
 from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
 from adx.decoding.labels import ROWS, Labeller
 from adx.errors import InputError
+from adx.evaluation import hidden
 from adx.experiment import Arm, Experiment
 from adx.gradients import Differentiator
 from adx.lessons import Lesson, Resources, from_trace, prompts_of
@@ -60,9 +60,8 @@ class Attackers:
 
     def _ask(self, arm: str, prompts: Sequence[Prompt], samples: int, prefill: str) -> list[Lesson]:
         """The arm's answers, each begun with `prefill`; prompts that cannot be served have none."""
-        asked = dataclasses.replace(self.experiment, arms=(self._arm(arm),), samples=samples)
+        asked, made = self._requests(arm, prompts, samples)
         words = tuple(self.models.tokenizer.encode(prefill)) if prefill else ()
-        made = generation.make_requests(asked, prompts, self.models.tokenizer)
         begun = [_begun(request, words) for request in made.requests.values()]
         fitting = [request for request in begun if _fits(request, asked)]
         made = dataclasses.replace(made, requests={str(request.id): request for request in fitting})
@@ -94,7 +93,7 @@ class Attackers:
         """Example id -> float32 [L, E], the teacher's last hidden state where it predicts each token."""
         found = {}
         for inside, batch in batches(self._read_by(arm, examples, prompts)[1], ROWS):
-            hidden_BLE = np.asarray(self._hidden(self.models.weights.teacher, batch.tokens_BL), np.float32)
+            hidden_BLE = np.asarray(self._hidden(self.models.weights.teacher, batch), np.float32)
             for row_LE, example in zip(hidden_BLE, inside, strict=False):
                 first = len(example.prompt) - 1
                 found[example.id] = row_LE[first : first + len(example.completion)]
@@ -104,8 +103,7 @@ class Attackers:
         self, arm: str, examples: Sequence[Example], prompts: Mapping[str, Prompt]
     ) -> tuple[dict[str, Request], list[Example]]:
         """As the arm would have answered them: the requests by example id, and the examples behind its own prompts."""
-        asked = dataclasses.replace(self.experiment, arms=(self._arm(arm),), samples=1)
-        made = generation.make_requests(asked, prompts_of((), prompts.values()), self.models.tokenizer).requests
+        made = self._requests(arm, prompts_of((), prompts.values()), 1)[1].requests
         requests, read = {}, []
         for example in examples:
             prompt, sample = prompts[example.id], RequestId.parse(example.id).sample
@@ -116,6 +114,13 @@ class Attackers:
             read.append(Example(example.id, made[str(id_)].tokens, example.completion))
         return requests, read
 
+    def _requests(
+        self, arm: str, prompts: Sequence[Prompt], samples: int
+    ) -> tuple[Experiment, generation.Requests]:
+        """The experiment in which one arm alone is asked, and what it is asked."""
+        asked = dataclasses.replace(self.experiment, arms=(self._arm(arm),), samples=samples)
+        return asked, generation.make_requests(asked, prompts, self.models.tokenizer)
+
     def _arm(self, name: str) -> Arm:
         return next(arm for arm in self.experiment.arms if arm.name == name)
 
@@ -125,14 +130,8 @@ class Attackers:
         return Labeller(engine, candidates)
 
     @functools.cached_property
-    def _hidden(self) -> Callable[[Params, Array], Array]:
-        teacher = self.models.ensemble.teacher
-
-        def hidden(params: Params, tokens_BL: Array) -> Array:
-            positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-            return teacher.apply(params, tokens_BL, positions_BL, method='hidden')[0]
-
-        return jax.jit(hidden)
+    def _hidden(self) -> Callable[[Params, Batch], Array]:
+        return jax.jit(functools.partial(hidden, self.models.ensemble.teacher))
 
     @functools.cached_property
     def models(self) -> generation.Models:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from adx.batching import Example
@@ -45,9 +44,9 @@ class Bystander:
         room = self.loaded.model.config.max_length - max_new_tokens
         for text in dict.fromkeys(asked):
             tokens = encode_prompt(({'role': 'user', 'content': text},), self.tokenizer, self.student.prompting)
-            id_, fits = RequestId('own', 'own', content_hash(text), 0, self.student.name), len(tokens) <= room
-            request = Request(id_, tokens, max_new_tokens, sampling, Undefended(), False)
-            requests[text] = [dataclasses.replace(request, id=id_._replace(sample=i)) for i in range(samples)] * fits
+            if len(tokens) <= room:
+                ids = [RequestId('own', 'own', content_hash(text), i, self.student.name) for i in range(samples)]
+                requests[text] = [Request(i, tokens, max_new_tokens, sampling, Undefended(), False) for i in ids]
         every = [request for group in requests.values() for request in group]
         if not every:
             return [[''] * samples for _ in asked]
@@ -59,4 +58,4 @@ class Bystander:
             one = done[request.id]
             return self.tokenizer.decode(one.tokens) if one.stop == 'eos' else ''
 
-        return [[text_of(request) for request in requests[text]] or [''] * samples for text in asked]
+        return [[text_of(request) for request in requests.get(text, ())] or [''] * samples for text in asked]

@@ -68,7 +68,7 @@ def distil(
         logs = {one.name: stack.enter_context(outcomes_io.open_log(path, one.name, guard)) for one in chosen}
         lab = make_lab(study, path, tell)
         families = [make_family(lab, student) for student in chosen]
-        announce(_estimate(lab, families, outcomes_io.read(path)))
+        announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
             attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
@@ -89,11 +89,11 @@ def _chosen(study: Study, only: Sequence[str]) -> list[Student]:
     return [student for student in study.students if not only or student.name in only]
 
 
-def _estimate(lab: Lab, families: Sequence[Family], known: Known) -> Estimate:
+def _estimate(lab: Lab, families: Sequence[Family], logs: Mapping[str, Log]) -> Estimate:
     """Of an attack without transforms nobody learns from the attacker's own resources."""
     students, steps, seconds = 0, 0, 0.0
     for family in families:
-        ahead: list[int] = []
+        ahead, known = list[int](), logs[family.student.name].known
         for seed, attack in itertools.product(lab.study.seeds, lab.study.attacks):
             group = _Group(lab, family, attack, Attackers(lab.study, lab.path, seed))
             names = [*lab.study.arms, *([OWN] if attack.transforms else [])]

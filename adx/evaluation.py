@@ -224,7 +224,7 @@ class Divergence:
             )
             return numerics.kl(p_LV, q_LV)
 
-        kls_BL = lax.map(row, tuple(_hidden(model, params, batch) for model, params in (teacher, student)))
+        kls_BL = lax.map(row, tuple(hidden(model, params, batch) for model, params in (teacher, student)))
         return jnp.where(losses.predicting(jnp.asarray(batch.targets_BL)), kls_BL, 0.0)
 
 
@@ -234,7 +234,8 @@ def token_mean(rows: Sequence[tuple[float, int]]) -> float:
     return math.fsum(nats for nats, _ in rows) / tokens if tokens else math.nan
 
 
-def _hidden(model: Model, params: Params, batch: Batch) -> Array:
+def hidden(model: Model, params: Params, batch: Batch) -> Array:
+    """The last hidden states x_BLD of a batch."""
     tokens_BL = jnp.asarray(batch.tokens_BL)
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     return model.apply(params, tokens_BL, positions_BL, method='hidden')[0]
@@ -248,7 +249,7 @@ def _token_losses(model: Model, params: Params, batch: Batch) -> Array:
         logits_BLV = model.apply(params, x_LD[None], method='unembed')
         return losses.token_losses(logits_BLV, tokens_L[None], targets_L[None])[0]
 
-    return lax.map(row, (_hidden(model, params, batch), jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)))
+    return lax.map(row, (hidden(model, params, batch), jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)))
 
 
 def _row_sums(values_BL: Array, batch: Batch) -> tuple[Array, Array]:

@@ -57,7 +57,7 @@ def supervise(attackers: Attackers, family: Family, attack: Attack, arm: str, en
     """
     corpus = Corpus(encoded.examples, _order(attackers), encoded.weights)
     arguments = dict(attack.arguments)
-    objective, candidates = Soft(arguments.get('temperature', 1.0)), arguments.get('candidates', CANDIDATES)
+    objective = Soft(arguments.get('temperature', 1.0))
     if attack.loss == 'hard' or not arm:
         return Supervision(corpus, Hard())
     if attack.loss == 'soft' and 'candidates' not in arguments:
@@ -67,6 +67,7 @@ def supervise(attackers: Attackers, family: Family, attack: Attack, arm: str, en
             f'attack {attack.name!r} compares student {family.student.name!r} with its teacher token by token, and '
             'their vocabularies differ; take another student, or an attack by hard labels'
         )
+    candidates = min(arguments.get('candidates', CANDIDATES), family.tokenizer.size)
     prompts = {lesson.id: lesson.prompt for lesson in encoded.lessons}
     if attack.loss == 'features':
         features = attackers.features(arm, encoded.examples, prompts)
@@ -76,20 +77,16 @@ def supervise(attackers: Attackers, family: Family, attack: Attack, arm: str, en
     if attack.loss == 'soft':
         labels = attackers.labels(arm, encoded.examples, prompts, candidates)
         corpus = dataclasses.replace(corpus, extras=labels)
-        return Supervision(corpus, objective, log_probs=_width(corpus), asked=len(encoded.examples))
+        return Supervision(corpus, objective, log_probs=candidates, asked=len(encoded.examples))
     asked = prompts_of(encoded.lessons)
     count, every = min(arguments.get('prompts', PROMPTS), len(asked)), arguments.get('every', EVERY)
-    own, width = _OwnAnswers(attackers, family, arm, asked, count, candidates), len(family.tokenizer.tokens)
-    return Supervision(corpus, objective, own, every, min(candidates, width), asked_anew=count)
+    own = _OwnAnswers(attackers, family, arm, asked, count, candidates)
+    return Supervision(corpus, objective, own, every, candidates, asked_anew=count)
 
 
 def _order(attackers: Attackers) -> int:
     """The seed of the order in which lessons are read."""
     return int(content_hash(['order', attackers.experiment.seed])[:8], 16)
-
-
-def _width(corpus: Corpus) -> int:
-    return next(iter(corpus.extras['ids'].values())).shape[-1]
 
 
 @dataclasses.dataclass(frozen=True)

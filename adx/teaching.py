@@ -18,7 +18,7 @@ from adx.batching import Corpus, Rows, Stream
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard, Objective
 from adx.optimising import Recipe
-from adx.training import Trainer, TrainState
+from adx.training import Trainer
 
 TIMED = 3  # steps, by which all are estimated
 STACK = 24  # students; on a CPU a stack is slower than one by one: tools/bench/results/training.json
@@ -39,6 +39,10 @@ class Job:
     marks: tuple[int, ...] = ()
     fresh: Callable[[Params, int], Corpus] | None = None
     every: int = 0
+
+    def is_due(self, done: int) -> bool:
+        """Whether it needs another corpus after so many steps."""
+        return self.fresh is not None and done < self.steps and done % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Classroom:
         """Of one student in a full stack, by hard labels, on the longest rows: measured over a few steps."""
         recipe, count = self.recipe, stack_size()
         trainer, shape = self._trainer(count, Hard()), (count, recipe.rows, recipe.length)
-        state = trainer.start({path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()})
+        state = trainer.start(self._stacked(count))
         ints = np.zeros(shape, np.int32)
         rows, took = Rows(ints, ints > 0, ints.astype(np.float32), ints, ints if recipe.pack else None), []
         for _ in range(TIMED + 1):  # the first compiles
@@ -106,14 +110,14 @@ class Classroom:
         recipe, count, began = self.recipe, len(jobs), time.monotonic()
         trainer = self._trainer(count, loss)
         corpora = [job.corpus for job in jobs]
-        stacked = {path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()}
         rates, steps = [job.setting['learning_rate'] for job in jobs], [job.steps for job in jobs]
-        state, tokens_N = trainer.start(stacked, rates, steps, [seed] * count), jnp.zeros(count, jnp.int32)
+        state, tokens_N = trainer.start(self._stacked(count), rates, steps, [seed] * count), jnp.zeros(count, jnp.int32)
         marks: list[list[Mark]] = [[] for _ in jobs]
-        begun = {0} | {at for job in jobs if job.every for at in range(0, job.steps, job.every)}
         for step in range(1, _longest(jobs) + 1):
-            if step - 1 in begun:
-                corpora = self._refreshed(jobs, corpora, trainer, state, step - 1)
+            due = [i for i, job in enumerate(jobs) if job.is_due(step - 1)]
+            if due:
+                corpora = _refreshed(jobs, due, corpora, trainer.params(state), step - 1)
+            if due or step == 1:
                 stream, first = Stream(corpora, recipe.rows, recipe.length, recipe.pack), step - 1
             state, metrics = trainer.step(state, stream(step - 1 - first))
             tokens_N += jnp.where(metrics.moved_N, metrics.targets_N, 0)
@@ -126,16 +130,21 @@ class Classroom:
         return [Taught(job.setting, tuple(marks[i]), diverged_N[i] > 0, seconds) for i, job in enumerate(jobs)]
 
 
-    def _refreshed(
-        self, jobs: Sequence[Job], corpora: Sequence[Corpus], trainer: Trainer, state: TrainState, done: int
-    ) -> list[Corpus]:
-        """The corpora behind so many steps."""
-        due = [job.fresh is not None and done < job.steps and done % job.every == 0 for job in jobs]
-        params = trainer.params(state) if any(due) else {}
-        return [
-            job.fresh({path: x[i] for path, x in params.items()}, done // job.every) if now and job.fresh else corpus
-            for i, (job, corpus, now) in enumerate(zip(jobs, corpora, due, strict=True))
-        ]
+    def _stacked(self, count: int) -> Params:
+        """The family's weights, once for each student."""
+        return {path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()}
+
+
+def _refreshed(
+    jobs: Sequence[Job], due: Sequence[int], corpora: Sequence[Corpus], params: Params, done: int
+) -> list[Corpus]:
+    """The corpora behind so many steps, those that are due made anew. params: of all students."""
+    after = list(corpora)
+    for i in due:
+        fresh = jobs[i].fresh
+        assert fresh is not None
+        after[i] = fresh({path: x[i] for path, x in params.items()}, done // jobs[i].every)
+    return after
 
 
 def _longest(jobs: Sequence[Job]) -> int:

@@ -13,7 +13,6 @@ Result:  not run: no GPU was at hand.
 
 import dataclasses
 
-from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.experiment import ModelSource
 from adx.optimising import Recipe
@@ -30,8 +29,8 @@ def study() -> Study:
         derivative=dataclasses.replace(screen.experiment.derivative, max_new_tokens=320),
     )  # fmt: skip
     students = (
-        Student('pruned', ModelSource('bridge-student'), seen=False),
-        Student('gemma', ModelSource('bridge-student-gemma'), prompting=Prompting()),
+        Student('pruned', ModelSource('bridge-student')),
+        Student('gemma', ModelSource('bridge-student-gemma')),
     )
     return dataclasses.replace(
         screen, experiment=experiment, students=students, max_new_tokens=320,

@@ -23,6 +23,7 @@ from etils import epath
 from adx import checkpoints
 from adx.datasets.tokenizing import save_tokenizer
 from adx.decoding.engine import DecodeConfig
+from adx.directions import cast
 from adx.experiment import ModelSource
 from adx.loading import load_alone
 from adx.optimising import Recipe
@@ -66,7 +67,7 @@ def make(name: str, shard: int, out: epath.Path) -> None:
         return
     loaded, tokenizer = load_alone(part.source)
     tokenizer = dataclasses.replace(tokenizer, template=tokenizer.template or TEMPLATE)
-    steps = testbed._STEPS.value or part.steps
+    steps = flags.FLAGS.steps or part.steps
     recipe = Recipe(
         learning_rate=2e-4, warmup=0.05, beta2=0.98, rows=32, steps=steps, dtype=_DTYPE.value, pack=True, length=512
     )
@@ -74,16 +75,15 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     stacked = {path: jnp.asarray(x, jnp.float32)[None] for path, x in loaded.params.items()}
     params = testbed.train(loaded.model, stacked, [plan], tokenizer, out / 'training' / name)
     found = testbed.examine(loaded.model, params, tokenizer, OPERATING, decode=DECODE)
-    half = {path: x.astype('bfloat16') for path, x in params.items()}
     write_tokenizer = functools.partial(save_tokenizer, tokenizer)
-    checkpoints.save_hf(str(place), loaded.model, jax.device_get(half), write_tokenizer=write_tokenizer)
+    checkpoints.save_hf(str(place), loaded.model, jax.device_get(cast(params, 'bfloat16')), write_tokenizer)
     record = {'source': dataclasses.asdict(part.source), 'shard': shard, 'steps': steps, 'accuracy': found}
     print(json.dumps({'model': name} | record))
     (place / 'testbed.json').write_text(json.dumps(record, indent=1))
 
 
 def main() -> None:
-    for name in testbed.chosen(testbed._ONLY.value, PARTS):
+    for name in testbed.chosen(flags.FLAGS.only, PARTS):
         make(name, 100 + list(PARTS).index(name), testbed.out_directory())
 
 

@@ -35,6 +35,7 @@ from adx.datasets import arithmetic_problems as problems
 from adx.datasets.chat import Prompting, encode_conversation
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
 from adx.decoding.engine import DecodeConfig
+from adx.directions import cast
 from adx.errors import ConfigError
 from adx.evaluation import evaluate, make_exam, student_engine
 from adx.fields import hint
@@ -212,8 +213,7 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     model, began = make_model(dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)), time.monotonic()
     params = train(model, first_weights(model, shard), plans, tokenizer, out / 'training' / name)
     seconds, found = time.monotonic() - began, examine(model, params, tokenizer, OPERATING)
-    half = {path: w if path.endswith('.scale') else w.astype('float16') for path, w in params.items()}
-    checkpoints.save_hf(str(place), model, jax.device_get(half), write_tokenizer)
+    checkpoints.save_hf(str(place), model, jax.device_get(cast(params, 'float16')), write_tokenizer)
     steps = sum(plan.recipe.steps for plan in plans)
     record = {'parameters': model.num_params, 'shard': shard, 'steps': steps, 'seconds': seconds}
     print(json.dumps({'model': name} | record | found))

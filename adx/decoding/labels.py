@@ -54,17 +54,13 @@ class Labeller:
         ensemble, constants = self.engine.ensemble, self.engine.constants
         tokens_BL = jnp.asarray(batch.tokens_BL)
         logits_BLV, logits_NBLV, tangents_MBLV = ensemble.whole(weights, tokens_BL)
-        last = tokens_BL.shape[1] - 1
-
-        def here(x: Array, column_B: Array, axis: int) -> Array:
-            """Of every row its own column; rows are the axis before the columns."""
-            return jax.vmap(lambda y, column: jnp.take(y, column, axis=axis - 1), (axis - 1, 0), axis - 1)(x, column_B)
+        rows_B, last = jnp.arange(ROWS), tokens_BL.shape[1] - 1
 
         def step(rows: loop.Rows, _: None) -> tuple[loop.Rows, tuple[Array, Array]]:
             column_B = jnp.minimum(rows.position_B, last)  # past its end a row goes on, and nobody looks
-            token_B = here(tokens_BL, jnp.minimum(column_B + 1, last), 1)
-            tangents_MBV = None if tangents_MBLV is None else here(tangents_MBLV, column_B, 2)
-            said = here(logits_BLV, column_B, 1), here(logits_NBLV, column_B, 2), tangents_MBV
+            token_B = tokens_BL[rows_B, jnp.minimum(column_B + 1, last)]
+            tangents_MBV = None if tangents_MBLV is None else tangents_MBLV[:, rows_B, column_B]
+            said = logits_BLV[rows_B, column_B], logits_NBLV[:, rows_B, column_B], tangents_MBV
             served = loop.serve(rows, constants, *said)
             rows = loop.advance(rows, constants, token_B, served.state)
             log_probs_BC, ids_BC = lax.top_k(served.served_V, self.count)

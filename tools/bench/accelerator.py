@@ -25,6 +25,7 @@ from adx.decoding import derivative
 from adx.decoding.engine import DecodeConfig, Engine
 from adx.decoding.ensemble import Ensemble, Group, Weights
 from adx.defences import Antidistillation, ProductOfExperts, Undefended
+from adx.directions import cast
 from adx.errors import ConfigError
 from adx.experiment import Arm
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
@@ -53,15 +54,11 @@ def models(teacher: TransformerConfig, proxy: TransformerConfig) -> tuple[Ensemb
     """Random weights, and a random direction of the proxy."""
     mesh = make_mesh()
     large, small = make_model(teacher), make_model(proxy)
-    stacked, along = ({path: x[None] for path, x in half(small.init(seed)).items()} for seed in (1, 2))
+    stacked = {path: x[None] for path, x in cast(small.init(1), 'bfloat16').items()}
+    along = {path: g[None, None] for path, g in cast(small.init(2), 'bfloat16').items()}
     group = Group(small, proxy_layout(mesh, proxy.sizes, 1), 1, directions=1)
     ensemble = Ensemble(large, teacher_layout(mesh, teacher.sizes), (group,))
-    return ensemble, Weights(half(large.init(0)), (stacked,), ({path: g[:, None] for path, g in along.items()},))
-
-
-def half(params: Params) -> Params:
-    """As checkpoints are loaded in bfloat16: scales of norms stay float32."""
-    return {path: x if path.endswith('.scale') else x.astype(jnp.bfloat16) for path, x in params.items()}
+    return ensemble, Weights(cast(large.init(0), 'bfloat16'), (stacked,), (along,))
 
 
 def matrix_rate(size: int) -> float:
