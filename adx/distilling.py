@@ -96,11 +96,20 @@ def _estimate(lab: Lab, families: Sequence[Family], logs: Mapping[str, Log]) -> 
         ahead, known = list[int](), logs[family.student.name].known
         for seed, attack in itertools.product(lab.study.seeds, lab.study.attacks):
             group = _Group(lab, family, attack, Attackers(lab.study, lab.path, seed))
-            names = [*lab.study.arms, *([OWN] if attack.transforms else [])]
+            names = [name for name in sources(lab.study, attack) if name != OWN or attack.transforms]
             ahead += [n for name in names if not group.is_done(name, known) for n in group.steps_ahead()]
         students, steps = students + len(ahead), steps + sum(ahead)
         seconds += family.classroom.seconds_per_step() * sum(ahead) if ahead else 0.0
     return Estimate(students, steps, seconds)
+
+
+def sources(study: Study, attack: Attack) -> list[str]:
+    """What students of an attack learn from: a ladder is climbed on defended traces, and the clean student of its first
+    rung is what they are to reach.
+    """
+    if attack.name in study.ladder[1:]:
+        return [arm for arm in study.arms if arm != study.clean]
+    return [*study.arms, OWN]
 
 
 def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
@@ -192,8 +201,7 @@ class _Group:
 
     def run(self, prepare: Prepare, log: Log) -> None:
         """Trains what is missing. The outcomes of an arm are noted all at once: it is done or it is not."""
-        names = [*self.study.arms, OWN]
-        missing = [name for name in names if not self.is_done(name, log.known)]
+        missing = [name for name in sources(self.study, self.attack) if not self.is_done(name, log.known)]
         at_once = max(1, teaching.stack_size() // (len(self.study.settings) if self.first else 1))
         for start in range(0, len(missing), at_once):
             self._run(missing[start : start + at_once], prepare, log)

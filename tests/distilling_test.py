@@ -65,6 +65,12 @@ def test_the_first_seed_has_the_grid_and_the_others_its_choice(finished):
         assert next(o for o in grid if o.setting == one.setting).accuracy == best
 
 
+def test_a_ladder_is_climbed_from_one_clean_student(students):
+    study = dataclasses.replace(make_study(students), ladder=('mixed', 'sft'))
+    found = {attack.name: distilling.sources(study, attack) for attack in study.attacks}
+    assert found == {'sft': ['poe'], 'mixed': ['plain', 'poe', distilling.OWN]}
+
+
 def test_threat_models_say_what_was_had(finished):
     _, _, outcomes = finished
     threats = {(o.attack, o.source): o.threat for o in outcomes}

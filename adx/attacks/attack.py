@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,7 +72,8 @@ class Attack:
       temperature of labels and student; candidates that a label names, for soft labels that are asked for anew instead
       of those recorded; weight of the distance of features; prompts that are answered anew every so many steps.
     longer: factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
-    prompts: how many of the prompts are sent to the teacher, drawn by the seed; 0 for all.
+    prompts: how many of the prompts are sent to the teacher, drawn by the seed; samples: how often each is, the first
+      that were drawn. 0 for all.
     knows: what the attack presumes of the defence, one of KNOWS.
     """
 
@@ -82,6 +84,7 @@ class Attack:
     longer: float = 1.0
     answered: bool = False
     prompts: int = 0
+    samples: int = 0
     knows: str = 'nothing'
 
     @property
@@ -97,6 +100,7 @@ class Attack:
         check_choice('Attack.knows', self.knows, KNOWS)
         check_range('Attack.longer', self.longer, 0.0, open_low=True)
         check_range('Attack.prompts', self.prompts, 0)
+        check_range('Attack.samples', self.samples, 0)
         for name, value in self.arguments:
             if name not in LOSSES[self.loss]:
                 raise ValueError(f'Attack.arguments has {name!r}; loss {self.loss!r} takes {LOSSES[self.loss]}')
@@ -112,7 +116,8 @@ class Attack:
         self.check()
         prompts = self._sent(prompts_of(lessons, resources.prompts), resources)
         resources, sent = dataclasses.replace(resources, prompts=prompts), set(map(_name, prompts))
-        lessons = [lesson for lesson in lessons if lesson.prompt_id in sent]
+        drawn = self.samples or math.inf
+        lessons = [lesson for lesson in lessons if lesson.prompt_id in sent and lesson.request.sample < drawn]
         meter = _Meter(self, lessons, resources)
         held, tally = finished(lessons, self.answered)
         tallies = [tally]

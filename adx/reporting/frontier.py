@@ -172,18 +172,23 @@ def _damages(sheet: Sheet, of: Subject) -> list[Row]:
 
 
 def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
-    """The damage that is left under one attack, by that attack's own three runs."""
+    """The damage that is left under one attack, by that attack's own three runs.
+
+    An attack that hardly teaches from clean traces is nobody's choice: a share of nearly nothing is not looked at.
+    """
     sides = {
         f'clean {attack}': sheet.cells.clean(attack, of.student),
         f'{of.arm} {attack}': sheet.cells.defended(of.arm, attack, of.student),
         f'own {attack}': sheet.own(attack, of.student),
+        'base': sheet.cells.base(of.student),
     }
     if empty := _empty('damage_attacked', of, attack, sides):
         return empty
     joined = join(**sides)
-    clean, defended, own = joined.values()
-    if own.mean() >= clean.mean():
-        return of.row('damage_attacked', attack, n=len(own), status=NO_CREDIT, reason=NO_TEACHER)
+    clean, defended, own, base = joined.values()
+    reason = NO_TEACHER if own.mean() >= clean.mean() else _gain(sheet, clean, base)
+    if reason:
+        return of.row('damage_attacked', attack, n=len(own), status=NO_CREDIT, reason=reason)
     found = statistics.fieller(clean - defended, clean - own, sheet.plan.level)
     return _measured(of, 'damage_attacked', attack, found, joined, p=statistics.paired_p(clean, defended))
 

@@ -5,20 +5,24 @@ Every rung is an attack with more queries (Q), more traces to train on (D) or bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adx.outcomes import Outcome
+from adx.outcomes import Outcome, ThreatModel
 from adx.reporting.cells import Cells
 from adx.reporting.rows import CENSORED, NOT_RUN, Row, Subject, status_of
 
 REACHES = 0.95  # of the clean student's accuracy on the first rung
-COSTS = {'queries': 'cost_multiplier', 'tokens': 'cost_multiplier_tokens', 'steps': 'cost_multiplier_steps'}
+COSTS: dict[str, Callable[[ThreatModel], int]] = {
+    'cost_multiplier': lambda threat: threat.queries * threat.samples,  # answers of the teacher
+    'cost_multiplier_tokens': lambda threat: threat.tokens,
+    'cost_multiplier_steps': lambda threat: threat.steps,
+}
 
 
 def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
-    """Queries, training tokens and optimiser steps in multiples of the clean student's on the first rung.
+    """The teacher's answers, training tokens and optimiser steps, over those of the clean student on the first rung.
 
     value: by the mean accuracy over the seeds that all rungs share; low and high: of single seeds, None where one of
     them never gets there. Censored where no rung does.
@@ -31,13 +35,14 @@ def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
     seeds = sorted(set(clean).intersection(*rungs.values()))
     if lacking or not seeds:
         reason = f'not run: {", ".join(lacking)}' if lacking else 'no seed has all rungs'
-        return [of.row(figure, '', unit='x', status=NOT_RUN, reason=reason) for figure in COSTS.values()]
+        return [of.row(figure, '', unit='x', status=NOT_RUN, reason=reason) for figure in COSTS]
     paid = [clean[seed] for seed in seeds]
-    return [_row(of, cost, paid, [[rung[seed] for seed in seeds] for rung in rungs.values()]) for cost in COSTS]
+    return [_row(of, figure, paid, [[rung[seed] for seed in seeds] for rung in rungs.values()]) for figure in COSTS]
 
 
-def _row(of: Subject, cost: str, clean: Sequence[Outcome], rungs: Sequence[Sequence[Outcome]]) -> Row:
-    multiples = [getattr(rung[0].threat, cost) / getattr(clean[0].threat, cost) for rung in rungs]
+def _row(of: Subject, figure: str, clean: Sequence[Outcome], rungs: Sequence[Sequence[Outcome]]) -> Row:
+    cost = COSTS[figure]
+    multiples = [cost(rung[0].threat) / cost(clean[0].threat) for rung in rungs]
     reached = _cheapest(multiples, [_mean(rung) for rung in rungs], _mean(clean))
     each = [_cheapest(multiples, [rung[i].accuracy for rung in rungs], clean[i].accuracy) for i in range(len(clean))]
     known = [value for value in each if value is not None]
@@ -45,9 +50,9 @@ def _row(of: Subject, cost: str, clean: Sequence[Outcome], rungs: Sequence[Seque
     notes = [f'{never} of {len(each)} seeds never reach it'] if never else []
     if reached is None:
         notes.insert(0, f'more than {max(multiples):g}: no rung reaches {REACHES:.0%} of the clean student')
-        return of.row(COSTS[cost], '', unit='x', n=len(each), status=CENSORED, reason='; '.join(notes))
+        return of.row(figure, '', unit='x', n=len(each), status=CENSORED, reason='; '.join(notes))
     ends = {'value': reached, 'low': min(known, default=None), 'high': None if never else max(known)}
-    return of.row(COSTS[cost], '', **ends, n=len(each), unit='x', status=status_of(len(each)), reason='; '.join(notes))
+    return of.row(figure, '', **ends, n=len(each), unit='x', status=status_of(len(each)), reason='; '.join(notes))
 
 
 def _mean(outcomes: Sequence[Outcome]) -> float:

@@ -61,6 +61,11 @@ class TestPrepare:
         with pytest.raises(ValueError, match='sends 13 prompts and there are 12'):
             Attack('a', prompts=13).prepare(given, resources())
 
+    def test_fewer_samples_are_drawn_of_each_prompt(self):
+        prepared = Attack('a', samples=2).prepare(lessons(4, samples=3), resources())
+        assert sorted({lesson.request.sample for lesson in prepared.lessons}) == [0, 1]
+        assert (len(prepared.lessons), prepared.record.samples) == (8, 2)
+
     def test_answers_to_new_queries_may_be_unfinished_too(self):
         cut = resources(query=lambda *asked: [dataclasses.replace(x, stop='length') for x in query(*asked)])
         found = Attack('a', (AugmentQueries(),)).prepare(lessons(2), cut)

@@ -143,6 +143,18 @@ def test_nobody_gets_credit_where_the_teacher_is_irrelevant():
     assert find(rows(given), 'damage_adaptive').attack == 'sft'
 
 
+def test_an_attack_that_teaches_nothing_from_clean_traces_leaves_no_damage():
+    taught_little = [outcome('clean', BASE + 5, seed, attack='answer_only') for seed in range(8)]
+    taught_little += [outcome('own', BASE, seed, attack='answer_only') for seed in range(8)]
+    taught_little += [outcome('defended', BASE + 5, seed, 'ads', 'answer_only') for seed in range(8)]
+    plan = dataclasses.replace(PLAN, attacks=(*PLAN.attacks, 'answer_only'))
+    found = rows([*outcomes(), *taught_little], plan)
+    row = find(found, 'damage_attacked', attack='answer_only')
+    assert (row.value, row.status) == (None, 'no_credit')
+    assert 'is below 10' in row.reason
+    assert find(found, 'damage_adaptive').attack == 'prefill'
+
+
 def test_no_share_of_a_small_gain_and_no_filled_cell():
     given = regraded('base', 75)
     assert find(rows(given), 'damage').value is None

@@ -1,0 +1,59 @@
+"""The arithmetic testbed: the finalists of the screen against every attack that works there, each run three ways.
+
+Claim:   none yet. The two attacks that recover most are taken to the confirmation.
+Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
+             --stages=prepare,generate,distil,assess,report
+Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes.
+Result:  not run yet.
+
+Left out, and why: paraphrase, reconstruction and query augmentation want a model that follows instructions, which none
+of the testbed's does (canonicalise is the most that a paraphrase can undo); several accounts are one where all are
+served alike; best of k wants several samples a prompt and is part of configs/testbed_ladder.py.
+"""
+
+import dataclasses
+
+from adx.attacks import (
+    AnswerOnly,
+    Attack,
+    Canonicalise,
+    CorrectnessFilter,
+    Deduplicate,
+    MixClean,
+    PerplexityFilter,
+    Prefill,
+    Reweight,
+    ShuffledPrompts,
+)  # fmt: skip
+from adx.experiment import ModelSource
+from adx.study import Student, Study
+from configs import testbed_screen
+
+FINALISTS = ('ads_budget',)  # at most three, by the rule of the screen
+ATTACKS = (
+    Attack('sft'),
+    Attack('longer', longer=4.0),
+    Attack('deduplicate', (Deduplicate(),)),
+    Attack('perplexity_filter', (PerplexityFilter(),)),
+    Attack('correctness_filter', (CorrectnessFilter(),)),
+    Attack('prefill', (Prefill('the question is'),)),
+    Attack('mix_clean', (MixClean(),)),
+    Attack('reweight_aligned', (Reweight('aligned'),)),
+    Attack('reweight_opposed', (Reweight('opposed'),)),
+    Attack('reweight_random', (Reweight('random'),)),
+    Attack('canonicalise', (Canonicalise(),)),
+    Attack('soft', loss='soft', arguments=(('candidates', 16),)),
+    Attack('features', loss='features'),
+    Attack('on_policy', loss='on_policy', arguments=(('candidates', 16),)),
+    Attack('answer_only', (AnswerOnly(),)),
+    Attack('shuffled_prompts', (ShuffledPrompts(),)),
+)
+
+
+def study() -> Study:
+    screen = testbed_screen.study()
+    arms = tuple(arm for arm in screen.experiment.arms if arm.name in ('plain', *FINALISTS))
+    return dataclasses.replace(
+        screen, experiment=dataclasses.replace(screen.experiment, arms=arms), students=screen.students[:1],
+        attacks=ATTACKS, own=Student('own', ModelSource('testbed-student-wide')), controls=(), temperatures=(),
+    )  # fmt: skip
