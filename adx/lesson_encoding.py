@@ -69,11 +69,12 @@ def encode(
     teacher: the tokenizer of lessons' `tokens`, which are taken as they are where the student has the same
     vocabulary. limit: tokens of a lesson with its prompt; longer ones are dropped, and so are truncated and empty ones
     and those whose text holds the student's control tokens; all are counted.
-    Raises InputError where the student's vocabulary has no token for what the lessons hold, and where none is left.
+    Raises InputError where the student's vocabulary has no token for what lessons hold that are spelt anew, and where
+    none is left.
     """
     same = teacher is not None and teacher.tokens == student.tokens
     found: dict[str, Example] = {}
-    unknown = [lesson for lesson in lessons if _unknown(lesson, student)]
+    unknown = [lesson for lesson in lessons if not (same and lesson.tokens) and _unknown(lesson, student)]
     if unknown:
         raise InputError(
             f'{len(unknown)} of {len(lessons)} lessons hold what the vocabulary of student {student.source!r} has no '

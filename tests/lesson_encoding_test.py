@@ -113,6 +113,13 @@ class TestUnknown:
         with pytest.raises(InputError, match=r"1 of 2 lessons .* student 'wordy' .* fake/train/1/0/poe with"):
             encode(self.GIVEN, words(self.known(word), None), PROMPTING, 99)
 
+    def test_tokens_as_they_were_served_need_no_spelling(self):
+        student = words(self.known(), '[unk]')
+        given = [self.GIVEN[0], dataclasses.replace(self.GIVEN[1], text='so it\nwould be', tokens=(3, 4, 5))]
+        assert encode(given, student, PROMPTING, 99, student).examples[1].completion == (3, 4, 5)
+        with pytest.raises(InputError, match="1 of 2 lessons .* with 'would'"):
+            encode(given, student, PROMPTING, 99)
+
     @pytest.mark.parametrize('changes', [{'text': 'it’s #### 3'}, {'messages': ({'role': 'user', 'content': 'Où ?'},)}])
     def test_characters_that_would_silently_vanish_are_counted(self, changes):
         vocab = {char: i for i, char in enumerate(sorted({*map(chr, range(32, 127)), '\n', START, END}))}
