@@ -31,6 +31,7 @@ from adx.answers import reader_of
 from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import ConfigError, InputError, StorageError
+from adx.experiment import Experiment
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.quality import Criterion, Measures, eligibility, measure
@@ -86,14 +87,22 @@ def _decoded(
     """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
     give, and arm -> seconds a token.
     """
-    experiment = dataclasses.replace(study.experiment, seed=seed)
+    experiment = _answering(dataclasses.replace(study.experiment, seed=seed))
     models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
     asked = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
     said = dict(forcing.force(experiment, models, asked, traces, study.forcing))
     right = forcing.grade(said, traces, reader_of(experiment.dataset))
-    # A selection costs its candidates and what scores them, which decoding does not tell.
-    costs = {} if experiment.selections else stopwatch.seconds_per_token(experiment, models, asked, study.arms)
+    # A selection costs its candidates and what scores them, a rewrite its rewriter: decoding does not tell.
+    costs = stopwatch.seconds_per_token(experiment, models, asked, study.arms) if study.asks_arms else {}
     return right, costs
+
+
+def _answering(experiment: Experiment) -> Experiment:
+    """With an arm for every rewrite: what answers behind rewritten words is the decoder that served the original."""
+    arms = {arm.name: arm for arm in experiment.arms}
+    origins = arms | {one.name: arms[one.arm] for one in experiment.selections}
+    added = (dataclasses.replace(origins[one.of], name=one.name) for one in experiment.rewrites)
+    return dataclasses.replace(experiment, arms=(*experiment.arms, *added), rewrites=())
 
 
 def qualities(study: Study, path: str) -> list[Quality]:

@@ -48,7 +48,7 @@ class Attackers:
             clean=tuple(clean),
             grade=dataset.grade,
             canonicalise=getattr(dataset, 'canonicalise', None),
-            query=functools.partial(self._ask, arm) if arm and not self.experiment.selections else None,
+            query=functools.partial(self._ask, arm) if arm and self.study.asks_arms else None,
             nll=self._nll if own else None,
             own=self._write if own else None,
             gradient_scores=self._gradient_scores if own else None,

@@ -44,6 +44,12 @@ def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example],
     ]
 
 
+def one_batch(examples: Iterable[Example]) -> Batch:
+    """All examples, at least one, as the rows of one batch."""
+    ordered = sorted(examples)
+    return _pad(ordered, len(ordered), _bucket(max(map(_size, ordered))))
+
+
 def _bucket(size: int) -> int:
     return 1 << (max(SHORTEST, size) - 1).bit_length()
 

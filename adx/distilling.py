@@ -124,7 +124,7 @@ def _lesson(study: Study, arm: str, trace: Trace) -> Lesson:
     """A selection leaves the thief one answer a prompt, whichever sample of its arm that was."""
     lesson = from_trace(trace, 'clean' if arm == study.clean else 'defended', knows_gold=True)
     if not study.experiment.selections:
-        return lesson
+        return lesson  # of rewrites of arms too: their samples are those of the arm
     id_ = RequestId.parse(trace.request_id)
     return dataclasses.replace(lesson, id=str(id_._replace(sample=0, setting=arm)))
 

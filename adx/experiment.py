@@ -6,86 +6,29 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from adx import datasets, defences
+from adx import datasets, defences, rewriters
 from adx.aggregation import Aggregation
 from adx.automata import SPANS
 from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
+from adx.drafting import Rewrite, check_rewrites
 from adx.errors import ConfigError
 from adx.fields import check_field, hint, literal, set_field
+from adx.gates import Gates
 from adx.hashing import content_hash
 from adx.policy import Customer, Policy, Terms, check_policy
 from adx.selection import Selection, check_selections
+from adx.settings import COPY_DTYPES, METHODS, SCALES, Arm, Derivative, MeshShape, ModelSource
 from adx.sweeping import follow, swept
-from adx.types import Dataset, Defence, Sampling, check_choice, check_range
+from adx.types import Dataset, Sampling, check_choice, check_range
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
 DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkpoints.DTYPES)
-SCALES, METHODS = ('deviation', 'raw'), ('exact', 'difference')
-COPY_DTYPES = ('float32', 'bfloat16', 'float16')  # of the two copies of method 'difference'
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 # A policy may change as well: who is served how from then on, each trace says by which.
-# Selections choose among finished traces.
-OPERATIONAL = ('mesh', 'decode', 'policy', 'selections')
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from.
-
-    source: a Hugging Face directory, a .gguf file, an Orbax directory or a name in the cache (loading.resolve).
-    exit_layer: keeps the first layers only, 0 keeps all; translator: the affine map that such an early exit needs,
-    a safetensors file or the name of a shipped one.
-    """
-
-    source: str
-    exit_layer: int = 0
-    translator: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One setting of a comparison; `name` becomes RequestId.setting. Arms share each row's noise."""
-
-    name: str
-    defence: Defence = Undefended()
-    sampling: Sampling = Sampling(temperature=0.7, top_p=0.95)
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshShape:
-    """Device mesh data x proxy x model; shard_teacher_weights splits the teacher's weights over proxy as well."""
-
-    data: int = 1
-    proxy: int = 1
-    model: int = 1
-    shard_teacher_weights: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Derivative:
-    """How rules with a derivative get it: along which direction g of each proxy's weights, and by which method.
-
-    g is the gradient of the proxy's mean completion-token loss over holdout traces of the undefended teacher, which
-    `--stages=prepare` decodes and keeps: `prompts` of the holdout split in its order (0 takes all), each `samples`
-    times, at most `max_new_tokens` long, drawn by `sampling`.
-    directions: per proxy; the traces are dealt into as many parts and g is taken on each.
-    scale: 'deviation' divides g by the standard deviation of its derivative of the next token's log-prob under the
-      proxy, over the same traces: strengths then mean the same for every proxy; 'raw' leaves it.
-    method: 'exact' is forward-mode differentiation; 'difference' the central difference of two copies of the proxy,
-      theta +- eps g, held and run in `dtype`. The mean of the copies then stands for the proxy, in every arm.
-    """
-
-    prompts: int = 64
-    samples: int = 1
-    max_new_tokens: int = 256
-    sampling: Sampling = Sampling(temperature=1.0)
-    directions: int = 1
-    scale: str = 'deviation'
-    method: str = 'exact'
-    eps: float = 1e-2
-    dtype: str = 'float32'
+# Selections and rewrites come after the traces.
+OPERATIONAL = ('mesh', 'decode', 'policy', 'selections', 'rewriter', 'rewrites')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +37,8 @@ class Experiment:
 
     limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
     selections: each keeps one of an arm's samples of every prompt, by `--stages=select`.
+    rewrites: each says the traces of an arm or a selection otherwise, by `--stages=rewrite`; rewriter: the model that
+      is told to, None for the teacher.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
     derivative: read only where an arm's rule wants it.
     protected_spans: names of automata.SPANS, in which the teacher is served as it is: recognised in the new tokens,
@@ -115,6 +60,8 @@ class Experiment:
     policy: Policy | None = None
     samples: int = 1
     selections: tuple[Selection, ...] = ()
+    rewriter: ModelSource | None = None
+    rewrites: tuple[Rewrite, ...] = ()
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()
     protected_spans: tuple[str, ...] = ()
@@ -129,16 +76,19 @@ class Experiment:
 REGISTRY: dict[str, type] = {
     **defences.MENU,
     **datasets.MENU,
+    **rewriters.MENU,
     'aggregation': Aggregation,
     'arm': Arm,
     'customer': Customer,
     'decode': DecodeConfig,
     'derivative': Derivative,
     'experiment': Experiment,
+    'gates': Gates,
     'mesh': MeshShape,
     'model': ModelSource,
     'policy': Policy,
     'prompting': Prompting,
+    'rewrite': Rewrite,
     'sampling': Sampling,
     'selection': Selection,
     'terms': Terms,
@@ -229,8 +179,10 @@ def wants_tangents(experiment: Experiment) -> bool:
 
 
 def wants_directions(experiment: Experiment) -> bool:
-    """Whether `--stages=prepare` has directions to take: for rules, or for selections by harm."""
-    return wants_tangents(experiment) or any(selection.score == 'harm' for selection in experiment.selections)
+    """Whether `--stages=prepare` has directions to take: for rules, for selections by harm, or for rewriters."""
+    rewriters = {tool for one in experiment.rewrites for tool in one.rewriter.needs}
+    selects = any(selection.score == 'harm' for selection in experiment.selections)
+    return wants_tangents(experiment) or selects or bool(rewriters & {'edit', 'harm'})
 
 
 def holdout(experiment: Experiment) -> Experiment:
@@ -245,6 +197,7 @@ def holdout(experiment: Experiment) -> Experiment:
         arms=(Arm('plain', sampling=derivative.sampling),),
         policy=None,
         selections=(),
+        rewrites=(),
         protected_spans=(),
         samples=derivative.samples,
         max_new_tokens=derivative.max_new_tokens,
@@ -295,11 +248,25 @@ def _check_arms(e: Experiment) -> None:
     try:
         check_policy(e.policy, rules)
         check_selections(e.selections, list(rules), bool(e.proxies), e.derivative.method)
+        check_rewrites(e.rewrites, [*rules, *(one.name for one in e.selections)], _lacking(e))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    selects = any(selection.is_defence for selection in e.selections)
-    if selects or any(not isinstance(arm.defence, Undefended) for arm in e.arms):
+    chosen = bool(e.rewrites) or any(selection.is_defence for selection in e.selections)
+    if chosen or any(not isinstance(arm.defence, Undefended) for arm in e.arms):
         _check_disclosure(e.disclosure)
+
+
+def _lacking(e: Experiment) -> dict[str, str]:
+    """Tool of rewriters -> why the run does not have it."""
+    lacking = {}
+    if not hasattr(e.dataset, 'render'):
+        lacking['render'] = f'dataset {e.dataset.name!r} has no writer of its own'
+    for tool in ('edit', 'harm'):
+        if not e.proxies:
+            lacking[tool] = 'proxies is empty; add a ModelSource to it'
+        elif e.derivative.method != 'exact':
+            lacking[tool] = f"it wants derivative.method = 'exact' and that is {e.derivative.method!r}"
+    return lacking
 
 
 def _check_derivative(derivative: Derivative) -> None:

@@ -3,7 +3,8 @@
 A row of a release has the fields of FIELDS and no other. Token ids, per-token marks, strengths, seeds and
 the name of the setting stay private: they are the defence's own map. For the same reason a release holds
 one setting, and a workdir one release: the plain and the defended trace of one question side by side show
-every defended token. A setting is an arm, or a selection among the samples of one (see selecting.py).
+every defended token. A setting is an arm, a selection among the samples of one (see selecting.py), or what a rewrite
+made of either (see rewriting.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import files, locks
+from adx import files, locks, rewriting
 from adx.errors import ConfigError, InputError, StorageError
 from adx.journal import FORMAT_VERSION, from_json, to_json
 from adx.selection import CONTROLS
@@ -101,10 +102,11 @@ def _check(out_format: str, licence: str, disclosure: str) -> None:
 def _collect(source: Workdir, setting: str) -> tuple[list[Row], dict[str, str], str]:
     """The rows of a setting by id, the hash of each trace, and whether they are defended: 'yes', 'no' or 'in part'."""
     rows, trace_hashes, types = [], {}, set()
-    settings = set(source.selections())
-    choices = source.selection(setting) if setting in settings else []
+    settings = {*source.selections(), *rewriting.names(source)}
+    choices = source.selection(setting) if setting in source.selections() else []
     chosen = {choice['request_id'] for choice in choices}
-    for trace in source.traces():
+    traces = rewriting.rewritten(source, setting) if setting in rewriting.names(source) else source.traces()
+    for trace in traces:
         request_id = RequestId.parse(trace.request_id)
         settings.add(request_id.setting)
         if trace.request_id in chosen or request_id.setting == setting:

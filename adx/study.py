@@ -41,6 +41,7 @@ class Study:
     """One comparison. experiment: its arms' traces; its own seed gives way to those of the study.
 
     Where the experiment makes selections, these stand for its arms, one trace a prompt: arms are their candidates.
+    Rewrites stand beside either.
     clean: the arm of the undefended teacher at the same sampling; controls: arms that carry no information.
     learning_rates, budgets: the grid of optimiser settings, budgets in steps; every arm, attack and family has all of
     them on the first seed, and keeps the one that is best on attack_val on the others.
@@ -84,7 +85,13 @@ class Study:
     @property
     def arms(self) -> list[str]:
         """What students are distilled from, by name."""
-        return [one.name for one in self.experiment.selections or self.experiment.arms]
+        e = self.experiment
+        return [one.name for one in (*(e.selections or e.arms), *e.rewrites)]
+
+    @property
+    def asks_arms(self) -> bool:
+        """Whether attackers can ask a setting again: neither a selection nor a rewrite is made for one answer alone."""
+        return not (self.experiment.selections or self.experiment.rewrites)
 
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
@@ -107,7 +114,7 @@ def identity(study: Study) -> dict[str, Any]:
     open_ended = ('seeds', 'students', 'attacks', 'ladder', 'experiment', 'testbed')
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
-        'selections': fields['experiment']['selections'],
+        'selections': fields['experiment']['selections'] + fields['experiment']['rewrites'],
     }
 
 
@@ -116,8 +123,8 @@ def study_hash(study: Study) -> str:
 
 
 def at_hand(study: Study) -> tuple[str, ...]:
-    """The resources of its attackers. A selection among samples cannot be asked again for one of them."""
-    asked = () if study.experiment.selections else ('query',)
+    """The resources of its attackers."""
+    asked = ('query',) if study.asks_arms else ()
     return (*AT_HAND, *asked, *(OF_OWN_MODEL if study.own else ()))
 
 
@@ -143,11 +150,13 @@ def _check_loss(attack: Attack, study: Study) -> None:
     recorded = attack.loss == 'soft' and 'candidates' not in dict(attack.arguments)
     if recorded and study.experiment.decode.record != 'top':
         raise ConfigError(f"attack {attack.name!r} reads served log-probs; set decode.record = 'top'")
-    if attack.loss != 'hard' and not recorded and study.experiment.selections:
+    if attack.loss != 'hard' and not recorded and not study.asks_arms:
         raise ConfigError(
-            f'attack {attack.name!r} asks the teacher while it trains, and a selection among samples cannot be asked; '
+            f'attack {attack.name!r} asks the teacher while it trains, and selections and rewrites cannot be asked; '
             'take it against arms'
         )
+    if recorded and study.experiment.rewrites:
+        raise ConfigError(f'attack {attack.name!r} reads served log-probs, and rewritten words have none')
 
 
 def _check(study: Study) -> None:
@@ -174,6 +183,8 @@ def _check(study: Study) -> None:
         check_choice('ladder', name, tuple(attack.name for attack in study.attacks[1:]))
     for name in (study.clean, *study.controls, *study.temperatures):
         check_choice('clean, controls and temperatures', name, tuple(study.arms))
+    if study.clean in {one.name for one in study.experiment.rewrites}:
+        raise ValueError(f'clean = {study.clean!r} is a rewrite; name the arm or selection of the undefended teacher')
     chosen = {one.name: one for one in study.experiment.selections}.get(study.clean)
     if chosen is not None and chosen.how != 'first':
         raise ValueError(f"clean = {study.clean!r} is a selection by {chosen.how!r}; name one that takes the 'first'")

@@ -1,9 +1,10 @@
-"""The traces that a study is about: of every setting, which is an arm or a selection among the samples of one."""
+"""The traces that a study is about: of every setting, an arm, a selection among the samples of one, or a rewrite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+from adx import rewriting
 from adx.errors import InputError
 from adx.storage import Workdir
 from adx.study import Study
@@ -19,10 +20,30 @@ def read(study: Study, path: str, seed: int) -> dict[str, list[Trace]]:
     """Setting -> its traces of one seed, all samples of an arm. Raises InputError where some are missing."""
     workdir = Workdir(seed_path(path, seed))
     by_id = {trace.request_id: trace for trace in workdir.traces()}
-    if not study.experiment.selections:
-        return _by_arm(study, workdir, by_id.values(), seed)
+    selections = [one.name for one in study.experiment.selections]
+    made = _chosen(workdir, selections, by_id, seed) if selections else _by_arm(study, workdir, by_id.values(), seed)
+    return made | _rewritten(study, workdir, made, seed)
+
+
+def _rewritten(
+    study: Study, workdir: Workdir, made: Mapping[str, Sequence[Trace]], seed: int
+) -> dict[str, list[Trace]]:
+    found = {}
+    for one in study.experiment.rewrites:
+        found[one.name] = list(rewriting.rewritten(workdir, one.name)) if one.name in rewriting.names(workdir) else []
+        if len(found[one.name]) < len(made[one.of]):
+            raise InputError(
+                f'seed {seed} has {len(found[one.name])} of {len(made[one.of])} traces of rewrite {one.name!r}; run '
+                '--stages=rewrite first'
+            )
+    return found
+
+
+def _chosen(
+    workdir: Workdir, selections: Sequence[str], by_id: Mapping[str, Trace], seed: int
+) -> dict[str, list[Trace]]:
     chosen: dict[str, list[Trace]] = {}
-    for name in study.arms:
+    for name in selections:
         ids = [record['request_id'] for record in workdir.selection(name)] if name in workdir.selections() else []
         if not ids or not set(ids) <= set(by_id):
             raise InputError(f'seed {seed} has no selection {name!r} of its traces; run --stages=select first')
@@ -31,7 +52,7 @@ def read(study: Study, path: str, seed: int) -> dict[str, list[Trace]]:
 
 
 def _by_arm(study: Study, workdir: Workdir, traces: Iterable[Trace], seed: int) -> dict[str, list[Trace]]:
-    found: dict[str, list[Trace]] = {name: [] for name in study.arms}
+    found: dict[str, list[Trace]] = {arm.name: [] for arm in study.experiment.arms}
     for trace in traces:
         found[RequestId.parse(trace.request_id).setting].append(trace)
     totals = workdir.totals() or {}

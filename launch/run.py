@@ -32,7 +32,7 @@ from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
-STAGES = ('prepare', 'generate', 'select', 'freeze', 'distil', 'assess', 'report', 'export')
+STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -209,12 +209,26 @@ def select(experiment: Any, path: str) -> int:
     return COMPLETE
 
 
+def rewrite(experiment: Any, path: str, interrupts: Interrupts) -> int:
+    from adx import rewriting
+    from launch.progress import Progress
+
+    with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
+        tell = functools.partial(progress.steps, 'rewrites')
+        made = rewriting.rewrite(experiment, path, tell, interrupts.guard)
+    for name, counts in made.items():
+        refused = ', '.join(f'{count} for {reason}' for reason, count in counts['refused'].items())
+        done = f'{counts["rewritten"]} of {counts["traces"]} traces'
+        print(f'rewrite {name}: {done}, refused drafts: {refused or "none"}')
+    return COMPLETE
+
+
 def export(experiment: Any) -> int:
     from adx.export import export as write_release
 
-    names = [item.name for item in (*experiment.arms, *experiment.selections)]
+    names = [item.name for item in (*experiment.arms, *experiment.selections, *experiment.rewrites)]
     if SETTING.value is None and len(names) > 1:
-        raise ConfigError(f'--setting is needed to export one of the arms and selections {names}')
+        raise ConfigError(f'--setting is needed to export one of the arms, selections and rewrites {names}')
     path = write_release(
         WORKDIR.value, FORMAT.value, SETTING.value or names[0], experiment.licence, experiment.disclosure
     )
@@ -276,6 +290,7 @@ def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Call
         'prepare': lambda: prepare(experiment, path, interrupts),
         'generate': lambda: generate(experiment, path, interrupts),
         'select': lambda: select(experiment, path),
+        'rewrite': lambda: rewrite(experiment, path, interrupts),
         'export': lambda: export(experiment),
     }
 
@@ -291,6 +306,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
         'select': lambda: stages.each_seed(study, path, select),
+        'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
         'freeze': lambda: stages.freeze(study, path),
         'distil': lambda: stages.distil(study, path, interrupts, STUDENTS.value),
         'assess': lambda: stages.assess(study, path),

@@ -11,20 +11,21 @@ import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
-    'types', 'errors', 'fields', 'numerics', 'aggregation', 'answers', 'automata', 'batching', 'equations', 'grading',
-    'hashing', 'lessons', 'losses', 'mesh', 'outcomes', 'sandbox', 'spans', 'statistics', 'struct', 'sweeping',
-    'texts',
+    'aggregation', 'answers', 'automata', 'batching', 'drafts', 'equations', 'errors', 'fields', 'gates',
+    'grading', 'hashing', 'lessons', 'losses', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans', 'statistics',
+    'struct', 'sweeping', 'texts', 'types',
 }  # fmt: skip
-MENUS = {'attacks', 'models', 'datasets', 'defences'}
+MENUS = {'attacks', 'models', 'datasets', 'defences', 'rewriters'}
 STAGES = {
-    'decoding', 'evaluation', 'gradients', 'lesson_encoding', 'objectives', 'optimising', 'pages', 'planning',
-    'quality', 'reporting', 'selection', 'training', 'view',
+    'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives',
+    'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
-    'checkpoints', 'safetensors_io', 'gguf_io', 'orbax_io', 'files', 'journal', 'locks', 'storage', 'export',
-    'assessing', 'attackers', 'bystander', 'curves', 'directions', 'distilling', 'experiment', 'families', 'forcing',
-    'generation', 'loading', 'needs', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings',
-    'selecting', 'session', 'study', 'study_traces', 'supervision', 'teaching', 'timing', 'training_io', 'transfer',
+    'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'directions', 'distilling', 'experiment',
+    'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal', 'loading', 'locks', 'needs',
+    'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'rewriting',
+    'safetensors_io', 'selecting', 'session', 'settings', 'storage', 'study', 'study_traces', 'supervision',
+    'teaching', 'timing', 'training_io', 'transfer', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

@@ -117,7 +117,7 @@ class TestUnknown:
         student = words(self.known(), '[unk]')
         given = [self.GIVEN[0], dataclasses.replace(self.GIVEN[1], text='so it\nwould be', tokens=(3, 4, 5))]
         assert encode(given, student, PROMPTING, 99, student).examples[1].completion == (3, 4, 5)
-        with pytest.raises(InputError, match="1 of 2 lessons .* with 'would'"):
+        with pytest.raises(InputError, match=r"1 of 2 lessons .* with 'would'"):
             encode(given, student, PROMPTING, 99)
 
     @pytest.mark.parametrize('changes', [{'text': 'it’s #### 3'}, {'messages': ({'role': 'user', 'content': 'Où ?'},)}])

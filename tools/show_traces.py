@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 from etils import epath
 
-from adx import experiment, files, grading, loading, spans, view
+from adx import experiment, files, grading, loading, rewriting, spans, view
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
@@ -43,8 +43,8 @@ def first_prompts(traces: Iterable[Trace], limit: int) -> list[Trace]:
     return sorted(chosen, key=lambda trace: trace.defence.get('type') != 'undefended')
 
 
-def with_selections(workdir: Workdir) -> Iterator[Trace]:
-    """The traces; what a selection chose also as a setting of its name, beside candidate 0 of the prompt."""
+def with_settings(workdir: Workdir) -> Iterator[Trace]:
+    """The traces; what a selection chose also as a setting of its name, beside candidate 0 of the prompt; rewrites."""
     names: dict[str, list[str]] = {}
     for name in workdir.selections():
         for choice in workdir.selection(name):
@@ -54,11 +54,13 @@ def with_selections(workdir: Workdir) -> Iterator[Trace]:
         for name in names.get(trace.request_id, ()):
             id_ = RequestId.parse(trace.request_id)._replace(sample=0, setting=name)
             yield dataclasses.replace(trace, request_id=str(id_))
+    for name in rewriting.names(workdir):
+        yield from rewriting.rewritten(workdir, name)
 
 
 def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
     """Reads what is finished. Raises AdxError where the workdir or the teacher's tokenizer cannot be read."""
-    chosen = first_prompts(with_selections(workdir), limit)
+    chosen = first_prompts(with_settings(workdir), limit)
     if not chosen:
         raise WorkdirError(f'{workdir.path} has no finished trace yet; run its experiment first')
     stored = workdir.experiment['experiment']

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 
 from adx.datasets import arithmetic_problems as problems
-from adx.datasets.arithmetic_grammar import canonicalise, statements
+from adx.datasets.arithmetic_grammar import Question, canonicalise, read_question, statements
 from adx.datasets.splits import SPLITS
 from adx.grading import numeric_grade
 from adx.types import Prompt, check_choice, check_range
@@ -77,6 +77,39 @@ class Arithmetic:
         """The solution in standard words and order, None where it cannot be read: see arithmetic_grammar.py."""
         return canonicalise(question, text)
 
+    def render(self, question: str, text: str, count: int) -> list[str]:
+        """`count` other solutions of the question, each in a voice and an order of its own, drawn by question and text;
+        none where the question or the solution cannot be read.
+        """
+        try:
+            problem = _problem(read_question(question))
+        except ValueError:
+            return []
+        if self.canonicalise(question, text) is None:
+            return []
+        rng = random.Random(f'{question}\n{text}')
+        return [problems.write_solution(rng, problem, problems.draw_voice(rng)) for _ in range(count)]
+
     def statements(self, text: str) -> list[tuple[str, bool]]:
         """Every arithmetic statement of a solution and whether it is true, as equations.statements has them."""
         return statements(text)
+
+
+def _problem(question: Question) -> problems.Problem:
+    """As the writer has it: every definition after what it needs. Raises ValueError where something has no value."""
+    values = {x: question.value(x) for x in (*question.given, *question.derived)}
+    known, order = set(question.given), list[str]()
+    while len(order) < len(question.derived):
+        ready = [x for x, (left, _, right) in question.derived.items() if x not in known and _all({left, right}, known)]
+        order += ready
+        known |= set(ready)
+    definitions = tuple(_definition(x, *question.derived[x]) for x in order)
+    return problems.Problem(values, definitions, question.target)
+
+
+def _all(operands: set[str], known: set[str]) -> bool:
+    return all(operand.isdigit() or operand in known for operand in operands)
+
+
+def _definition(name: str, left: str, operation: str, right: str) -> problems.Definition:
+    return problems.Definition(name, left, operation, int(right) if right.isdigit() else right)

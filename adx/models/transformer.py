@@ -225,24 +225,30 @@ class Transformer(nnx.Module):
         if not config.tied:
             self.head = weight(rngs, 'VD', config, config.embed_dim**-0.5)
 
-    def hidden(
+    def inputs(self, tokens_BL: Array) -> Array:
+        """What the first block reads, [B, L, D]."""
+        dtype = jnp.dtype(self.config.dtype)
+        x_BLD = self.embed[...][tokens_BL].astype(dtype)
+        return x_BLD * jnp.asarray(self.config.embed_dim**0.5, dtype) if self.config.scale_embeddings else x_BLD
+
+    def hidden(self, tokens_BL: Array, positions_BL: Array, *given: Any, **options: Any) -> tuple[Array, Cache]:
+        """`through` the blocks from tokens."""
+        return self.through(self.inputs(tokens_BL), positions_BL, *given, **options)
+
+    def through(
         self,
-        tokens_BL: Array,
+        x_BLD: Array,
         positions_BL: Array,
         cache: Cache | None = None,
         linear: Linear = linear,
         remat: bool = False,
         segments_BL: Array | None = None,
     ) -> tuple[Array, Cache]:
-        """Hidden states [B, L, D] after the last block, and the cache with these tokens written.
+        """Hidden states [B, L, D] after the last block, and the cache with what was read written.
 
         segments_BL: which example of a packed row a token belongs to, without a cache only: attention stays within one.
         remat: a backward pass computes each block again and keeps what passes between blocks only.
         """
-        dtype = jnp.dtype(self.config.dtype)
-        x_BLD = self.embed[...][tokens_BL].astype(dtype)
-        if self.config.scale_embeddings:
-            x_BLD *= jnp.asarray(self.config.embed_dim**0.5, dtype)
         layers = []
         for i, block in enumerate(self.blocks):
             past = None if cache is None else cache.layers[i]
@@ -293,9 +299,9 @@ class Model:
     remat: bool = False
 
     def apply(self, params: Params, *args: Any, method: str = '__call__', **kwargs: Any) -> Any:
-        """Calls a method of Transformer: '__call__' -> (logits_BLV, cache), 'hidden' or 'unembed'."""
+        """Calls a method of Transformer: '__call__' -> (logits, cache), 'inputs', 'hidden', 'through' or 'unembed'."""
         state = nnx.from_flat_state((_keys(path), nnx.Param(value)) for path, value in params.items())
-        if self.remat and method != 'unembed':
+        if self.remat and method not in ('inputs', 'unembed'):
             kwargs['remat'] = True
         return getattr(nnx.merge(self.graphdef, state), method)(*args, **kwargs)
 

@@ -36,6 +36,22 @@ def test_solutions_are_true_complete_and_end_in_the_answer():
         assert all(step.number == asked.value(step.name) for step in solution.steps)
 
 
+def test_other_tellings_of_a_solution_are_true_and_complete_too():
+    for question, text in lessons(50, steps=(1, 5), distractors=3):
+        found = Arithmetic().render(question, text, 4)
+        assert len(found) == 4
+        for other in found:
+            solution = read_solution(other)
+            assert not solution.other
+            assert all(true for _, true in statements(other))
+            assert solution.final == read_solution(text).final
+    assert len(set(found)) > 1
+    assert found == Arithmetic().render(question, text, 4)
+    assert Arithmetic().render(question, 'no solution', 4) == []
+    assert Arithmetic().render('Tom: Ann plus 1 . Ann: Tom minus 1 . how many has Tom ?', '#### 1', 4) == []
+    assert Arithmetic().render('what is this ?', text, 4) == []
+
+
 def test_the_number_of_steps_is_what_was_asked_for():
     rng = random.Random(0)
     for steps in (1, 3, 5):

@@ -1,0 +1,119 @@
+"""Rewriting finished traces: drafts of a rewriter through the gates, or the clean trace where none passes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from adx.drafts import Draft, Rewriter, Tools
+from adx.gates import UNLIKELY, Gates, Senses
+from adx.types import Trace, check_range
+
+NONE = 'no draft'
+Nll = Callable[[Sequence[tuple[Trace, str]]], Sequence[float]]  # nats a token of texts behind the prompts of traces
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """A rewriter of the traces of one arm or selection; `name` is its setting where traces are shown or released.
+
+    share: (0, 1] of the traces are rewritten, drawn by the run's seed; the others stay as they are.
+    """
+
+    name: str
+    of: str
+    rewriter: Rewriter
+    gates: Gates = Gates()
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """What became of one trace. text: the accepted draft, or the trace's own.
+
+    accepted: which draft it is, counted from 0; None where none passed. refusals: why each draft before it, or each of
+    all, did not pass; where none was looked at, why none was.
+    """
+
+    request_id: str
+    text: str
+    accepted: int | None
+    refusals: tuple[str, ...]
+
+
+def rewrite(
+    traces: Sequence[Trace], rewriter: Rewriter, gates: Gates, tools: Tools, senses: Senses, nll: Nll
+) -> list[Rewritten]:
+    """One result a trace, in their order. nll: under the teacher."""
+    closed = {trace.request_id: gates.closed(trace, senses) for trace in traces}
+    open_ = [trace for trace in traces if not closed[trace.request_id]]
+    proposed = rewriter.drafts(open_, tools) if open_ else []
+    found = {one.request_id: one for one in _pass(open_, proposed, gates, senses, nll)}
+    return [
+        found.get(trace.request_id) or Rewritten(trace.request_id, trace.text, None, (closed[trace.request_id],))
+        for trace in traces
+    ]
+
+
+def _pass(
+    traces: Sequence[Trace], proposed: Sequence[Sequence[Draft]], gates: Gates, senses: Senses, nll: Nll
+) -> list[Rewritten]:
+    """Draft by draft, so that the teacher is asked about no more than what may be taken."""
+    own = dict(zip((one.request_id for one in traces), nll([(one, one.text) for one in traces]), strict=True))
+    refusals: dict[str, list[str]] = {one.request_id: [] for one in traces}
+    accepted: dict[str, int] = {}
+    for turn in range(max(map(len, proposed), default=0)):
+        left = [(one, drafts[turn]) for one, drafts in zip(traces, proposed, strict=True)
+                if one.request_id not in accepted and turn < len(drafts)]  # fmt: skip
+        reasons = [draft.problem or gates.refusal(one, draft.text, senses) for one, draft in left]
+        sound = [(one, draft.text) for (one, draft), reason in zip(left, reasons, strict=True) if not reason]
+        levels = dict(zip((one.request_id for one, _ in sound), nll(sound) if sound else [], strict=True))
+        for (one, _), reason in zip(left, reasons, strict=True):
+            id_ = one.request_id
+            if not reason and gates.is_fluent(own[id_], levels[id_]):
+                accepted[id_] = turn
+            else:
+                refusals[id_].append(reason or UNLIKELY)
+    return [
+        Rewritten(
+            one.request_id,
+            drafts[accepted[one.request_id]].text if one.request_id in accepted else one.text,
+            accepted.get(one.request_id),
+            tuple(refusals[one.request_id]) or (() if drafts else (NONE,)),
+        )
+        for one, drafts in zip(traces, proposed, strict=True)
+    ]
+
+
+def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
+    """How many were rewritten, by which draft, and how many drafts were refused, by cause."""
+    taken = collections.Counter(one.accepted for one in rewritten if one.accepted is not None)
+    causes = collections.Counter(reason for one in rewritten for reason in one.refusals)
+    return {
+        'traces': len(rewritten),
+        'rewritten': sum(taken.values()),
+        'by_draft': {str(draft): taken[draft] for draft in sorted(taken)},
+        'refused': dict(sorted(causes.items())),
+    }
+
+
+def check_rewrites(rewrites: Sequence[Rewrite], settings: Sequence[str], tools: Mapping[str, str]) -> None:
+    """Raises ValueError naming the rewrite. settings: arms and selections; tools: those that the run lacks, and why."""
+    taken = list(settings)
+    for one in rewrites:
+        if not one.name or '/' in one.name or one.name in taken:
+            raise ValueError(f'rewrites has one named {one.name!r}; it needs a name without "/" that is not of {taken}')
+        taken.append(one.name)
+        if one.of not in settings:
+            raise ValueError(f'rewrite {one.name!r} is of {one.of!r} and there are {[*settings]}')
+        try:
+            one.rewriter.check()
+            one.gates.check()
+            check_range('share', one.share, 0.0, 1.0, open_low=True)
+        except ValueError as error:
+            raise ValueError(f'rewrite {one.name!r}: {error}') from error
+        for name in one.rewriter.needs:
+            if name in tools:
+                raise ValueError(f'rewrite {one.name!r} needs {name!r}: {tools[name]}')

@@ -1,0 +1,62 @@
+"""Rewriting: what a rewriter proposes for a finished trace, and what it is handed to do so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from adx.types import Trace
+
+TOOLS = ('write', 'edit', 'render', 'harm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A proposal. problem: why the rewriter itself disowns it, '' if it does not."""
+
+    text: str
+    problem: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What the run hands to rewriters; None where it has none of a kind.
+
+    write(asked, samples, arm): what the rewriting model answers to each text, `samples` answers each, decoded as an arm
+    of the run is; '' for as the undefended teacher is.
+    edit(traces, settings): what a search by gradient makes of each trace, round by round, the most changed first.
+    render(question, text, count): up to `count` other tellings of a trace by its dataset's own writer.
+    harm(traces, texts): per trace the harm of each of its texts to the proxies, texts of one trace together.
+    """
+
+    write: Callable[[Sequence[str], int, str], Sequence[Sequence[Draft]]] | None = None
+    edit: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
+    render: Callable[[str, str, int], Sequence[str]] | None = None
+    harm: Callable[[Sequence[Trace], Sequence[Sequence[str]]], Sequence[Sequence[float]]] | None = None
+
+    def need(self, name: str, who: str) -> Any:
+        """The tool of that name. Raises ValueError naming who asks for it where there is none."""
+        tool = getattr(self, name)
+        if tool is None:
+            raise ValueError(f'{who} needs the tool {name!r} and the run has none')
+        return tool
+
+
+@runtime_checkable
+class Rewriter(Protocol):
+    """A frozen dataclass of numbers and words; the same traces and tools give the same drafts.
+
+    needs: the names of the TOOLS that it uses.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        ...
+
+    def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
+        """For each trace what may stand in its place, the best first; the first that passes the gates is taken."""
+        ...

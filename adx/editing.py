@@ -1,0 +1,159 @@
+"""Rewriting by gradient: batches of traces searched for the exchanges of words that harm the proxies most.
+
+A round ranks exchanges by one pass of slopes, evaluates the best of them exactly, one by one and then the helpful ones
+together, and accepts only what raised the objective.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adx import influence
+from adx.batching import Batch
+from adx.influence import Bilevel, Difference, Harm, Loss, Objective
+from adx.models.transformer import Model, Params
+from adx.numerics import log_softmax
+from adx.rewriters.gradient import Gradient, best_flips, nearest_words, nested_edits, single_edits
+from adx.types import Array
+
+OBJECTIVES: dict[str, Callable[[Gradient], Objective]] = {
+    'bilevel': lambda settings: Bilevel(settings.eta),
+    'harm': lambda settings: Harm(),
+    'difference': lambda settings: Difference(settings.eps),
+    'loss': lambda settings: Loss(),
+}
+
+
+_Weights = tuple[Params, Any]  # of a proxy, and what its objective reads beside them
+
+
+class Proxy(NamedTuple):
+    """A model that may learn from the traces. given: what the objective reads beside it, see influence.Objective."""
+
+    model: Model
+    params: Params
+    given: Params | Batch | None
+
+
+class Found(NamedTuple):
+    """A batch on its way through the rounds. tokens: [R+1, B, L], the traces themselves first; values: [R+1, B], J."""
+
+    tokens: np.ndarray
+    values: np.ndarray
+
+
+class Editor:
+    """The compiled search. teacher: the model that says which words fit.
+
+    words_V: bool, the words that may be exchanged for one another.
+    """
+
+    def __init__(
+        self, settings: Gradient, proxies: Sequence[Proxy], teacher: tuple[Model, Params], words_V: np.ndarray
+    ):
+        self.settings, self.words_V = settings, words_V
+        self._objective = OBJECTIVES[settings.objective](settings)
+        self._models = [proxy.model for proxy in proxies]
+        self._teacher = teacher[0]
+        self._weights = ([(proxy.params, proxy.given) for proxy in proxies], teacher[1])
+        self._propose = jax.jit(functools.partial(self._proposed, settings.edits))
+        self._values = jax.jit(self._valued)
+
+    def __call__(self, batch: Batch, editable_BL: np.ndarray) -> Found:
+        """Rounds until the last, or until none of the rows gains. editable_BL: the places that may change."""
+        tokens_BL = np.asarray(batch.tokens_BL)
+        best_B = self._value(batch, tokens_BL[:, None])[:, 0]
+        states, values = [tokens_BL], [best_B]
+        for _ in range(self.settings.rounds):
+            tokens_BL, best_B = self._round(Batch(tokens_BL, batch.targets_BL), editable_BL, best_B)
+            if np.array_equal(tokens_BL, states[-1]):
+                break
+            states.append(tokens_BL)
+            values.append(best_B)
+        return Found(np.stack(states), np.stack(values))
+
+    def _round(self, batch: Batch, editable_BL: np.ndarray, best_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        places_BM, words_BM = map(np.asarray, self._propose(*self._weights, batch, editable_BL))
+        single_BML = single_edits(batch.tokens_BL, places_BM, words_BM)
+        single_BM = self._value(batch, single_BML)
+        nested_BKL = nested_edits(batch.tokens_BL, places_BM, words_BM, single_BM - best_B[:, None])
+        tried_BCL = np.concatenate([batch.tokens_BL[:, None], single_BML, nested_BKL], axis=1)
+        tried_BC = np.concatenate([best_B[:, None], single_BM, self._value(batch, nested_BKL)], axis=1)
+        # What is not finite is no gain; the trace itself comes first among equals.
+        chosen_B = np.argmax(np.where(np.isfinite(tried_BC), tried_BC, -np.inf), axis=1)
+        rows = np.arange(len(chosen_B))
+        return tried_BCL[rows, chosen_B], tried_BC[rows, chosen_B]
+
+    def _value(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
+        """J of every candidate [B, C]: all rows of one batch at a time, so that there is one program."""
+        columns = [
+            np.asarray(self._values(self._weights[0], Batch(tokens_BL, batch.targets_BL)))
+            for tokens_BL in tokens_BCL.swapaxes(0, 1)
+        ]
+        return np.stack(columns, axis=1)
+
+    def _valued(self, weights: Sequence[_Weights], batch: Batch) -> Array:
+        each = [self._objective.values(model, *w, batch) for model, w in zip(self._models, weights, strict=True)]
+        return self.settings.join(jnp.stack(each))
+
+    def _proposed(
+        self,
+        edits: int,
+        weights: Sequence[_Weights],
+        teacher: Params,
+        batch: Batch,
+        editable_BL: Array,
+    ) -> tuple[Array, Array]:
+        """(places_BM, words_BM) in the order of their first-order gains; a place of no gain keeps its word."""
+        tokens_BL = jnp.asarray(batch.tokens_BL)
+        open_BLV = self._fitting(teacher, batch) & jnp.asarray(self.words_V) & editable_BL[..., None]
+        slopes_BLV = self._slopes(influence.token_gradients, weights, batch)
+        if self.settings.step == 'embedding':
+            words_BL = self._ascended(weights, batch, open_BLV)
+            open_BLV &= jax.nn.one_hot(words_BL, open_BLV.shape[-1], dtype=bool)
+        open_BLV &= ~jax.nn.one_hot(tokens_BL, open_BLV.shape[-1], dtype=bool)
+        places_BM, words_BM, gains_BM = best_flips(slopes_BLV, tokens_BL, open_BLV, edits)
+        same_BM = jnp.take_along_axis(tokens_BL, places_BM, axis=-1)
+        return places_BM, jnp.where(gains_BM > 0, words_BM, same_BM)
+
+    def _slopes(self, gradients: influence.Gradients, weights: Sequence[_Weights], batch: Batch, *at: Array) -> Array:
+        each = [
+            self._objective.slopes(gradients, model, params, given, batch, *at)
+            for model, (params, given) in zip(self._models, weights, strict=True)
+        ]
+        return self.settings.join(jnp.stack(each))
+
+    def _fitting(self, teacher: Params, batch: Batch) -> Array:
+        """bool [B, L, V]: the words that the teacher finds likely enough at a place, given what stands before it."""
+        tokens_BL = jnp.asarray(batch.tokens_BL)
+        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        log_p_BLV = log_softmax(self._teacher.apply(teacher, tokens_BL, positions_BL)[0])
+        likely_BLV = log_p_BLV >= jnp.max(log_p_BLV, axis=-1, keepdims=True) + jnp.log(self.settings.floor)
+        return jnp.roll(likely_BLV, 1, axis=1).at[:, 0].set(False)
+
+    def _ascended(self, weights: Sequence[_Weights], batch: Batch, open_BLV: Array) -> Array:
+        """words_BL: the nearest open words, or the trace's own, after projected ascent in a ball around each place.
+
+        Proxies read words each in its own space: each ascends in its own, and the nearest words of the first count.
+        """
+        settings, model, (params, given) = self.settings, self._models[0], weights[0]
+        tokens_BL, embedding_VD = jnp.asarray(batch.tokens_BL), influence.embedding(model, params)
+        radius = settings.radius * jnp.mean(jnp.linalg.norm(embedding_VD, axis=-1))
+        moved_BLD = jnp.zeros((*tokens_BL.shape, embedding_VD.shape[-1]))
+        for _ in range(settings.ascents):
+            slope_BLD = self._objective.slopes(influence.input_gradients, model, params, given, batch, moved_BLD)
+            moved_BLD += 2 * radius / settings.ascents * slope_BLD / _length(slope_BLD)
+            moved_BLD *= jnp.minimum(1.0, radius / _length(moved_BLD))
+        own_BLV = jax.nn.one_hot(tokens_BL, embedding_VD.shape[0], dtype=bool)
+        return nearest_words(embedding_VD[tokens_BL] + moved_BLD, embedding_VD, open_BLV | own_BLV)
+
+
+def _length(x_BLD: Array) -> Array:
+    """[B, L, 1], never 0."""
+    return jnp.maximum(jnp.linalg.norm(x_BLD, axis=-1, keepdims=True), 1e-30)

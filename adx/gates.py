@@ -1,0 +1,105 @@
+"""Gates: what a rewritten trace must have kept of the original before it may leave in its place.
+
+No reference enforces them; of one released set of rewrites most were bare answers and a quarter of those wrong.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from adx import equations
+from adx.answers import Reader
+from adx.types import Trace, check_range
+
+NO_ANSWER = 'the original states no answer'
+NO_REASONING = 'the original has no reasoning'
+UNFINISHED = 'the original is not finished'
+EMPTY, CHANGED, SHORT, FALSE, LOST = (
+    'nothing is written', 'another answer', 'too little reasoning', 'a false statement', 'statements are lost',
+)  # fmt: skip
+LANGUAGE, FORMAT, UNLIKELY = 'another script', 'another format', 'not fluent'
+
+
+@dataclasses.dataclass(frozen=True)
+class Senses:
+    """What gates perceive with; the same for every rewriter of a comparison.
+
+    split: a text -> (reasoning, answer). count_tokens: of a text, by the teacher's tokenizer. statements: see
+    equations.py; a testbed hands in its own grammar.
+    """
+
+    reader: Reader
+    split: Callable[[str], tuple[str, str]]
+    count_tokens: Callable[[str], int]
+    statements: equations.Statements = equations.statements
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """retention: (0, 1], the least share of the original's reasoning tokens, and of its true statements, that stay.
+    Above 0: a bare answer is no rewrite. fluency: >= 0, by how many nats a token a draft may be less likely than the
+    original under the teacher that is shown the prompt.
+    """
+
+    retention: float = 0.8
+    fluency: float = 0.5
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and the allowed range."""
+        check_range('Gates.retention', self.retention, 0.0, 1.0, open_low=True)
+        check_range('Gates.fluency', self.fluency, 0.0)
+
+    def closed(self, trace: Trace, senses: Senses) -> str:
+        """Why no draft of a trace can pass, '' where one may."""
+        if trace.stop == 'length':
+            return UNFINISHED
+        if not senses.reader.stated(trace.text, trace.gold or ''):
+            return NO_ANSWER
+        return '' if senses.count_tokens(senses.split(trace.text)[0]) else NO_REASONING
+
+    def refusal(self, trace: Trace, text: str, senses: Senses) -> str:
+        """The first gate that a draft does not pass, but for fluency; '' where it passes all."""
+        if not text.strip():
+            return EMPTY
+        if self._answer(text, trace, senses):
+            return CHANGED
+        kept, had = (senses.count_tokens(senses.split(one)[0]) for one in (text, trace.text))
+        if kept < self.retention * had:
+            return SHORT
+        new, old = (collections.Counter(true for _, true in senses.statements(one)) for one in (text, trace.text))
+        if new[False] > old[False]:
+            return FALSE
+        if new[True] < self.retention * old[True]:
+            return LOST
+        if script(text) != script(trace.text):
+            return LANGUAGE
+        return FORMAT if layout(text) != layout(trace.text) else ''
+
+    def _answer(self, text: str, trace: Trace, senses: Senses) -> bool:
+        """Whether any final form states another answer than the original's last, or the verdict on it changed."""
+        reader, gold = senses.reader, trace.gold or ''
+        original, forms = reader.stated(trace.text, gold)[-1], reader.stated(text, gold)
+        if not forms or not all(reader.same(form, original) for form in forms):
+            return True
+        return trace.gold is not None and reader.read(text, gold).strict != reader.read(trace.text, gold).strict
+
+    def is_fluent(self, original: float, draft: float) -> bool:
+        """By the teacher's NLL of both in nats a token; nan is not fluent."""
+        return draft <= original + self.fluency
+
+
+def script(text: str) -> str:
+    """The script of most of a text's letters, as Unicode names it: 'LATIN', 'CJK', ...; '' without letters."""
+    letters = (unicodedata.name(char, '').partition(' ')[0] for char in text if char.isalpha())
+    counts = collections.Counter(letters)
+    return min(counts, key=lambda name: (-counts[name], name)) if counts else ''
+
+
+def layout(text: str) -> dict[str, Any]:
+    """What a reader's program relies on: thinking tags, code fences, and the kinds of final-answer forms."""
+    marks = ('<think>', '</think>', '```')
+    return {mark: text.count(mark) for mark in marks} | {form: form in text for form in ('\\boxed', '####')}

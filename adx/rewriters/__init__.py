@@ -1,0 +1,15 @@
+"""The menu of trace rewriters: how a finished trace is said otherwise, so that it teaches less."""
+
+from adx.rewriters.gradient import Gradient
+from adx.rewriters.instructed import INSTRUCTIONS, Instructed
+from adx.rewriters.rendered import Rendered
+from adx.rewriters.selected import Selected
+
+__all__ = ['INSTRUCTIONS', 'MENU']
+
+MENU: dict[str, type] = {
+    'instructed': Instructed,
+    'rendered': Rendered,
+    'gradient': Gradient,
+    'selected': Selected,
+}

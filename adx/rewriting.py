@@ -1,0 +1,190 @@
+"""The stage `rewrite`: says finished traces otherwise, through the gates, and keeps what became of each.
+
+    private/rewrites/<name>/identity.json   what the rewrite belongs to, written first
+    private/rewrites/<name>/*.jsonl         journals: one line a trace, saved batch by batch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from adx import drafting, files, locks
+from adx import experiment as experiments
+from adx.datasets.chat import encode_conversation, split_reasoning
+from adx.drafting import Rewrite, Rewritten
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
+from adx.experiment import Experiment, to_json
+from adx.hashing import content_hash, row_key
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
+from adx.journal import to_json as to_line
+from adx.storage import Workdir, diff
+from adx.types import RequestId, Trace
+from adx.workshop import Workshop
+
+OWNER = 'rewrite'  # of the journals
+BATCH = 64  # traces that are rewritten together, and saved together
+NOT_CHOSEN = 'not chosen'
+Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of how many
+
+
+def rewrite(
+    experiment: Experiment,
+    path: str,
+    tell: Tell = lambda name, done, total: None,
+    guard: Callable[[], Any] = contextlib.nullcontext,
+) -> dict[str, dict[str, Any]]:
+    """Makes every rewrite of the experiment: name -> `drafting.counts` of it.
+
+    Stopped at any moment outside `guard` it goes on with the batch that it was at. Raises ConfigError, WorkdirError,
+    and InputError for traces that are not complete or a workdir that holds another rewrite of the name.
+    """
+    experiments.check(experiment)
+    if not experiment.rewrites:
+        raise ConfigError('--stages=rewrite has nothing to do: rewrites is empty; add a Rewrite to it')
+    workdir = Workdir(path)
+    if workdir.experiment['experiment_hash'] != experiments.experiment_hash(experiment):
+        raise WorkdirError(f'workdir {path} belongs to another experiment; give the config that it was made with')
+    shop = Workshop(experiment, path)
+    with _held(workdir):
+        return {one.name: _rewrite(experiment, workdir, one, shop, tell, guard) for one in experiment.rewrites}
+
+
+@contextlib.contextmanager
+def _held(workdir: Workdir) -> Iterator[None]:
+    """Nobody else rewrites in the workdir meanwhile."""
+    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+        files.make_private_dir(workdir.private / 'rewrites')
+        lock = locks.acquire(workdir.private / 'locks' / 'rewrite.lock', f'workdir {workdir.path}, stage rewrite,')
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _rewrite(
+    experiment: Experiment, workdir: Workdir, one: Rewrite, shop: Workshop, tell: Tell, guard: Callable[[], Any]
+) -> dict[str, Any]:
+    originals = _originals(experiment, workdir, one.of)
+    directory = _claim(experiment, workdir, one)
+    cut_torn_tails(directory, OWNER)
+    known = {record['request_id']: record for _, record in read_records(directory)}
+    left = [trace for trace in originals if trace.request_id not in known]
+    with contextlib.closing(Journal(directory, OWNER)) as journal:
+        for start in range(0, len(left), BATCH):
+            traces = left[start : start + BATCH]
+            records = _records(experiment, one, traces, shop)
+            with guard():
+                journal.append([to_line(record) for record in records])
+            known |= {record['request_id']: record for record in records}
+            tell(one.name, len(known), len(originals))
+    return drafting.counts([_result(record) for record in known.values()])
+
+
+def _records(experiment: Experiment, one: Rewrite, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:
+    """The journal's lines of some traces."""
+    chosen = [trace for trace in traces if _is_chosen(experiment, one, trace)]
+    done = drafting.rewrite(chosen, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
+    found = {each.request_id: each for each in done}
+    others = (Rewritten(trace.request_id, trace.text, None, (NOT_CHOSEN,)) for trace in traces)
+    results = [found.get(each.request_id, each) for each in others]
+    return [_record(experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
+
+
+def _is_chosen(experiment: Experiment, one: Rewrite, trace: Trace) -> bool:
+    name = RequestId.parse(trace.request_id).noise_name
+    return int(row_key(experiment.seed, f'rewrite/{one.name}/{name}')[0]) < one.share * 2**32
+
+
+def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:
+    record = {'format_version': FORMAT_VERSION} | dataclasses.asdict(result)
+    if result.accepted is None:
+        return record
+    tokens = encode_conversation(trace.messages, result.text, shop.plan.tokenizer, experiment.prompting)[1]
+    reasoning, answer = split_reasoning(result.text, experiment.prompting)
+    return record | {'tokens': tokens, 'reasoning': reasoning, 'answer': answer}
+
+
+def _result(record: dict[str, Any]) -> Rewritten:
+    return Rewritten(record['request_id'], record['text'], record['accepted'], tuple(record['refusals']))
+
+
+def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
+    """What a rewrite belongs to, JSON-able."""
+    model = None if experiment.rewriter is None else to_json(experiment.rewriter)
+    return {'format_version': FORMAT_VERSION, 'rewriter': model, 'derivative': to_json(experiment.derivative)} | {
+        'rewrite': to_json(one)
+    }
+
+
+def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
+    """The directory of a rewrite. Raises InputError where another one of its name was made."""
+    directory = workdir.private / 'rewrites' / one.name
+    place, ours = directory / 'identity.json', identity(experiment, one)
+    with files.os_errors(StorageError, f'{directory} was not written'):
+        files.make_private_dir(directory)
+        if not place.exists():
+            files.write_private(place, json.dumps(ours, indent=1).encode())
+        theirs = json.loads(place.read_text())
+    if differences := diff(theirs, json.loads(json.dumps(ours))):
+        raise InputError(
+            f'{directory} holds another rewrite (theirs != ours): {"; ".join(differences)}; give this one another '
+            'name, or delete the directory'
+        )
+    return directory
+
+
+def _originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
+    """The traces of an arm or a selection, by request id. Raises InputError unless all are there."""
+    if of in {one.name for one in experiment.selections}:
+        made = of in workdir.selections()
+        ids = {record['request_id'] for record in workdir.selection(of)} if made else set()
+        found = [trace for trace in workdir.traces() if trace.request_id in ids]
+        if not made or len(found) < len(ids):
+            raise InputError(f'selection {of!r} is not there, or traces of it are gone; run --stages=select first')
+        return found
+    found = [trace for trace in workdir.traces() if RequestId.parse(trace.request_id).setting == of]
+    done = {trace.request_id for trace in found}
+    rejected = sum(RequestId.parse(id_).setting == of for id_ in set(workdir.rejected()) - done)
+    total = (workdir.totals() or {}).get(of, len(found))
+    if not found or len(found) + rejected < total:
+        raise InputError(
+            f'arm {of!r} has {len(found)} of {total} traces ({rejected} rejected); finish --stages=generate first'
+        )
+    return found
+
+
+def names(workdir: Workdir) -> list[str]:
+    """The rewrites that were begun in a workdir."""
+    place = workdir.private / 'rewrites'
+    return sorted(path.name for path in place.iterdir() if path.is_dir()) if place.exists() else []
+
+
+def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
+    """The traces of a rewrite under its name, by request id; those that stayed as they were among them.
+
+    Raises InputError where the originals of some are gone.
+    """
+    directory = workdir.private / 'rewrites' / name
+    about = json.loads((directory / 'identity.json').read_text())['rewrite']
+    records = {record['request_id']: record for _, record in read_records(directory)}
+    defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
+    for trace in workdir.traces():
+        if trace.request_id in records:
+            found += 1
+            id_, record = RequestId.parse(trace.request_id), records[trace.request_id]
+            trace = dataclasses.replace(trace, request_id=str(id_._replace(setting=name)), defence=defence)
+            yield trace if record['accepted'] is None else _said(trace, record)
+    if found < len(records):
+        raise InputError(f'{len(records) - found} traces of rewrite {name!r} are gone; restore the journals')
+
+
+def _said(trace: Trace, record: dict[str, Any]) -> Trace:
+    """What was recorded of the served distribution belongs to other words."""
+    return dataclasses.replace(
+        trace, text=record['text'], reasoning=record['reasoning'], answer=record['answer'],
+        tokens=tuple(record['tokens']), statistics={}, stop='eos',
+    )  # fmt: skip

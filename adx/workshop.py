@@ -1,0 +1,202 @@
+"""What rewriters are handed: the models of a run, read when they are first asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from adx import directions, equations, generation, loading
+from adx.answers import reader_of
+from adx.batching import Batch, Example, batches, one_batch
+from adx.datasets.chat import encode_conversation, split_reasoning
+from adx.drafts import Draft, Tools
+from adx.editing import Editor, Proxy
+from adx.evaluation import Likelihood, roomy
+from adx.experiment import Arm, Experiment
+from adx.gates import Senses
+from adx.hashing import content_hash
+from adx.loading import Blueprint
+from adx.models.transformer import Params
+from adx.rewriters import gradient
+from adx.rewriters.gradient import Gradient
+from adx.selection import ROWS, Scorer
+from adx.spans import token_pieces
+from adx.types import Prompt, Trace
+
+UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
+
+
+class Workshop:
+    """The tools of one workdir. Models stay loaded once they were asked for."""
+
+    def __init__(self, experiment: Experiment, path: str):
+        self.experiment, self.path = experiment, path
+        self._editor = functools.cache(self._make_editor)
+
+    @property
+    def tools(self) -> Tools:
+        has_proxies = bool(self.experiment.proxies)
+        return Tools(
+            write=self._write,
+            edit=self._edit if has_proxies else None,
+            render=getattr(self.experiment.dataset, 'render', None),
+            harm=self._harm if has_proxies else None,
+        )
+
+    @property
+    def senses(self) -> Senses:
+        e, tokenizer = self.experiment, self.plan.tokenizer
+        return Senses(
+            reader_of(e.dataset),
+            lambda text: split_reasoning(text, e.prompting),
+            lambda text: len(tokenizer.encode(text)),
+            getattr(e.dataset, 'statements', equations.statements),
+        )
+
+    def nll(self, pairs: Sequence[tuple[Trace, str]]) -> list[float]:
+        """Nats a token of each text behind its trace's prompt, under the teacher."""
+        examples = [self._example(str(i), one, text) for i, (one, text) in enumerate(pairs)]
+        rows = self._likelihood.rows(self.models.weights.teacher, examples)
+        return [nats / max(tokens, 1) for nats, tokens in rows]
+
+    @functools.cached_property
+    def plan(self) -> Blueprint:
+        return loading.blueprint(self.experiment)
+
+    @functools.cached_property
+    def models(self) -> generation.Models:
+        return loading.load_models(self.experiment, self.plan)
+
+    @functools.cached_property
+    def _directed(self) -> generation.Models:
+        """With the direction of every proxy, which `--stages=prepare` took."""
+        return directions.load(self.experiment, self.path, self.plan, self.models)
+
+    @functools.cached_property
+    def _likelihood(self) -> Likelihood:
+        return Likelihood(self.models.ensemble.teacher)
+
+    def _example(self, name: str, trace: Trace, text: str) -> Example:
+        return Example(name, *encode_conversation(trace.messages, text, self.plan.tokenizer, self.experiment.prompting))
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def _write(self, asked: Sequence[str], samples: int, arm: str) -> list[list[Draft]]:
+        writer, models = self._writer(arm)
+        writer = dataclasses.replace(writer, samples=samples)
+        prompts = [
+            Prompt('rewriting', 'rewriting', content_hash(text), ({'role': 'user', 'content': text},)) for text in asked
+        ]
+        unique = list({prompt.row: prompt for prompt in prompts}.values())
+        limits = models.ensemble.teacher.config.max_length, writer.max_new_tokens
+        longest = dataclasses.replace(writer.decode, buckets=(limits[0] - limits[1],), cache_length=limits[0])
+        made = generation.make_requests(dataclasses.replace(writer, decode=longest), unique, models.tokenizer)
+        pending = list(made.requests.values())
+        written: dict[str, list[Draft]] = {}
+        if pending:
+            of = dataclasses.replace(writer, decode=roomy(writer.decode, pending))
+            done = {trace.request_id: trace for _, trace in generation.decode(of, models, made, pending)}
+            for id_ in made.requests:
+                one = done[id_]
+                problem = '' if one.stop != 'length' else UNENDED
+                written.setdefault(id_.split('/')[2], []).append(Draft(one.text, problem))
+        return [written.get(prompt.row, [Draft('', WINDOW)] * samples) for prompt in prompts]
+
+    def _writer(self, arm: str) -> tuple[Experiment, generation.Models]:
+        """The experiment in which the rewriting model alone is asked, under an arm of the run's or plainly."""
+        e = self.experiment
+        arms = [one for one in e.arms if one.name == arm] or [Arm('writer', sampling=e.arms[0].sampling)]
+        if e.rewriter is None:
+            models = self._directed if arms[0].defence.wants_tangents else self.models
+            return dataclasses.replace(e, arms=tuple(arms), policy=None), models
+        return dataclasses.replace(e, teacher=e.rewriter, proxies=(), arms=tuple(arms), policy=None), self._other
+
+    @functools.cached_property
+    def _other(self) -> generation.Models:
+        assert self.experiment.rewriter is not None
+        alone = dataclasses.replace(
+            self.experiment, teacher=self.experiment.rewriter, proxies=(), arms=(Arm('writer'),), selections=(),
+            rewrites=(),
+        )  # fmt: skip
+        return loading.load_models(alone, loading.blueprint(alone))
+
+    # ------------------------------------------------------------------------------------------- editing
+
+    def _edit(self, traces: Sequence[Trace], settings: Gradient) -> list[list[Draft]]:
+        ensemble, by_id = self.plan.ensemble, {one.request_id: one for one in traces}
+        models = [ensemble.teacher, *(group.model for group in ensemble.groups)]
+        limit = min(model.config.max_length for model in models)
+        examples = [self._example(one.request_id, one, one.text) for one in traces]
+        fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
+        found: dict[str, list[Draft]] = {}
+        for inside, batch in batches(fitting, ROWS):
+            editable_BL = np.zeros(batch.tokens_BL.shape, bool)
+            spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
+            for row, example in enumerate(inside):
+                editable_BL[row, spans[row]] = self._editable(by_id[example.id].text, example.completion, settings)
+            tokens_RBL = self._editor(settings)(batch, editable_BL).tokens
+            for row, example in enumerate(inside):
+                states = dict.fromkeys(tuple(tokens_BL[row, spans[row]].tolist()) for tokens_BL in tokens_RBL[::-1])
+                found[example.id] = [self._spelt(state) for state in states if state != example.completion]
+        return [found.get(one.request_id, [Draft('', WINDOW)]) for one in traces]
+
+    def _editable(self, text: str, completion: Sequence[int], settings: Gradient) -> list[bool]:
+        pieces = token_pieces(self.plan.tokenizer.decode, completion)
+        reasoning = len(split_reasoning(text, self.experiment.prompting)[0])
+        return gradient.editable(completion, pieces, reasoning, self._words, settings.protected)
+
+    def _spelt(self, completion: Sequence[int]) -> Draft:
+        """The text of these tokens; where it is read as others, another text was evaluated than would be learned."""
+        tokenizer = self.plan.tokenizer
+        text, inside = tokenizer.decode(completion), [i for i in completion if i not in tokenizer.eos_ids]
+        return Draft(text, '' if tokenizer.encode(text) == inside else OTHERWISE)
+
+    @functools.cached_property
+    def _words(self) -> np.ndarray:
+        tokenizer = self.plan.tokenizer
+        return gradient.word_mask(tokenizer.token_bytes, tokenizer.control_ids, self.plan.vocab_rows)
+
+    def _make_editor(self, settings: Gradient) -> Editor:
+        teacher = self.models.ensemble.teacher, self.models.weights.teacher
+        return Editor(settings, self._proxies(settings), teacher, self._words)
+
+    def _proxies(self, settings: Gradient) -> list[Proxy]:
+        along: Sequence[Params] = ()
+        held = None
+        if settings.objective == 'bilevel':
+            kept = directions.holdout_examples(self.experiment, self.path, self.plan.tokenizer)
+            held = one_batch(kept[: settings.holdout])
+        elif settings.objective != 'loss':
+            along = self._directed.weights.directions
+        found: dict[int, Proxy] = {}
+        for i, (group, members) in enumerate(zip(self.plan.ensemble.groups, self.plan.members, strict=True)):
+            for n, member in enumerate(members):
+                own = {path: x[n] for path, x in self.models.weights.groups[i].items()}
+                # Harm is linear in the direction: along the mean of several it is the mean of theirs.
+                g = {path: jnp.mean(x[n], axis=0) for path, x in along[i].items()} if along else held
+                found[member] = Proxy(group.model, own, g)
+        return [found[i] for i in sorted(found)]
+
+    # ---------------------------------------------------------------------------------------------- harm
+
+    def _harm(self, traces: Sequence[Trace], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The mean over the proxies, and their directions, of each text's harm; see selection.py."""
+        examples = [
+            self._example(f'{i}/{j}', one, text)
+            for i, (one, mine) in enumerate(zip(traces, texts, strict=True))
+            for j, text in enumerate(mine)
+        ]
+        scores: dict[str, float] = {}
+        for inside, batch in batches(examples, ROWS):
+            values_B = np.mean(self._scorer(batch), axis=0).tolist()
+            scores |= zip((example.id for example in inside), values_B, strict=False)
+        return [[scores[f'{i}/{j}'] for j in range(len(mine))] for i, mine in enumerate(texts)]
+
+    @functools.cached_property
+    def _scorer(self) -> Callable[[Batch], np.ndarray]:
+        weights = self._directed.weights
+        return Scorer(self.plan.ensemble, weights.groups, weights.directions, self.plan.members)

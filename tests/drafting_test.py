@@ -1,0 +1,137 @@
+"""Drafts through gates: the first that passes is taken, what passes nowhere falls back, every refusal is counted."""
+
+from __future__ import annotations
+
+import pytest
+from gates_test import ORIGINAL, OTHER_WORDS, senses, trace
+
+from adx import gates
+from adx.drafting import Rewrite, check_rewrites, counts, rewrite
+from adx.drafts import Draft, Rewriter, Tools
+from adx.gates import Gates
+from adx.rewriters import MENU
+from adx.rewriters.gradient import Gradient
+from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
+from adx.rewriters.rendered import Rendered
+from adx.rewriters.selected import Selected
+
+TRACES = [trace(request_id=f'gsm8k/train/{row}/0/plain') for row in range(4)]
+
+
+class Fixed:
+    """Hands out drafts that were made before."""
+
+    needs = ()
+
+    def __init__(self, *drafts):
+        self.given = drafts
+
+    def check(self):
+        pass
+
+    def drafts(self, traces, tools):
+        return [list(self.given) for _ in traces]
+
+
+def alike(pairs):
+    """The teacher finds each word of a strange text hard."""
+    return [3.0 if 'zounds' in text else 1.0 for _, text in pairs]
+
+
+def run(traces, rewriter, nll=alike, tools=None, **of):
+    return rewrite(traces, rewriter, Gates(**of), tools or Tools(), senses(), nll)
+
+
+def test_the_first_draft_that_passes_is_taken():
+    strange, wrong = OTHER_WORDS.replace('There', 'zounds'), OTHER_WORDS.replace('#### 5', '#### 6')
+    [one] = run(TRACES[:1], Fixed(Draft('x', 'disowned'), Draft(wrong), Draft(strange), Draft(OTHER_WORDS)))
+    assert (one.text, one.accepted) == (OTHER_WORDS, 3)
+    assert one.refusals == ('disowned', gates.CHANGED, gates.UNLIKELY)
+
+
+def test_without_a_sound_draft_the_trace_stays():
+    found = run([*TRACES[:2], trace('no idea', request_id='gsm8k/train/9/0/plain')], Fixed(Draft('#### 5')))
+    assert [one.text for one in found] == [ORIGINAL, ORIGINAL, 'no idea']
+    assert counts(found) == {
+        'traces': 3, 'rewritten': 0, 'by_draft': {}, 'refused': {gates.NO_ANSWER: 1, gates.SHORT: 2},
+    }  # fmt: skip
+
+
+def test_the_teacher_is_asked_about_what_may_be_taken_only():
+    asked = []
+
+    def nll(pairs):
+        asked.extend(text for _, text in pairs)
+        return alike(pairs)
+
+    run(TRACES[:2], Fixed(Draft('#### 5'), Draft(OTHER_WORDS), Draft('never looked at')), nll)
+    assert sorted(set(asked)) == sorted({ORIGINAL, OTHER_WORDS})
+
+
+def test_an_instruction_shows_the_problem_and_disowns_what_is_no_solution():
+    seen = []
+
+    def write(asked, samples, arm):
+        seen.extend(asked)
+        assert (samples, arm) == (3, 'poe')
+        return [[Draft(OTHER_WORDS), Draft('', 'no end'), Draft(f'{INSTRUCTIONS["reorder"]} {OTHER_WORDS}')]]
+
+    [drafts] = Instructed('reorder', 3, 'poe').drafts(TRACES[:1], Tools(write=write))
+    assert drafts == [Draft(OTHER_WORDS), Draft('', 'no end'), Draft(drafts[2].text, ECHO)]
+    assert seen == [f'{INSTRUCTIONS["reorder"]}\n\nProblem:\nHow many apples?\n\nSolution:\n{ORIGINAL}']
+    assert Instructed('say it like a pirate').words == 'say it like a pirate'
+
+
+def test_the_dataset_tells_it_otherwise():
+    tools = Tools(render=lambda question, text, count: [OTHER_WORDS] * count)
+    assert Rendered(3).drafts(TRACES[:1], tools) == [[Draft(OTHER_WORDS)] * 3]
+
+
+def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace_itself():
+    inner = Fixed(Draft('mild'), Draft('worst'), Draft('x', 'disowned'), Draft('kind'), Draft('bad'))
+    level = {ORIGINAL: 1.0, 'mild': 2.0, 'worst': 9.0, 'kind': 0.5, 'bad': 5.0}
+    tools = Tools(harm=lambda traces, texts: [[level[text] for text in mine] for mine in texts])
+    [drafts] = Selected(inner).drafts(TRACES[:1], tools)
+    assert [draft.text for draft in drafts] == ['worst', 'bad', 'mild', 'x']
+
+
+@pytest.mark.parametrize(
+    ('rewriter', 'message'),
+    [
+        (Instructed('parphrase'), "'parphrase' is unknown"),
+        (Instructed(tries=0), 'tries = 0'),
+        (Rendered(0), 'tries = 0'),
+        (Gradient(objective='harmful'), "Did you mean 'harm'"),
+        (Gradient(step='flap'), "Did you mean 'flip'"),
+        (Gradient(floor=0.0), 'floor = 0.0'),
+        (Gradient(edits=0), 'edits = 0'),
+        (Selected(Rendered(0)), 'tries = 0'),
+    ],
+)
+def test_settings_are_checked(rewriter, message):
+    with pytest.raises(ValueError, match=message):
+        check_rewrites([Rewrite('r', 'plain', rewriter)], ['plain'], {})
+
+
+@pytest.mark.parametrize(
+    ('one', 'message'),
+    [
+        (Rewrite('plain', 'plain', Rendered()), "one named 'plain'"),
+        (Rewrite('r', 'poe', Rendered()), "is of 'poe'"),
+        (Rewrite('r', 'plain', Rendered()), 'has no writer'),
+        (Rewrite('r', 'plain', Instructed(), share=0.0), 'share = 0.0'),
+        (Rewrite('r', 'plain', Instructed(), Gates(retention=2.0)), 'retention = 2.0'),
+    ],
+)
+def test_rewrites_are_checked(one, message):
+    with pytest.raises(ValueError, match=message):
+        check_rewrites([one], ['plain'], {'render': 'the dataset has no writer'})
+
+
+@pytest.mark.parametrize('name', sorted(MENU))
+def test_every_rewriter_of_the_menu_is_one_and_says_what_it_lacks(name):
+    rewriter = MENU[name](Rendered()) if name == 'selected' else MENU[name]()
+    assert isinstance(rewriter, Rewriter)
+    rewriter.check()
+    with pytest.raises(ValueError, match=f'needs the tool {rewriter.needs[-1]!r}' if name != 'selected' else 'harm'):
+        rewriter.drafts(TRACES, Tools())

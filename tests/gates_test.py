@@ -1,0 +1,100 @@
+"""What a rewritten trace must have kept, gate by gate, on texts worked by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from adx import gates
+from adx.answers import Reader
+from adx.datasets.chat import Prompting, split_reasoning
+from adx.gates import Gates, Senses
+from adx.grading import numeric_grade
+from adx.types import Trace
+
+ORIGINAL = 'Ann has 3 apples and buys 4 more: 3 + 4 = 7.\nThen she gives 2 away: 7 - 2 = 5.\n#### 5'
+OTHER_WORDS = 'There are 3 apples, and 4 more make 3 + 4 = 7.\nTwo of them leave, so 7 - 2 = 5 stay.\n#### 5'
+
+
+def trace(text=ORIGINAL, **fields):
+    defaults = {
+        'request_id': 'gsm8k/train/0/0/plain', 'messages': ({'role': 'user', 'content': 'How many apples?'},),
+        'reasoning': '', 'answer': '', 'tokens': (), 'stop': 'eos', 'prompt_tokens': 1, 'defence': {},
+        'sampling': {}, 'seed': 0, 'gold': '5',
+    }  # fmt: skip
+    return Trace(text=text, **(defaults | fields))
+
+
+def senses(**fields):
+    split = lambda text: split_reasoning(text, Prompting())  # noqa: E731
+    return dataclasses.replace(Senses(Reader(numeric_grade), split, lambda text: len(text.split())), **fields)
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        (OTHER_WORDS, ''),
+        (ORIGINAL, ''),
+        ('  \n', gates.EMPTY),
+        (OTHER_WORDS.replace('#### 5', '#### 6'), gates.CHANGED),
+        (OTHER_WORDS.replace('\n#### 5', ''), gates.CHANGED),
+        ('#### 6\n' + OTHER_WORDS, gates.CHANGED),  # what is stated first is an answer too
+        (OTHER_WORDS.replace('#### 5', '#### 5.0'), ''),  # graded, not compared as text
+        ('#### 5', gates.SHORT),
+        ('3 + 4 = 7, 7 - 2 = 5.\n#### 5', gates.SHORT),
+        (OTHER_WORDS.replace('3 + 4 = 7', '3 + 4 = 8'), gates.FALSE),
+        (OTHER_WORDS.replace('7 - 2 = 5 stay', 'just five of them stay there'), gates.LOST),
+        ('Было 3 и ещё 4: 3 + 4 = 7.\nДва ушли, и вот: 7 - 2 = 5.\nПять их тут осталось\n#### 5', gates.LANGUAGE),
+        (OTHER_WORDS.replace('#### 5', 'The answer is \\boxed{5}'), gates.FORMAT),
+        (f'```\n{OTHER_WORDS}'.replace('\n#### 5', '\n```\n#### 5'), gates.FORMAT),
+    ],
+)  # fmt: skip
+def test_a_draft_passes_or_is_refused_for_a_reason(text, reason):
+    assert Gates().refusal(trace(), text, senses()) == reason
+
+
+def test_a_false_statement_of_the_original_is_not_the_rewriters():
+    wrong = trace(ORIGINAL.replace('3 + 4 = 7', '3 + 4 = 8'))
+    assert Gates().refusal(wrong, OTHER_WORDS.replace('3 + 4 = 7', '3 + 4 = 8'), senses()) == ''
+
+
+def test_a_wrong_answer_stays_wrong():
+    """The verdict must not move either way, so that the arm's accuracy is what it was."""
+    wrong = trace(ORIGINAL.replace('#### 5', '#### 6'))
+    assert Gates().refusal(wrong, OTHER_WORDS, senses()) == gates.CHANGED
+    assert Gates().refusal(wrong, OTHER_WORDS.replace('#### 5', '#### 6'), senses()) == ''
+
+
+@pytest.mark.parametrize(
+    ('original', 'reason'),
+    [
+        (trace(), ''),
+        (trace(stop='length'), gates.UNFINISHED),
+        (trace('I do not know'), gates.NO_ANSWER),
+        (trace('#### 5'), gates.NO_REASONING),  # the answer stands at the very start
+    ],
+)
+def test_some_traces_cannot_be_rewritten(original, reason):
+    assert Gates().closed(original, senses()) == reason
+
+
+def test_retention_is_adjustable_but_a_bare_answer_never_passes():
+    half = ' '.join(OTHER_WORDS.split()[:9]) + ' 3 + 4 = 7, 7 - 2 = 5.\n#### 5'
+    assert Gates(retention=0.9).refusal(trace(), half, senses()) == gates.SHORT
+    assert Gates(retention=0.5).refusal(trace(), half, senses()) == ''
+    assert Gates(retention=1e-9).refusal(trace(), '#### 5', senses()) == gates.SHORT
+    with pytest.raises(ValueError, match='retention = 0'):
+        Gates(retention=0.0).check()
+
+
+def test_fluency_is_a_budget_over_the_original():
+    assert Gates(fluency=0.5).is_fluent(1.0, 1.5)
+    assert not Gates(fluency=0.5).is_fluent(1.0, 1.51)
+    assert not Gates(fluency=0.5).is_fluent(1.0, float('nan'))
+
+
+def test_the_script_is_that_of_most_letters():
+    assert gates.script('abcd где') == 'LATIN'
+    assert gates.script('где ab') == 'CYRILLIC'
+    assert gates.script('12 + 3') == ''

@@ -1,0 +1,185 @@
+"""The stage rewrite on a finished run: what it keeps, kills and resumes, releases, and refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from storage_test import make_trace
+
+from adx import rewriting
+from adx.drafting import Rewrite
+from adx.drafts import Draft, Tools
+from adx.errors import ConfigError, InputError
+from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, to_json
+from adx.export import export
+from adx.gates import SHORT, Gates
+from adx.rewriters.gradient import Gradient
+from adx.rewriters.instructed import Instructed
+from adx.rewriters.rendered import Rendered
+from adx.rewriters.selected import Selected
+from adx.selection import Selection
+from adx.storage import Workdir
+from launch.config import load_config
+from tests import tiny
+
+TEXT, OTHER = 'First 3 + 4 = 7, as we saw.\n#### 7', 'We saw that 3 + 4 = 7, at first.\n#### 7'
+ROWS = 6
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    """An experiment of one arm on a tiny teacher, which is told to say its traces otherwise."""
+    root = tmp_path_factory.mktemp('rewriting')
+    teacher = tiny.write_teacher(root / 'teacher')
+    run = load_config(tiny.write_config(root / 'config.py', teacher))
+    rewrites = (Rewrite('said', 'plain', Instructed()), Rewrite('chosen', 'first', Instructed()))
+    selections = (Selection('first', 'plain', 'first'),)
+    return dataclasses.replace(run, arms=(Arm('plain'),), selections=selections, rewrites=rewrites)
+
+
+@pytest.fixture
+def workdir(base, tmp_path) -> Workdir:
+    tokens, path = tuple(tiny.make_tokenizer().encode(TEXT)), tmp_path / 'run'
+    ids = [f'gsm8k/test/{row}/0/plain' for row in range(ROWS)]
+    traces = [make_trace(row, request_id=id_, text=TEXT, tokens=tokens, gold='7') for row, id_ in enumerate(ids)]
+    with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
+        writer.append(traces)
+        writer.heartbeat({'totals': {'plain': ROWS}})
+    (path / 'private' / 'selections').mkdir()
+    lines = [json.dumps({'request_id': id_, 'how': 'first'}) for id_ in ids[:2]]
+    (path / 'private' / 'selections' / 'first.jsonl').write_text('\n'.join(lines))
+    return Workdir(path)
+
+
+class Shop(rewriting.Workshop):
+    """Writes what it is given; the teacher likes it all."""
+
+    written = (Draft('#### 7'), Draft(OTHER))
+
+    @property
+    def tools(self):
+        return Tools(write=lambda asked, samples, arm: [list(self.written)] * len(asked))
+
+    def nll(self, pairs):
+        return [1.0] * len(pairs)
+
+
+@pytest.fixture(autouse=True)
+def shop(monkeypatch):
+    monkeypatch.setattr(rewriting, 'Workshop', Shop)
+
+
+def test_keeps_what_became_of_every_trace(base, workdir):
+    found = rewriting.rewrite(base, str(workdir.path))
+    assert found['said'] == {'traces': ROWS, 'rewritten': ROWS, 'by_draft': {'1': ROWS}, 'refused': {SHORT: ROWS}}
+    assert found['chosen']['traces'] == 2
+    assert rewriting.names(workdir) == ['chosen', 'said']
+    traces = list(rewriting.rewritten(workdir, 'said'))
+    assert [trace.request_id for trace in traces] == [f'gsm8k/test/{row}/0/said' for row in range(ROWS)]
+    tokenizer = tiny.make_tokenizer()
+    for trace in traces:
+        assert (trace.text, trace.reasoning, trace.answer) == (OTHER, OTHER.partition('####')[0], '#### 7')
+        assert trace.tokens == (*tokenizer.encode(OTHER), tokenizer.eos_id)
+        assert trace.statistics == {}
+        assert (trace.defence['type'], trace.defence['name']) == ('rewrite', 'said')
+    modes = {path.stat().mode & 0o777 for path in (workdir.private / 'rewrites' / 'said').iterdir()}
+    assert modes == {0o600}
+
+
+def test_a_trace_that_stays_is_the_same_under_the_name_of_the_rewrite(base, workdir, monkeypatch):
+    monkeypatch.setattr(Shop, 'written', (Draft('#### 7'),))
+    rewriting.rewrite(base, str(workdir.path))
+    originals = list(workdir.traces())
+    for trace, original in zip(rewriting.rewritten(workdir, 'said'), originals, strict=True):
+        assert (trace.text, trace.tokens, trace.stop) == (original.text, original.tokens, original.stop)
+        assert trace.defence != original.defence  # all traces of a setting have one
+
+
+def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
+    part = dataclasses.replace(base, rewrites=(Rewrite('part', 'plain', Instructed(), share=0.5),))
+    counts = rewriting.rewrite(part, str(workdir.path))['part']
+    assert 0 < counts['rewritten'] < ROWS
+    assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - counts['rewritten']
+
+
+def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):
+    monkeypatch.setattr(rewriting, 'BATCH', 2)
+    asked = []
+
+    class Killed(Shop):
+        @property
+        def tools(self):
+            def write(texts, samples, arm):
+                asked.append(len(texts))
+                if len(asked) == 2:
+                    raise KeyboardInterrupt
+                return [list(self.written)] * len(texts)
+
+            return Tools(write=write)
+
+    monkeypatch.setattr(rewriting, 'Workshop', Killed)
+    one = dataclasses.replace(base, rewrites=base.rewrites[:1])
+    with pytest.raises(KeyboardInterrupt):
+        rewriting.rewrite(one, str(workdir.path))
+    told = []
+    counts = rewriting.rewrite(one, str(workdir.path), lambda *progress: told.append(progress))
+    assert asked == [2, 2, 2, 2]
+    assert told == [('said', 4, ROWS), ('said', ROWS, ROWS)]
+    assert counts['said']['rewritten'] == ROWS
+    assert len(list(rewriting.rewritten(workdir, 'said'))) == ROWS
+
+
+def test_a_rewrite_is_released_as_defended(base, workdir):
+    rewriting.rewrite(base, str(workdir.path))
+    release = export(workdir.path, 'chat', 'said', 'proprietary', 'public')
+    rows = [json.loads(line) for line in (release / 'traces.jsonl').read_text().splitlines()]
+    assert [row['text'] for row in rows] == [OTHER] * ROWS
+    assert 'said' not in (release / 'traces.jsonl').read_text()
+    with pytest.raises(ConfigError, match='disclosure is empty'):
+        export(workdir.path, 'chat', 'said', 'proprietary', '')
+
+
+def test_another_rewrite_of_the_same_name_is_refused(base, workdir):
+    rewriting.rewrite(base, str(workdir.path))
+    other = dataclasses.replace(base, rewrites=(Rewrite('said', 'plain', Instructed('condense')),))
+    with pytest.raises(InputError, match=r'another rewrite .*condense'):
+        rewriting.rewrite(other, str(workdir.path))
+
+
+def test_originals_must_be_complete(base, workdir):
+    with Workdir.open(workdir.path, identity(base), experiment_hash(base)) as writer:
+        writer.heartbeat({'totals': {'plain': ROWS + 1}})
+    with pytest.raises(InputError, match='6 of 7 traces'):
+        rewriting.rewrite(base, str(workdir.path))
+    (workdir.private / 'selections' / 'first.jsonl').unlink()
+    one = dataclasses.replace(base, rewrites=base.rewrites[1:])
+    with pytest.raises(InputError, match='run --stages=select first'):
+        rewriting.rewrite(one, str(workdir.path))
+
+
+def test_nothing_to_do_is_said(base, workdir):
+    with pytest.raises(ConfigError, match='rewrites is empty'):
+        rewriting.rewrite(dataclasses.replace(base, rewrites=()), str(workdir.path))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'rewrites': (Rewrite('r', 'plain', Gradient()),), 'proxies': ()}, 'proxies is empty'),
+        ({'rewrites': (Rewrite('r', 'plain', Rendered()),)}, "'gsm8k' has no writer"),
+        ({'rewrites': (Rewrite('r', 'poe', Instructed()),)}, "is of 'poe'"),
+        ({'disclosure': ''}, 'disclosure'),
+    ],
+)
+def test_experiments_check_their_rewrites(base, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check(dataclasses.replace(base, **changes))
+
+
+def test_rewrites_are_written_down_and_read_and_leave_the_identity_alone(base):
+    one = Rewrite('r', 'plain', Selected(Gradient(protected=('plus',))), Gates(0.9, 0.3), 0.5)
+    given = dataclasses.replace(base, rewrites=(one,), rewriter=ModelSource('other'))
+    assert from_json(json.loads(json.dumps(to_json(given)))) == given
+    assert experiment_hash(given) == experiment_hash(base)

@@ -1,0 +1,73 @@
+"""The tools of rewriters on a tiny teacher and its early exit: what is written, searched and scored."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from storage_test import make_trace
+
+from adx.experiment import Arm, ModelSource
+from adx.rewriters.gradient import Gradient, editable, word_mask
+from adx.workshop import UNENDED, WINDOW, Workshop
+from launch.config import load_config
+from tests import tiny
+
+TEXT = 'First we see that 3 + 4 = 7, and so it is.\n#### 7'
+
+
+@pytest.fixture(scope='module')
+def shop(tmp_path_factory):
+    root = tmp_path_factory.mktemp('workshop')
+    teacher = tiny.write_teacher(root / 'teacher')
+    run = load_config(tiny.write_config(root / 'config.py', teacher))
+    run = dataclasses.replace(run, arms=(Arm('plain'),), proxies=(ModelSource(teacher, exit_layer=1),))
+    return Workshop(run, str(root / 'run'))
+
+
+def trace(row, text=TEXT):
+    return make_trace(row, request_id=f'gsm8k/test/{row}/0/plain', text=text, tokens=(), gold='7')
+
+
+def test_the_teacher_writes_to_each_text_what_no_other_text_changes(shop):
+    both = shop.tools.write(['say a', 'say b', 'say a'], 2, '')
+    assert [len(drafts) for drafts in both] == [2, 2, 2]
+    assert both[0] == both[2] != both[1]
+    assert shop.tools.write(['say b'], 2, '') == [both[1]]
+    assert {draft.problem for drafts in both for draft in drafts} <= {'', UNENDED}
+    [drafts] = shop.tools.write(['long ' * 600], 2, '')
+    assert [draft.problem for draft in drafts] == [WINDOW, WINDOW]
+
+
+def test_likelihoods_are_nats_a_token_of_the_text_alone(shop):
+    short, long = shop.nll([(trace(0), TEXT), (trace(0), f'{TEXT}\n{TEXT}')])
+    # An untrained model is near the uniform distribution whatever it reads.
+    assert short == pytest.approx(np.log(tiny.VOCAB), rel=0.1)
+    assert long == pytest.approx(np.log(tiny.VOCAB), rel=0.1)
+
+
+def test_a_search_changes_words_of_the_reasoning_only(shop):
+    settings = Gradient('loss', rounds=2, edits=4, floor=1e-3, protected=('see',))
+    found = shop.tools.edit([trace(0), trace(1, 'x ' * 600)], settings)
+    assert [draft.problem for draft in found[1]] == [WINDOW]
+    assert found[0]
+    for draft in found[0]:
+        assert draft.text != TEXT
+        assert draft.text.endswith('\n#### 7')
+        assert ''.join(c for c in draft.text if c.isdigit() or c in '+=#') == '3+4=7####7'
+    best = found[0][0]
+    before, after = (shop.nll([(trace(0), text)])[0] for text in (TEXT, best.text))
+    assert np.isfinite(after)
+    assert after != before
+
+
+def test_words_are_what_has_letters_and_nothing_fixed():
+    pieces = [b'word', b' the', b'12', b'x1', b'+', b'a\n', b'...', '\u00e9t\u00e9'.encode(), b'<end>']
+    assert word_mask(pieces, {8}, 10).tolist() == [True, True, False, False, False, False, False, True, False, False]
+
+
+def test_places_that_may_change():
+    words_V = np.array([False, True, True])
+    found = editable((1, 2, 0, 1, 1), ('so', ' it', ' 3', ' is', ' x'), 9, words_V, ('it',))
+    assert found == [True, False, False, False, False]  # ' is' ends where the answer has begun
