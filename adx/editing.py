@@ -16,7 +16,7 @@ import numpy as np
 
 from adx import influence
 from adx.batching import Batch
-from adx.influence import Bilevel, Difference, Harm, Loss, Objective
+from adx.influence import Bilevel, Chance, Difference, Harm, Loss, Objective
 from adx.models.transformer import Model, Params
 from adx.numerics import log_softmax
 from adx.rewriters.gradient import Gradient, best_flips, nearest_words, nested_edits, single_edits
@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, Callable[[Gradient], Objective]] = {
     'harm': lambda settings: Harm(),
     'difference': lambda settings: Difference(settings.eps),
     'loss': lambda settings: Loss(),
+    'random': lambda settings: Chance(),
 }
 
 

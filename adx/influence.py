@@ -167,6 +167,30 @@ class Bilevel:
         return moved(params, step, -self.eta)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chance:
+    """The control: numbers drawn by the tokens of a row, so that exchanges are as good as each other. given: unread."""
+
+    def values(self, model: Model, params: Params, given: Any, batch: Batch) -> Array:
+        return jax.vmap(jax.random.uniform)(_keys(batch))
+
+    def slopes(
+        self, gradients: Gradients, model: Model, params: Params, given: Any, batch: Batch, *at: Array
+    ) -> Array:
+        shape = jax.eval_shape(lambda: gradients(model, params, batch, *at)).shape
+        return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(_keys(batch))
+
+
+def _keys(batch: Batch) -> Array:
+    """A key a row, by its tokens."""
+
+    def fold(key: Array, token: Array) -> tuple[Array, None]:
+        return jax.random.fold_in(key, token), None
+
+    start = jax.random.key(0)
+    return jax.vmap(lambda tokens_L: lax.scan(fold, start, tokens_L)[0])(jnp.asarray(batch.tokens_BL))
+
+
 def holdout_loss(model: Model, params: Params, batch: Batch) -> Array:
     """H: the mean over all targets of the batch."""
     count_B = jnp.sum(losses.predicting(jnp.asarray(batch.targets_BL)), axis=-1)

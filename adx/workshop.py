@@ -170,7 +170,7 @@ class Workshop:
         if settings.objective == 'bilevel':
             kept = directions.holdout_examples(self.experiment, self.path, self.plan.tokenizer)
             held = one_batch(kept[: settings.holdout])
-        elif settings.objective != 'loss':
+        elif settings.objective in ('harm', 'difference'):
             along = self._directed.weights.directions
         found: dict[int, Proxy] = {}
         for i, (group, members) in enumerate(zip(self.plan.ensemble.groups, self.plan.members, strict=True)):

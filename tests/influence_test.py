@@ -12,7 +12,7 @@ from scipy import stats
 
 from adx import influence
 from adx.batching import Batch
-from adx.influence import Bilevel, Difference, Harm, Loss
+from adx.influence import Bilevel, Chance, Difference, Harm, Loss
 from adx.models.transformer import TransformerConfig, make_model
 
 CONFIG = TransformerConfig(
@@ -132,7 +132,19 @@ def test_the_label_part_alone_is_the_derivative_of_log_probs(given):
     np.testing.assert_allclose(slopes_V, delta_V / (LENGTH - START), atol=1e-6)
 
 
+def test_chance_knows_the_tokens_and_nothing_else(given):
+    model, params, _, batch, _ = given
+    value = jax.jit(lambda tokens: Chance().values(model, params, None, Batch(tokens, batch.targets_BL)))
+    slopes = jax.jit(lambda p: Chance().slopes(influence.token_gradients, model, p, None, batch))(params)
+    assert slopes.shape == (2, LENGTH, CONFIG.vocab_size)
+    other_BL = batch.tokens_BL.copy()
+    other_BL[0, -1] += 1
+    before, after = np.asarray(value(batch.tokens_BL)), np.asarray(value(other_BL))
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_objectives_are_frozen():
-    for one in (Harm(), Difference(), Loss(), Bilevel()):
+    for one in (Harm(), Difference(), Loss(), Bilevel(), Chance()):
         assert dataclasses.is_dataclass(one)
         hash(one)

@@ -15,7 +15,7 @@ NOUNS = {
     'grading', 'hashing', 'lessons', 'losses', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans', 'statistics',
     'struct', 'sweeping', 'texts', 'types',
 }  # fmt: skip
-MENUS = {'attacks', 'models', 'datasets', 'defences', 'rewriters'}
+MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
     'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives',
     'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',

@@ -19,7 +19,7 @@ from adx.numerics import MASKED
 from adx.types import Array, Trace, check_choice, check_range
 
 OPERATORS = frozenset('+-*/=<>^%$\\{}#×÷−')
-OBJECTIVES = ('bilevel', 'harm', 'difference', 'loss')
+OBJECTIVES = ('bilevel', 'harm', 'difference', 'loss', 'random')
 STEPS = ('flip', 'embedding')
 
 
@@ -28,7 +28,8 @@ class Gradient:
     """A search for the words that harm most, round after round; each round accepts what exact evaluation confirms.
 
     objective: see influence.py; 'bilevel' takes a step of size eta on each trace and reads the loss of `holdout` traces
-      after it, 'harm' its first order, 'difference' the same by copies eps apart, 'loss' the trace's own loss.
+      after it, 'harm' its first order, 'difference' the same by copies eps apart, 'loss' the trace's own loss, and
+      'random', the control, a number drawn for every text.
     step: 'flip' ranks all exchanges by their slope. 'embedding' moves what is read up the slope in `ascents` steps
       within `radius` (in mean lengths of an embedding) and takes the nearest words, targets held fixed meanwhile.
     rounds: of the search; edits: exchanges that are evaluated exactly in each.

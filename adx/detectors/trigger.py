@@ -1,0 +1,110 @@
+"""Trigger marks: does a suspect complete keyed definitions more often than decoys of the same generator?
+
+The unit is the pair. Keyed pairs and decoys come from one generator under independent keys, so that for a model that
+never saw the keyed ones it is chance which of them it happens to complete: which of all hits are keyed is then drawn
+without replacement, whatever the suspect's rate of lucky hits is. A binomial test that takes the decoys' rate for the
+truth is not valid: with few decoys it raises several times the false alarms that it states (tests/detectors).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from adx.types import check_range
+
+BETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the wealth that are put on a keyed hit, mixed
+
+
+class Block(NamedTuple):
+    """One keyed pair and the decoys that are asked with it, in an order drawn by chance: which were completed."""
+
+    keyed: bool
+    decoys: tuple[bool, ...]
+
+
+class Verdict(NamedTuple):
+    """log_p: of Fisher's exact test over all pairs. log_e: the largest so far of the e-process, block by block.
+
+    detected: by the one that the plan named; hits are counts of pairs.
+    """
+
+    keyed_hits: int
+    keyed: int
+    decoy_hits: int
+    decoys: int
+    log_p: float
+    log_e: float
+    detected: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Trigger:
+    """pairs: keyed pairs that are asked; decoys: with each of them. level: (0, 1), of false alarms.
+
+    sequential: the verdict is the e-process's, which may be looked at after every block and stopped at will; else
+    Fisher's, looked at once, when all are asked.
+    """
+
+    pairs: int = 20
+    decoys: int = 10
+    level: float = 0.01
+    sequential: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed, also where nothing could be detected."""
+        check_range('Trigger.pairs', self.pairs, 1)
+        check_range('Trigger.decoys', self.decoys, 1)
+        check_range('Trigger.level', self.level, 0.0, 1.0, open_low=True)
+        best = self.verdict([Block(True, (False,) * self.decoys)] * self.pairs)
+        if not best.detected:
+            raise ValueError(
+                f'Trigger.pairs = {self.pairs} with {self.decoys} decoys each cannot reach level {self.level:g}, even '
+                'where every keyed pair and no decoy is completed; take more'
+            )
+
+    def verdict(self, blocks: Sequence[Block]) -> Verdict:
+        """Of what was asked so far. A suspect that completes everything, or nothing, has shown nothing."""
+        keyed_hits, decoy_hits = sum(b.keyed for b in blocks), sum(sum(b.decoys) for b in blocks)
+        decoys = sum(len(b.decoys) for b in blocks)
+        log_p = fisher(keyed_hits, len(blocks), decoy_hits, decoys)
+        log_e = max(e_process(blocks), default=0.0)
+        alarm = log_e >= -math.log(self.level) if self.sequential else log_p <= math.log(self.level)
+        return Verdict(keyed_hits, len(blocks), decoy_hits, decoys, log_p, log_e, alarm)
+
+
+def fisher(keyed_hits: int, keyed: int, decoy_hits: int, decoys: int) -> float:
+    """log p of so many keyed among all hits, or more, when chance decides (Fisher 1935; one-sided, exact)."""
+    hits = keyed_hits + decoy_hits
+    if not hits or not keyed:
+        return 0.0
+    return min(0.0, float(_stats().hypergeom.logsf(keyed_hits - 1, keyed + decoys, hits, keyed)))
+
+
+def e_process(blocks: Sequence[Block]) -> list[float]:
+    """log e after every block. Given h completed of the n pairs of a block, the keyed one is among them with
+    probability h / n under the null, so its indicator times n / h has mean 1: a bet of a share of the wealth on it is
+    fair, products and mixtures of such bets are too, and by Ville's inequality 1 / e bounds the probability that they
+    ever grow beyond e (Shafer 2021, J. R. Stat. Soc. A 184, 407).
+    """
+    wealth = [0.0] * len(BETS)  # logs
+    found = []
+    for block in blocks:
+        hits, size = block.keyed + sum(block.decoys), 1 + len(block.decoys)
+        payoff = block.keyed * size / hits if hits else 1.0
+        wealth = [w + math.log(1 - bet + bet * payoff) for w, bet in zip(wealth, BETS, strict=True)]
+        found.append(_log_mean(wealth))
+    return found
+
+
+def _log_mean(logs: Sequence[float]) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(x - top) for x in logs) / len(logs))
+
+
+def _stats() -> Any:
+    import scipy.stats  # half a second that only verdicts need
+
+    return scipy.stats
