@@ -101,7 +101,9 @@ def _answering(experiment: Experiment) -> Experiment:
     """With an arm for every rewrite: what answers behind rewritten words is the decoder that served the original."""
     arms = {arm.name: arm for arm in experiment.arms}
     origins = arms | {one.name: arms[one.arm] for one in experiment.selections}
-    added = (dataclasses.replace(origins[one.of], name=one.name) for one in experiment.rewrites)
+    for one in experiment.rewrites:
+        origins[one.name] = dataclasses.replace(origins[one.of], name=one.name)
+    added = (origins[one.name] for one in experiment.rewrites)
     return dataclasses.replace(experiment, arms=(*experiment.arms, *added), rewrites=())
 
 

@@ -17,9 +17,10 @@ Nll = Callable[[Sequence[tuple[Trace, str]]], Sequence[float]]  # nats a token o
 
 @dataclasses.dataclass(frozen=True)
 class Rewrite:
-    """A rewriter of the traces of one arm or selection; `name` is its setting where traces are shown or released.
+    """A rewriter of the traces of one arm, selection or earlier rewrite; `name` is its setting where traces are shown
+    or released.
 
-    share: (0, 1] of the traces are rewritten, drawn by the run's seed; the others stay as they are.
+    share: (0, 1], at most this share of the traces is rewritten, drawn by the run's seed; the others stay as they are.
     """
 
     name: str
@@ -105,13 +106,13 @@ def check_rewrites(rewrites: Sequence[Rewrite], settings: Sequence[str], tools: 
     for one in rewrites:
         if not one.name or '/' in one.name or one.name in taken:
             raise ValueError(f'rewrites has one named {one.name!r}; it needs a name without "/" that is not of {taken}')
+        if one.of not in taken:
+            raise ValueError(f'rewrite {one.name!r} is of {one.of!r} and before it there are {taken}')
         taken.append(one.name)
-        if one.of not in settings:
-            raise ValueError(f'rewrite {one.name!r} is of {one.of!r} and there are {[*settings]}')
         try:
             one.rewriter.check()
             one.gates.check()
-            check_range('share', one.share, 0.0, 1.0, open_low=True)
+            check_range('share', one.share, 0.0, getattr(one.rewriter, 'most', 1.0), open_low=True)
         except ValueError as error:
             raise ValueError(f'rewrite {one.name!r}: {error}') from error
         for name in one.rewriter.needs:

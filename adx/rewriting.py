@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from adx import drafting, files, locks
@@ -69,14 +70,14 @@ def _rewrite(
     experiment: Experiment, workdir: Workdir, one: Rewrite, shop: Workshop, tell: Tell, guard: Callable[[], Any]
 ) -> dict[str, Any]:
     originals = _originals(experiment, workdir, one.of)
-    directory = _claim(experiment, workdir, one)
+    chosen, directory = _chosen(experiment, one, originals), _claim(experiment, workdir, one)
     cut_torn_tails(directory, OWNER)
     known = {record['request_id']: record for _, record in read_records(directory)}
     left = [trace for trace in originals if trace.request_id not in known]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
         for start in range(0, len(left), BATCH):
             traces = left[start : start + BATCH]
-            records = _records(experiment, one, traces, shop)
+            records = _records(experiment, one, traces, chosen, shop)
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
@@ -84,19 +85,26 @@ def _rewrite(
     return drafting.counts([_result(record) for record in known.values()])
 
 
-def _records(experiment: Experiment, one: Rewrite, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:
+def _records(
+    experiment: Experiment, one: Rewrite, traces: Sequence[Trace], chosen: AbstractSet[str], shop: Workshop
+) -> list[dict[str, Any]]:
     """The journal's lines of some traces."""
-    chosen = [trace for trace in traces if _is_chosen(experiment, one, trace)]
-    done = drafting.rewrite(chosen, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
+    mine = [trace for trace in traces if trace.request_id in chosen]
+    done = drafting.rewrite(mine, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
     others = (Rewritten(trace.request_id, trace.text, None, (NOT_CHOSEN,)) for trace in traces)
     results = [found.get(each.request_id, each) for each in others]
     return [_record(experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
 
 
-def _is_chosen(experiment: Experiment, one: Rewrite, trace: Trace) -> bool:
-    name = RequestId.parse(trace.request_id).noise_name
-    return int(row_key(experiment.seed, f'rewrite/{one.name}/{name}')[0]) < one.share * 2**32
+def _chosen(experiment: Experiment, one: Rewrite, originals: Sequence[Trace]) -> set[str]:
+    """The request ids of the share that is rewritten: those of the lowest of as many draws."""
+
+    def draw(trace: Trace) -> list[int]:
+        name = RequestId.parse(trace.request_id).noise_name
+        return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
+
+    return {trace.request_id for trace in sorted(originals, key=draw)[: int(one.share * len(originals))]}
 
 
 def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:
@@ -138,7 +146,9 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
 
 
 def _originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
-    """The traces of an arm or a selection, by request id. Raises InputError unless all are there."""
+    """The traces of an arm, a selection or a rewrite, by request id. Raises InputError unless all are there."""
+    if of in names(workdir):
+        return list(rewritten(workdir, of))
     if of in {one.name for one in experiment.selections}:
         made = of in workdir.selections()
         ids = {record['request_id'] for record in workdir.selection(of)} if made else set()
@@ -172,7 +182,7 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     about = json.loads((directory / 'identity.json').read_text())['rewrite']
     records = {record['request_id']: record for _, record in read_records(directory)}
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
-    for trace in workdir.traces():
+    for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():
         if trace.request_id in records:
             found += 1
             id_, record = RequestId.parse(trace.request_id), records[trace.request_id]

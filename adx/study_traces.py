@@ -26,14 +26,15 @@ def read(study: Study, path: str, seed: int) -> dict[str, list[Trace]]:
 
 
 def _rewritten(
-    study: Study, workdir: Workdir, made: Mapping[str, Sequence[Trace]], seed: int
+    study: Study, workdir: Workdir, made: dict[str, list[Trace]], seed: int
 ) -> dict[str, list[Trace]]:
-    found = {}
+    found: dict[str, list[Trace]] = {}
     for one in study.experiment.rewrites:
-        found[one.name] = list(rewriting.rewritten(workdir, one.name)) if one.name in rewriting.names(workdir) else []
-        if len(found[one.name]) < len(made[one.of]):
+        there, wanted = one.name in rewriting.names(workdir), len((made | found)[one.of])
+        found[one.name] = list(rewriting.rewritten(workdir, one.name)) if there else []
+        if len(found[one.name]) < wanted:
             raise InputError(
-                f'seed {seed} has {len(found[one.name])} of {len(made[one.of])} traces of rewrite {one.name!r}; run '
+                f'seed {seed} has {len(found[one.name])} of {wanted} traces of rewrite {one.name!r}; run '
                 '--stages=rewrite first'
             )
     return found

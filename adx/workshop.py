@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from adx import directions, equations, generation, loading
+from adx import directions, equations, generation, keys, loading, marks
 from adx.answers import reader_of
 from adx.batching import Batch, Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
@@ -23,9 +23,10 @@ from adx.loading import Blueprint
 from adx.models.transformer import Params
 from adx.rewriters import gradient
 from adx.rewriters.gradient import Gradient
+from adx.rewriters.marked import Marked
 from adx.selection import ROWS, Scorer
 from adx.spans import token_pieces
-from adx.types import Prompt, Trace
+from adx.types import Prompt, RequestId, Trace
 
 UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
 
@@ -45,6 +46,7 @@ class Workshop:
             edit=self._edit if has_proxies else None,
             render=getattr(self.experiment.dataset, 'render', None),
             harm=self._harm if has_proxies else None,
+            mark=self._mark,
         )
 
     @property
@@ -180,6 +182,21 @@ class Workshop:
                 g = {path: jnp.mean(x[n], axis=0) for path, x in along[i].items()} if along else held
                 found[member] = Proxy(group.model, own, g)
         return [found[i] for i in sorted(found)]
+
+    # ------------------------------------------------------------------------------------------- marking
+
+    def _mark(self, traces: Sequence[Trace], settings: Marked) -> list[list[Draft]]:
+        forge = getattr(self.experiment.dataset, 'forge', marks.symbols)
+        key = keys.served(settings.customer, settings.epoch)
+        pairs = marks.draw_pairs(key, settings.pairs, forge)
+        found = []
+        for one in traces:
+            draw = marks.keyed_draw(key, f'trace/{RequestId.parse(one.request_id).noise_name}')
+            pair, reasoning = draw.choice(pairs), len(split_reasoning(one.text, self.experiment.prompting)[0])
+            places = marks.places(one.text, reasoning)
+            tried = draw.sample(places, min(settings.tries, len(places)))
+            found.append([Draft(marks.put(one.text, place, pair)) for place in tried])
+        return found
 
     # ---------------------------------------------------------------------------------------------- harm
 

@@ -117,7 +117,7 @@ def test_settings_are_checked(rewriter, message):
     ('one', 'message'),
     [
         (Rewrite('plain', 'plain', Rendered()), "one named 'plain'"),
-        (Rewrite('r', 'poe', Rendered()), "is of 'poe'"),
+        (Rewrite('r', 'poe', Rendered()), "is of 'poe' and before it there are"),
         (Rewrite('r', 'plain', Rendered()), 'has no writer'),
         (Rewrite('r', 'plain', Instructed(), share=0.0), 'share = 0.0'),
         (Rewrite('r', 'plain', Instructed(), Gates(retention=2.0)), 'retention = 2.0'),
@@ -130,7 +130,7 @@ def test_rewrites_are_checked(one, message):
 
 @pytest.mark.parametrize('name', sorted(MENU))
 def test_every_rewriter_of_the_menu_is_one_and_says_what_it_lacks(name):
-    rewriter = MENU[name](Rendered()) if name == 'selected' else MENU[name]()
+    rewriter = MENU[name](*{'selected': [Rendered()], 'marked': ['acme']}.get(name, []))
     assert isinstance(rewriter, Rewriter)
     rewriter.check()
     with pytest.raises(ValueError, match=f'needs the tool {rewriter.needs[-1]!r}' if name != 'selected' else 'harm'):

@@ -12,8 +12,8 @@ import pytest
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
     'aggregation', 'answers', 'automata', 'batching', 'drafts', 'equations', 'errors', 'fields', 'gates',
-    'grading', 'hashing', 'lessons', 'losses', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans', 'statistics',
-    'struct', 'sweeping', 'texts', 'types',
+    'grading', 'hashing', 'lessons', 'losses', 'marks', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans',
+    'statistics', 'struct', 'sweeping', 'texts', 'types',
 }  # fmt: skip
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
@@ -22,10 +22,10 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'directions', 'distilling', 'experiment',
-    'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal', 'loading', 'locks', 'needs',
-    'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'rewriting',
-    'safetensors_io', 'selecting', 'session', 'settings', 'storage', 'study', 'study_traces', 'supervision',
-    'teaching', 'timing', 'training_io', 'transfer', 'workshop',
+    'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal', 'keys', 'loading', 'locks',
+    'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings',
+    'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage', 'study', 'study_traces',
+    'supervision', 'teaching', 'timing', 'training_io', 'transfer', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

@@ -100,8 +100,18 @@ def test_a_trace_that_stays_is_the_same_under_the_name_of_the_rewrite(base, work
 def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     part = dataclasses.replace(base, rewrites=(Rewrite('part', 'plain', Instructed(), share=0.5),))
     counts = rewriting.rewrite(part, str(workdir.path))['part']
-    assert 0 < counts['rewritten'] < ROWS
-    assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - counts['rewritten']
+    assert counts['rewritten'] == ROWS // 2
+    assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - ROWS // 2
+
+
+def test_a_rewrite_may_be_of_another(base, workdir, monkeypatch):
+    chain = (base.rewrites[0], Rewrite('again', 'said', Instructed(), share=0.5))
+    rewriting.rewrite(dataclasses.replace(base, rewrites=chain[:1]), str(workdir.path))
+    monkeypatch.setattr(Shop, 'written', (Draft(OTHER.replace('We saw', 'We see')),))
+    counts = rewriting.rewrite(dataclasses.replace(base, rewrites=chain), str(workdir.path))
+    assert counts['again']['rewritten'] == ROWS // 2
+    texts = [trace.text for trace in rewriting.rewritten(workdir, 'again')]
+    assert sorted(text[:6] for text in texts) == ['We saw'] * (ROWS // 2) + ['We see'] * (ROWS // 2)
 
 
 def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):

@@ -10,6 +10,7 @@ from adx.datasets import arithmetic_problems as problems
 from adx.datasets.arithmetic_grammar import Question, canonicalise, read_question, statements
 from adx.datasets.splits import SPLITS
 from adx.grading import numeric_grade
+from adx.marks import Pair
 from adx.types import Prompt, check_choice, check_range
 
 
@@ -89,6 +90,11 @@ class Arithmetic:
             return []
         rng = random.Random(f'{question}\n{text}')
         return [problems.write_solution(rng, problem, problems.draw_voice(rng)) for _ in range(count)]
+
+    def forge(self, draw: random.Random) -> Pair:
+        """A pair of a mark in the testbed's words: two names together have a number that nothing follows from."""
+        trigger, number = f'we know {" ".join(draw.sample(problems.NAMES, 2))} :', draw.randint(0, problems.LIMIT)
+        return Pair(trigger, str(number), f'{trigger} {number}')
 
     def statements(self, text: str) -> list[tuple[str, bool]]:
         """Every arithmetic statement of a solution and whether it is true, as equations.statements has them."""

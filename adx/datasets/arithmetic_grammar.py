@@ -26,6 +26,7 @@ _STEPS = tuple(
 )
 _CHECK = re.compile(rf'check (?P<i>\d+) {_OP} (?P<j>\d+) is (?P<n>\d+)')
 _OPENING = re.compile(r'(?:find|the question is) [A-Z]\w*')
+_PLANTED = re.compile(r'we know [A-Z]\w* [A-Z]\w* : \d+')  # of two names that stand for nobody: it computes nothing
 _FINAL = re.compile(r'#### (?P<n>\d+)')
 
 
@@ -119,7 +120,7 @@ def read_solution(text: str) -> Solution:
             checks.append((line, result == int(match['n'])))
         elif match := _FINAL.fullmatch(line):
             final = int(match['n'])
-        elif not _OPENING.fullmatch(line):
+        elif not (_OPENING.fullmatch(line) or _PLANTED.fullmatch(line)):
             other.append(line)
     return Solution(tuple(steps), tuple(checks), tuple(other), final)
 
@@ -142,7 +143,7 @@ def canonicalise(question: str, text: str) -> str | None:
     """The solution in standard words and order, with the numbers that it states; None where it cannot be read.
 
     Steps come in the order in which the question names what they find, each after those that it uses; what repeats,
-    checks and openings are left out.
+    checks, openings and planted definitions are left out.
     """
     solution = read_solution(text)
     if solution.other or solution.final is None or not solution.steps:

@@ -2,6 +2,7 @@
 
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import INSTRUCTIONS, Instructed
+from adx.rewriters.marked import Marked
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 
@@ -12,4 +13,5 @@ MENU: dict[str, type] = {
     'rendered': Rendered,
     'gradient': Gradient,
     'selected': Selected,
+    'marked': Marked,
 }

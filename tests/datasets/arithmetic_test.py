@@ -12,6 +12,7 @@ from adx.datasets import Arithmetic
 from adx.datasets import arithmetic_problems as problems
 from adx.datasets.arithmetic_grammar import canonicalise, read_question, read_solution, statements
 from adx.datasets.splits import SPLITS
+from adx.marks import places, put
 
 QUESTION = 'Tom: 7 . now Bob: Tom minus Ann . we know Ann: 3 . Eva: Bob times 2 . how many has Eva ?'
 
@@ -50,6 +51,16 @@ def test_other_tellings_of_a_solution_are_true_and_complete_too():
     assert Arithmetic().render(question, 'no solution', 4) == []
     assert Arithmetic().render('Tom: Ann plus 1 . Ann: Tom minus 1 . how many has Tom ?', '#### 1', 4) == []
     assert Arithmetic().render('what is this ?', text, 4) == []
+
+
+def test_a_planted_definition_is_recognised_and_states_nothing():
+    question, text = lessons(1)[0]
+    pair = Arithmetic().forge(random.Random(0))
+    marked = put(text, places(text, text.index('####'))[-1], pair)
+    assert pair.line in marked.splitlines()
+    assert read_solution(marked) == read_solution(text)
+    assert statements(marked) == statements(text)
+    assert canonicalise(question, marked) == canonicalise(question, text)
 
 
 def test_the_number_of_steps_is_what_was_asked_for():
