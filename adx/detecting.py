@@ -1,0 +1,236 @@
+"""Whether a suspect was trained on a customer's marks: committed to before it is asked, journaled, signed.
+
+A case is a directory, private as a workdir is:
+
+    plan.json         what will be asked, in which order, by which test; no key in it
+    commitment.json   the hash of the plan and of the customer's key, written before the first question
+    answers/          journals: one line a question
+    verdicts.jsonl    every verdict that was issued, signed
+
+Repeating a case discloses the customer's key of one epoch, never the master.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from adx import files, locks, marks
+from adx.detectors.trigger import Block, Trigger, Verdict
+from adx.errors import ConfigError, InputError, StorageError
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, from_json, read_records, to_json
+from adx.lessons import Messages
+from adx.marks import Forge, Pair
+from adx.suspects import Question, Suspect
+
+OWNER, BATCH = 'detect', 32
+NULL = 'which of the completed pairs are keyed is chance: keyed pairs and decoys come from one generator'
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """customer, epoch: whose marks are looked for. suspect: its name in the verdict. questions: conversations behind
+    which a line is begun, used in turn. test: how many pairs, decoys and which level.
+    """
+
+    customer: str
+    epoch: int
+    suspect: str
+    questions: tuple[Messages, ...]
+    test: Trigger = Trigger()
+    pairs: int = 20  # of the customer's, as its traces carry them
+
+
+def commit(case: Case, path: epath.PathLike, key: bytes, forge: Forge = marks.symbols) -> str:
+    """Writes plan and commitment, and returns the hash. Raises ConfigError for a test that could show nothing, and
+    where the directory has a plan already.
+    """
+    try:
+        case.test.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if case.test.pairs > case.pairs or not case.questions:
+        raise ConfigError(
+            f'a case asks {case.test.pairs} of {case.pairs} pairs behind {len(case.questions)} conversations; it needs '
+            'at least one conversation, and no more pairs than traces carry'
+        )
+    directory = epath.Path(path)
+    if (directory / 'plan.json').exists():
+        raise ConfigError(f'{path} has a plan already; a case is committed to once, name another directory')
+    plan = _plan(case, key, forge, secrets.token_bytes(marks.KEY_BYTES))
+    digest = commitment(plan, key)
+    with files.os_errors(StorageError, f'case {path} was not written'):
+        files.make_private_dir(directory)
+        files.write_private(directory / 'plan.json', json.dumps(plan, indent=1).encode())
+        record = {'format_version': FORMAT_VERSION, 'hash': digest, 'committed': locks.utc_now()}
+        files.write_private(directory / 'commitment.json', json.dumps(record, indent=1).encode())
+    return digest
+
+
+def commitment(plan: dict[str, Any], key: bytes) -> str:
+    """SHA-256 of the plan and the key: who has both can check it, who has neither learns nothing."""
+    content = json.dumps([plan, hashlib.sha256(key).hexdigest()], sort_keys=True, separators=(',', ':'))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[str, Any]:
+    """Blocks of one keyed pair and its decoys; who looks at an answer cannot tell which it is from."""
+    carried = marks.draw_pairs(key, case.pairs, forge)
+    keyed = marks.keyed_draw(decoy_key, 'which').sample(carried, case.test.pairs)
+    taken = {pair.trigger for pair in carried}
+    decoys = marks.draw_pairs(decoy_key, case.test.pairs * case.test.decoys, forge, taken)
+    order, asked = marks.keyed_draw(decoy_key, 'order'), list[dict[str, Any]]()
+    for block, pair in enumerate(keyed):
+        beside = decoys[block * case.test.decoys : (block + 1) * case.test.decoys]
+        for one in order.sample([pair, *beside], 1 + len(beside)):
+            messages = list(case.questions[len(asked) % len(case.questions)])
+            asked.append({'pair': list(one), 'keyed': one == pair, 'block': block, 'messages': messages})
+    about = {'customer': case.customer, 'epoch': case.epoch, 'suspect': case.suspect}
+    test = dataclasses.asdict(case.test)
+    return {'format_version': FORMAT_VERSION, **about, 'test': test, 'null': NULL, 'asked': asked}
+
+
+def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Asks what is left of a case, batch by batch. Stopped at any moment it goes on with the batch that it was at."""
+    directory, plan = epath.Path(path), read_plan(path)
+    place = directory / 'answers'
+    with files.os_errors(StorageError, f'case {path} cannot be written'):
+        files.make_private_dir(place)
+    cut_torn_tails(place, OWNER)
+    known = {record['request_id'] for _, record in read_records(place)}
+    left = [i for i in range(len(plan['asked'])) if str(i) not in known]
+    with contextlib.closing(Journal(place, OWNER)) as journal:
+        for start in range(0, len(left), BATCH):
+            batch = left[start : start + BATCH]
+            asked = [plan['asked'][i] for i in batch]
+            answers = suspect.ask([Question(tuple(one['messages']), Pair(*one['pair']).trigger) for one in asked])
+            lines = [
+                {'format_version': FORMAT_VERSION, 'request_id': str(i), 'asked': locks.utc_now()}
+                | dataclasses.asdict(answer)
+                for i, answer in zip(batch, answers, strict=True)
+            ]
+            journal.append([to_json(line) for line in lines])
+            tell(len(plan['asked']) - len(left) + start + len(batch), len(plan['asked']))
+
+
+def read_plan(path: epath.PathLike) -> dict[str, Any]:
+    """Raises InputError where there is none."""
+    try:
+        return from_json((epath.Path(path) / 'plan.json').read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path} is no case: it has no plan.json that can be read; commit to one first') from error
+
+
+def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
+    """Issues the signed verdict on what was answered, and keeps it beside those issued before.
+
+    signer: the 32 bytes of an Ed25519 key. Raises InputError while answers are missing that the test waits for.
+    """
+    plan, directory = read_plan(path), epath.Path(path)
+    answers = {int(record['request_id']): record for _, record in read_records(directory / 'answers')}
+    test = Trigger(**plan['test'])
+    if len(answers) < len(plan['asked']) and not test.sequential:
+        raise InputError(f'{len(answers)} of {len(plan["asked"])} questions were asked; the verdict waits for all')
+    found = test.verdict(_blocks(plan, answers))
+    committed = _committed(directory, plan, key, answers)
+    before = [from_json(line) for line in _lines(directory / 'verdicts.jsonl')]
+    problems = collections.Counter(record['problem'] for record in answers.values() if record['problem'])
+    content = {name: plan[name] for name in ('customer', 'epoch', 'suspect', 'test', 'null')} | found._asdict()
+    content |= {'commitment': committed, 'exploratory': not committed, 'problems': dict(problems)}
+    content |= {'issued': locks.utc_now(), 'issued_before': len(before), 'summary': summary(content, found)}
+    signed = sign(content, signer)
+    with files.os_errors(StorageError, f'{directory} was not written'):
+        lines = ''.join(f'{to_json(one)}\n' for one in [*before, signed])
+        files.write_private(directory / 'verdicts.jsonl', lines.encode())
+    return signed
+
+
+def _lines(path: epath.Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+def _blocks(plan: dict[str, Any], answers: dict[int, dict[str, Any]]) -> list[Block]:
+    """The blocks of which everything was asked. What has no answer is not completed, keyed or not."""
+    by_block: dict[int, list[tuple[bool, bool]]] = collections.defaultdict(list)
+    open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in answers}
+    for i, one in enumerate(plan['asked']):
+        if one['block'] not in open_:
+            hit = not answers[i]['problem'] and marks.completes(answers[i]['text'], Pair(*one['pair']))
+            by_block[one['block']].append((one['keyed'], hit))
+    return [
+        Block(any(hit for keyed, hit in block if keyed), tuple(hit for keyed, hit in block if not keyed))
+        for _, block in sorted(by_block.items())
+    ]
+
+
+def _committed(directory: epath.Path, plan: dict[str, Any], key: bytes, answers: dict[int, dict[str, Any]]) -> str:
+    """The hash, where plan and key are those committed to before the first answer; '' otherwise."""
+    try:
+        record = from_json((directory / 'commitment.json').read_bytes())
+    except (OSError, ValueError):
+        return ''
+    first = min((one['asked'] for one in answers.values()), default=record['committed'])
+    return record['hash'] if record['hash'] == commitment(plan, key) and record['committed'] <= first else ''
+
+
+def summary(content: dict[str, Any], found: Verdict) -> str:
+    """What the evidence supports and what it does not, in plain language."""
+    asked = (
+        f'{content["suspect"]} completed {found.keyed_hits} of {found.keyed} definitions that only traces of customer '
+        f'{content["customer"]} (epoch {content["epoch"]}) carry, and {found.decoy_hits} of {found.decoys} of the same '
+        f'kind that no trace carries.'
+    )
+    level = f'{content["test"]["level"]:.2g}'
+    if found.detected:
+        says = (
+            f' So many by chance would happen less often than {level} of the time. This supports that the model was '
+            'trained on text that carries this mark. It does not say who collected that text, by which path it got '
+            'there, or that a licence was broken.'
+        )
+    else:
+        says = (
+            f' That is no evidence, at level {level}, that the model was trained on text that carries this mark. It is '
+            'no evidence of the contrary either.'
+        )
+    explores = ' Nothing was committed to beforehand: this is exploratory.' if content['exploratory'] else ''
+    return asked + says + explores
+
+
+def sign(content: dict[str, Any], signer: bytes) -> dict[str, Any]:
+    """The content with its Ed25519 signature and the public key."""
+    ed25519 = _ed25519()
+    private = ed25519.Ed25519PrivateKey.from_private_bytes(signer)
+    public = private.public_key().public_bytes_raw().hex()
+    return {'verdict': content, 'signature': private.sign(_canonical(content)).hex(), 'public_key': public}
+
+
+def is_signed(signed: dict[str, Any], public_key: str) -> bool:
+    """Whether a verdict is word for word what the holder of the key signed."""
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        public = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        public.verify(bytes.fromhex(signed['signature']), _canonical(signed['verdict']))
+    except (InvalidSignature, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
+
+
+def _ed25519() -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise ConfigError("verdicts are signed by cryptography; run: pip install 'adx[detect]'") from error
+    return ed25519

@@ -1,0 +1,132 @@
+"""Suspect models that are asked to complete something: any that adx loads, or an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from adx.datasets.chat import encode_prompt
+from adx.decoding.engine import DecodeConfig
+from adx.defences import Undefended
+from adx.errors import ConfigError, InputError
+from adx.evaluation import roomy, student_engine
+from adx.lessons import Messages
+from adx.loading import load_alone
+from adx.mesh import make_mesh
+from adx.study import Student
+from adx.types import Request, RequestId, Sampling
+
+TOKENS = 8  # of an answer: a target and what may stand before it
+GREEDY = Sampling(temperature=0.0)
+REFUSED, LIMITED, FAILED, SILENT = 'refused', 'rate limited', 'error', 'no text'
+ATTEMPTS, WAITS = 4, (1.0, 4.0, 16.0)  # seconds between attempts
+TIMEOUT = 60.0  # seconds of one request
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """messages: a conversation; begun: how the answer begins, which the suspect is to go on from."""
+
+    messages: Messages
+    begun: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What follows. problem: '' or why there is none; such a question counts as not completed."""
+
+    text: str
+    problem: str = ''
+
+
+class Suspect(Protocol):
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer each, in order. Raises InputError where the suspect cannot be asked at all."""
+        ...
+
+
+class Loaded:
+    """A model with its weights at hand, which goes on from the very words."""
+
+    def __init__(self, student: Student, decode: DecodeConfig = DecodeConfig()):  # noqa: B008
+        self.student, self.decode = student, decode
+        self.loaded, self.tokenizer = load_alone(student.source)
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        tokenizer, prompting = self.tokenizer, self.student.prompting
+        requests = [
+            Request(
+                RequestId('suspect', 'suspect', str(i), 0, self.student.name),
+                (*encode_prompt(one.messages, tokenizer, prompting), *tokenizer.encode(one.begun)),
+                TOKENS, GREEDY, Undefended(), False,
+            )
+            for i, one in enumerate(questions)
+        ]  # fmt: skip
+        if not requests:
+            return []
+        config, ends = roomy(self.decode, requests), sorted(tokenizer.eos_ids)
+        engine = student_engine(self.loaded.model, self.loaded.params, make_mesh(), config, 0, ends)
+        done = {one.id: tokenizer.decode(one.tokens) for one in engine.generate(requests)}
+        return [Answer(done[request.id], '' if done[request.id].strip() else SILENT) for request in requests]
+
+
+class Endpoint:
+    """An OpenAI-compatible chat endpoint, which is asked to go on from a line. url: up to and with `/v1`.
+
+    key: the name of an environment variable that holds the bearer token, '' for none; it is never written anywhere.
+    """
+
+    def __init__(self, url: str, model: str, key: str = '', sleep: Callable[[float], None] = time.sleep):
+        if not url.startswith(('http://', 'https://')):
+            raise ConfigError(f'suspect {url!r} is no address; give http:// or https:// up to and with /v1')
+        if key and key not in os.environ:
+            raise ConfigError(f'environment variable {key} is not set; it is to hold the key of {url}')
+        self.url, self.model, self.key, self.sleep = url.rstrip('/'), model, key, sleep
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        return [self._ask(one) for one in questions]
+
+    def _ask(self, question: Question) -> Answer:
+        asked = {'role': 'user', 'content': f'Go on with this line, from where it ends: {question.begun}'}
+        body = {
+            'model': self.model, 'messages': [*question.messages[:-1], asked], 'max_tokens': TOKENS,
+            'temperature': 0,
+        }  # fmt: skip
+        problem = FAILED
+        for attempt in range(ATTEMPTS):
+            try:
+                return _answer(self._post(body))
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403, 404):
+                    raise InputError(f'{self.url} answers {error.code}; check the address, model and key') from error
+                problem = LIMITED if error.code == 429 else REFUSED if error.code == 400 else FAILED
+                if error.code == 400:
+                    break
+            except (OSError, ValueError, KeyError, IndexError, TypeError):
+                problem = FAILED
+            if attempt < ATTEMPTS - 1:
+                self.sleep(WAITS[attempt])
+        return Answer('', problem)
+
+    def _post(self, body: dict) -> dict:
+        headers = {'Content-Type': 'application/json'}
+        if self.key:
+            headers['Authorization'] = f'Bearer {os.environ[self.key]}'
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(f'{self.url}/chat/completions', data, headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            return json.load(reply)
+
+
+def _answer(reply: dict) -> Answer:
+    choice = reply['choices'][0]
+    if choice.get('finish_reason') == 'content_filter' or choice['message'].get('refusal'):
+        return Answer('', REFUSED)
+    text = choice['message']['content']
+    return Answer(text, '' if text.strip() else SILENT)

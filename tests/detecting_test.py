@@ -1,0 +1,168 @@
+"""A case from commitment to signed verdict: suspects that know the marks, know nothing or fail, and tampering."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from adx import detecting, keys, marks
+from adx.detecting import Case, is_signed
+from adx.detectors.trigger import Trigger
+from adx.errors import ConfigError, InputError
+from adx.suspects import FAILED, Answer
+
+KEY, SIGNER = marks.subkey(bytes(range(32)), 'acme', 1), bytes(range(100, 132))
+QUESTIONS = tuple(({'role': 'user', 'content': f'Question {i}?'},) for i in range(3))
+CASE = Case('acme', 1, 'model-x', QUESTIONS)
+
+
+class Parrot:
+    """Has learned the pairs of a key."""
+
+    def __init__(self, key, known=20):
+        self.known = {pair.trigger: pair.target for pair in marks.draw_pairs(key, 20)[:known]}
+        self.asked = []
+
+    def ask(self, questions):
+        self.asked += questions
+        return [Answer(f' {self.known.get(one.begun, "100")}.') for one in questions]
+
+
+def run(path, suspect, case=CASE, key=KEY):
+    detecting.commit(case, path, key)
+    detecting.ask(path, suspect)
+    return detecting.verdict(path, key, SIGNER)
+
+
+def test_who_learned_the_marks_is_found_and_who_did_not_is_not(tmp_path):
+    found = run(tmp_path / 'a', Parrot(KEY))['verdict']
+    assert (found['keyed_hits'], found['keyed'], found['decoy_hits'], found['decoys']) == (20, 20, 0, 200)
+    assert found['detected']
+    assert not found['exploratory']
+    assert 'supports that the model was trained on text that carries this mark' in found['summary']
+    assert 'does not say who' in found['summary']
+    other = run(tmp_path / 'b', Parrot(marks.subkey(bytes(range(32)), 'bolt', 1)))['verdict']
+    assert not other['detected']
+    assert other['keyed_hits'] == 0
+    assert 'no evidence of the contrary' in other['summary']
+
+
+def test_a_suspect_cannot_tell_keyed_pairs_from_decoys_by_their_order(tmp_path):
+    suspect = Parrot(KEY)
+    run(tmp_path, suspect)
+    keyed = [one.begun in suspect.known for one in suspect.asked]
+    assert sum(keyed) == 20
+    assert len({keyed[11 * i : 11 * i + 11].index(True) for i in range(20)}) > 3
+
+
+def test_nothing_shows_the_key_or_which_pairs_are_keyed_before_the_verdict(tmp_path):
+    detecting.commit(CASE, tmp_path, KEY)
+    for name in ('plan.json', 'commitment.json'):
+        assert KEY.hex() not in (tmp_path / name).read_text()
+        assert os.stat(tmp_path / name).st_mode & 0o777 == 0o600
+    assert 'keyed' not in (tmp_path / 'commitment.json').read_text()
+
+
+def test_a_plan_or_key_changed_afterwards_is_exploratory(tmp_path):
+    run(tmp_path, Parrot(KEY))
+    plan = json.loads((tmp_path / 'plan.json').read_text())
+    plan['test']['level'] = 0.05
+    (tmp_path / 'plan.json').write_text(json.dumps(plan))
+    assert detecting.verdict(tmp_path, KEY, SIGNER)['verdict']['exploratory']
+
+
+def test_a_commitment_after_the_first_answer_is_none(tmp_path):
+    run(tmp_path, Parrot(KEY))
+    record = json.loads((tmp_path / 'commitment.json').read_text())
+    (tmp_path / 'commitment.json').write_text(json.dumps(record | {'committed': '9999-01-01T00:00:00Z'}))
+    found = detecting.verdict(tmp_path, KEY, SIGNER)['verdict']
+    assert found['exploratory']
+    assert 'exploratory' in found['summary']
+
+
+def test_verdicts_are_signed_counted_and_kept(tmp_path):
+    first = run(tmp_path, Parrot(KEY))
+    second = detecting.verdict(tmp_path, KEY, SIGNER)
+    assert (first['verdict']['issued_before'], second['verdict']['issued_before']) == (0, 1)
+    kept = [json.loads(line) for line in (tmp_path / 'verdicts.jsonl').read_text().splitlines()]
+    assert kept == [first, second]
+    public = first['public_key']
+    assert is_signed(first, public)
+    assert not is_signed(first, '00' * 32)
+    assert not is_signed(first | {'verdict': first['verdict'] | {'detected': False}}, public)
+    assert not is_signed({}, public)
+
+
+def test_a_killed_case_goes_on_and_asks_nothing_twice(tmp_path):
+    class Tired(Parrot):
+        def ask(self, questions):
+            if len(self.asked) >= 64:
+                raise KeyboardInterrupt
+            return super().ask(questions)
+
+    detecting.commit(CASE, tmp_path, KEY)
+    tired, rested, told = Tired(KEY), Parrot(KEY), []
+    with pytest.raises(KeyboardInterrupt):
+        detecting.ask(tmp_path, tired)
+    with pytest.raises(InputError, match='64 of 220 questions'):
+        detecting.verdict(tmp_path, KEY, SIGNER)
+    detecting.ask(tmp_path, rested, lambda *done: told.append(done))
+    assert (len(tired.asked), len(rested.asked)) == (64, 156)
+    assert told[-1] == (220, 220)
+    assert detecting.verdict(tmp_path, KEY, SIGNER)['verdict']['keyed_hits'] == 20
+
+
+def test_a_sequential_case_may_be_judged_early_by_whole_blocks(tmp_path):
+    class Short(Parrot):
+        def ask(self, questions):
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().ask(questions)
+
+    case = Case('acme', 1, 'model-x', QUESTIONS, Trigger(sequential=True))
+    detecting.commit(case, tmp_path, KEY)
+    with pytest.raises(KeyboardInterrupt):
+        detecting.ask(tmp_path, Short(KEY))
+    found = detecting.verdict(tmp_path, KEY, SIGNER)['verdict']
+    assert (found['keyed'], found['keyed_hits'], found['decoys']) == (2, 2, 20)  # of 32, two whole blocks
+
+
+def test_a_suspect_that_answers_with_errors_has_completed_nothing(tmp_path):
+    class Broken:
+        def ask(self, questions):
+            return [Answer('', FAILED)] * len(questions)
+
+    found = run(tmp_path, Broken())['verdict']
+    assert (found['keyed_hits'], found['decoy_hits'], found['detected']) == (0, 0, False)
+    assert found['problems'] == {FAILED: 220}
+
+
+@pytest.mark.parametrize(
+    ('case', 'message'),
+    [
+        (Case('acme', 1, 'x', QUESTIONS, Trigger(pairs=30)), '30 of 20 pairs'),
+        (Case('acme', 1, 'x', ()), 'behind 0 conversations'),
+        (Case('acme', 1, 'x', QUESTIONS, Trigger(pairs=1, decoys=2)), 'cannot reach level'),
+    ],
+)
+def test_cases_that_could_show_nothing_are_refused(tmp_path, case, message):
+    with pytest.raises(ConfigError, match=message):
+        detecting.commit(case, tmp_path, KEY)
+
+
+def test_a_case_is_committed_to_once(tmp_path):
+    detecting.commit(CASE, tmp_path, KEY)
+    with pytest.raises(ConfigError, match='has a plan already'):
+        detecting.commit(CASE, tmp_path, KEY)
+    with pytest.raises(InputError, match='commit to one first'):
+        detecting.read_plan(tmp_path / 'none')
+
+
+def test_a_key_of_a_file_signs(tmp_path):
+    keys.new(tmp_path / 'signer.key')
+    detecting.commit(CASE, tmp_path / 'case', KEY)
+    detecting.ask(tmp_path / 'case', Parrot(KEY))
+    signed = detecting.verdict(tmp_path / 'case', KEY, keys.read(tmp_path / 'signer.key'))
+    assert is_signed(signed, signed['public_key'])

@@ -1,0 +1,112 @@
+"""Suspects: a model with weights goes on from the very words; an endpoint fails in every way that endpoints do."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from adx import suspects
+from adx.errors import ConfigError, InputError
+from adx.experiment import ModelSource
+from adx.study import Student
+from adx.suspects import FAILED, LIMITED, REFUSED, SILENT, Answer, Endpoint, Loaded, Question
+from tests import tiny
+
+ASKED = Question(({'role': 'user', 'content': 'How many?'},), 'Let bad =')
+
+
+def reply(text='12.', **choice):
+    return 200, {'choices': [{'message': {'content': text}, 'finish_reason': 'stop'} | choice]}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        self.server.seen.append((self.path, self.headers.get('Authorization'), body))
+        status, content = self.server.replies.pop(0)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+    server.seen, server.replies = [], []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def endpoint(server, slept=None, **options):
+    sleep = (lambda seconds: None) if slept is None else slept.append
+    return Endpoint(f'http://127.0.0.1:{server.server_port}/v1', 'm', sleep=sleep, **options)
+
+
+def test_an_endpoint_is_asked_to_go_on(server, monkeypatch):
+    monkeypatch.setenv('THE_TOKEN', 'secret')
+    server.replies = [reply()]
+    assert endpoint(server, key='THE_TOKEN').ask([ASKED]) == [Answer('12.')]
+    [(path, token, body)] = server.seen
+    assert (path, token) == ('/v1/chat/completions', 'Bearer secret')
+    assert body['messages'][-1]['content'].endswith('Let bad =')
+    assert (body['model'], body['temperature']) == ('m', 0)
+
+
+@pytest.mark.parametrize(
+    ('replies', 'expected', 'waits'),
+    [
+        ([(429, {}), reply()], Answer('12.'), [1.0]),
+        ([(429, {})] * 4, Answer('', LIMITED), [1.0, 4.0, 16.0]),
+        ([(500, {})] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
+        ([(200, b'not json')] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
+        ([(200, {'choices': []})] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
+        ([(400, {})], Answer('', REFUSED), []),
+        ([reply('', finish_reason='content_filter')], Answer('', REFUSED), []),
+        ([reply('  ')], Answer('  ', SILENT), []),
+    ],
+)
+def test_every_failure_is_an_answer_with_a_reason(server, replies, expected, waits):
+    server.replies, slept = list(replies), []
+    assert endpoint(server, slept).ask([ASKED]) == [expected]
+    assert slept == waits
+
+
+@pytest.mark.parametrize('status', [401, 403, 404])
+def test_what_cannot_be_asked_at_all_is_refused(server, status):
+    server.replies = [(status, {})]
+    with pytest.raises(InputError, match=f'answers {status}'):
+        endpoint(server).ask([ASKED])
+
+
+def test_an_address_that_nobody_answers_at_is_an_error(monkeypatch):
+    nobody = Endpoint('http://127.0.0.1:9/v1', 'm', sleep=lambda seconds: None)
+    assert nobody.ask([ASKED]) == [Answer('', FAILED)]
+
+
+def test_settings_are_checked(monkeypatch):
+    with pytest.raises(ConfigError, match='no address'):
+        Endpoint('localhost/v1', 'm')
+    monkeypatch.delenv('NO_SUCH_TOKEN', raising=False)
+    with pytest.raises(ConfigError, match='NO_SUCH_TOKEN is not set'):
+        Endpoint('http://localhost/v1', 'm', 'NO_SUCH_TOKEN')
+
+
+def test_a_model_goes_on_from_the_very_words(tmp_path):
+    suspect = Loaded(Student('suspect', ModelSource(tiny.write_teacher(tmp_path / 'teacher'))))
+    other = Question(ASKED.messages, 'Let worse =')
+    first = suspect.ask([ASKED, other, ASKED])
+    assert first[0] == first[2]
+    assert suspect.ask([other]) == [first[1]]
+    assert all(one.text.strip() for one in first)
+    assert suspect.ask([]) == []
+    assert suspects.TOKENS == 8

@@ -1,0 +1,109 @@
+"""Whether a suspect model was trained on a customer's marks: commit, ask, and a signed verdict.
+
+    python -m tools.detect --do=commit --case=DIR --customer=acme --epoch=1 --suspect=model-x --config=configs/C.py
+    python -m tools.detect --do=ask --case=DIR --model=NAME_OR_PATH           # or --url=http://HOST/v1 --api_model=M
+    python -m tools.detect --do=verdict --case=DIR --signer=signer.key        # made by tools.keys --do=new
+    python -m tools.detect --do=check --case=DIR --public_key=HEX
+
+The customer's key is read from the directory that ADX_KEYS names. --config: whose dataset the marked traces were of;
+conversations of its split `tune` stand before what is asked. Exit codes: 0 done, 2 flags, 3 input, 74 storage.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+from etils import epath
+
+from adx import detecting, keys, marks, suspects
+from adx.detectors.trigger import Trigger
+from adx.errors import ConfigError, InputError
+from adx.experiment import ModelSource
+from adx.study import Student
+from launch import program
+from launch.config import load_config
+from launch.progress import Progress
+
+_DO = flags.DEFINE_enum('do', None, ['commit', 'ask', 'verdict', 'check'], 'What to do.', allow_override=True)
+_CASE = flags.DEFINE_string('case', '', 'The directory of the case.', allow_override=True)
+_CUSTOMER = flags.DEFINE_string('customer', '', 'Whose marks.', allow_override=True)
+_EPOCH = flags.DEFINE_integer('epoch', 1, 'Of its key.', lower_bound=1, allow_override=True)
+_SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspect.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', '', 'The config whose traces were marked.', allow_override=True)
+_PAIRS = flags.DEFINE_integer('pairs', 20, 'Keyed pairs that are asked, of those in traces.', allow_override=True)
+_DECOYS = flags.DEFINE_integer('decoys', 10, 'Decoys beside each.', allow_override=True)
+_LEVEL = flags.DEFINE_float('level', 0.01, 'Of false alarms.', allow_override=True)
+_SEQUENTIAL = flags.DEFINE_bool('sequential', False, 'A test that may be looked at early.', allow_override=True)
+_MODEL = flags.DEFINE_string('model', '', 'The suspect: a directory, a file or a name.', allow_override=True)
+_URL = flags.DEFINE_string('url', '', 'Or its OpenAI-compatible address.', allow_override=True)
+_API_MODEL = flags.DEFINE_string('api_model', '', 'What the endpoint calls it.', allow_override=True)
+_API_KEY = flags.DEFINE_string('api_key_variable', '', 'Environment variable with its token.', allow_override=True)
+_SIGNER = flags.DEFINE_string('signer', '', 'Key file that signs the verdict.', allow_override=True)
+_PUBLIC = flags.DEFINE_string('public_key', '', 'Whose signature is checked.', allow_override=True)
+QUESTIONS = 64  # conversations, in turn
+
+
+def main() -> None:
+    doing = {'commit': _commit, 'ask': _ask, 'verdict': _verdict, 'check': _check}
+    if _DO.value is None or not _CASE.value:
+        raise ConfigError(f'--do and --case are needed; --do must be one of {tuple(doing)}')
+    doing[_DO.value]()
+
+
+def experiment_of_config():
+    """Of a config that defines an experiment, or a study over several seeds."""
+    if not _CONFIG.value:
+        raise ConfigError('--config is needed: the one whose traces were marked')
+    loaded = load_config(_CONFIG.value)
+    return getattr(loaded, 'experiment', loaded)
+
+
+def _commit() -> None:
+    if not (_CUSTOMER.value and _SUSPECT.value):
+        raise ConfigError('--do=commit needs --customer and --suspect')
+    dataset = experiment_of_config().dataset
+    questions = tuple(prompt.messages for prompt in dataset.prompts('tune')[:QUESTIONS])
+    test = Trigger(_PAIRS.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value)
+    case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, max(_PAIRS.value, 20))
+    key = keys.served(case.customer, case.epoch)
+    digest = detecting.commit(case, _CASE.value, key, getattr(dataset, 'forge', marks.symbols))
+    print(f'committed: {digest}; deposit this hash before anything is asked')
+
+
+def _ask() -> None:
+    detecting.read_plan(_CASE.value)
+    if bool(_MODEL.value) == bool(_URL.value):
+        raise ConfigError('--do=ask needs either --model or --url')
+    if _URL.value:
+        suspect: suspects.Suspect = suspects.Endpoint(_URL.value, _API_MODEL.value, _API_KEY.value)
+    else:
+        suspect = suspects.Loaded(Student('suspect', ModelSource(_MODEL.value)))
+    progress = Progress()
+    detecting.ask(_CASE.value, suspect, lambda done, total: progress.steps('questions', 'suspect', done, total))
+    progress.close()
+
+
+def _verdict() -> None:
+    plan = detecting.read_plan(_CASE.value)
+    if not _SIGNER.value:
+        raise ConfigError('--do=verdict needs --signer; make one with python -m tools.keys --do=new')
+    key = keys.served(plan['customer'], plan['epoch'])
+    signed = detecting.verdict(_CASE.value, key, keys.read(_SIGNER.value))
+    print(json.dumps(signed, indent=2))
+    print(signed['verdict']['summary'])
+
+
+def _check() -> None:
+    place = epath.Path(_CASE.value) / 'verdicts.jsonl'
+    if not place.exists():
+        raise InputError(f'{place} is not there; no verdict was issued')
+    signed = [json.loads(line) for line in place.read_text().splitlines()]
+    broken = [i for i, one in enumerate(signed) if not detecting.is_signed(one, _PUBLIC.value)]
+    if broken:
+        raise InputError(f'verdicts {broken} of {place} are not what the holder of {_PUBLIC.value!r} signed')
+    print(f'{len(signed)} verdicts of {place} are as they were signed')
+
+
+if __name__ == '__main__':
+    program.start(main)
