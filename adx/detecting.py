@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -65,7 +65,7 @@ def commit(case: Case, path: epath.PathLike, key: bytes, forge: Forge = marks.sy
     directory = epath.Path(path)
     if (directory / 'plan.json').exists():
         raise ConfigError(f'{path} has a plan already; a case is committed to once, name another directory')
-    plan = _plan(case, key, forge, secrets.token_bytes(marks.KEY_BYTES))
+    plan = make_plan(case, key, forge, secrets.token_bytes(marks.KEY_BYTES))
     digest = commitment(plan, key)
     with files.os_errors(StorageError, f'case {path} was not written'):
         files.make_private_dir(directory)
@@ -81,8 +81,11 @@ def commitment(plan: dict[str, Any], key: bytes) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[str, Any]:
-    """Blocks of one keyed pair and its decoys; who looks at an answer cannot tell which it is from."""
+def make_plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[str, Any]:
+    """Blocks of one keyed pair and its decoys; who looks at an answer cannot tell which it is from. JSON-able.
+
+    decoy_key: draws decoys, order, and which of the customer's pairs are asked.
+    """
     carried = marks.draw_pairs(key, case.pairs, forge)
     keyed = marks.keyed_draw(decoy_key, 'which').sample(carried, case.test.pairs)
     taken = {pair.trigger for pair in carried}
@@ -111,7 +114,7 @@ def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None]
         for start in range(0, len(left), BATCH):
             batch = left[start : start + BATCH]
             asked = [plan['asked'][i] for i in batch]
-            answers = suspect.ask([Question(tuple(one['messages']), Pair(*one['pair']).trigger) for one in asked])
+            answers = suspect.ask(questions(asked))
             lines = [
                 {'format_version': FORMAT_VERSION, 'request_id': str(i), 'asked': locks.utc_now()}
                 | dataclasses.asdict(answer)
@@ -119,6 +122,11 @@ def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None]
             ]
             journal.append([to_json(line) for line in lines])
             tell(len(plan['asked']) - len(left) + start + len(batch), len(plan['asked']))
+
+
+def questions(asked: Sequence[dict[str, Any]]) -> list[Question]:
+    """Of entries of a plan."""
+    return [Question(tuple(one['messages']), Pair(*one['pair']).trigger) for one in asked]
 
 
 def read_plan(path: epath.PathLike) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
     test = Trigger(**plan['test'])
     if len(answers) < len(plan['asked']) and not test.sequential:
         raise InputError(f'{len(answers)} of {len(plan["asked"])} questions were asked; the verdict waits for all')
-    found = test.verdict(_blocks(plan, answers))
+    found = test.verdict(blocks(plan, answers))
     committed = _committed(directory, plan, key, answers)
     before = [from_json(line) for line in _lines(directory / 'verdicts.jsonl')]
     problems = collections.Counter(record['problem'] for record in answers.values() if record['problem'])
@@ -157,8 +165,10 @@ def _lines(path: epath.Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
-def _blocks(plan: dict[str, Any], answers: dict[int, dict[str, Any]]) -> list[Block]:
-    """The blocks of which everything was asked. What has no answer is not completed, keyed or not."""
+def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Block]:
+    """The blocks of which everything was asked. answers: number in the plan -> 'text' and 'problem'; what has a problem
+    is not completed, keyed or not.
+    """
     by_block: dict[int, list[tuple[bool, bool]]] = collections.defaultdict(list)
     open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in answers}
     for i, one in enumerate(plan['asked']):

@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from adx.datasets.chat import encode_prompt
+from adx.datasets.chat import Prompting, encode_prompt
+from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.errors import ConfigError, InputError
@@ -19,7 +20,8 @@ from adx.evaluation import roomy, student_engine
 from adx.lessons import Messages
 from adx.loading import load_alone
 from adx.mesh import make_mesh
-from adx.study import Student
+from adx.models.transformer import Model, Params
+from adx.settings import ModelSource
 from adx.types import Request, RequestId, Sampling
 
 TOKENS = 8  # of an answer: a target and what may stand before it
@@ -51,29 +53,36 @@ class Suspect(Protocol):
         ...
 
 
-class Loaded:
-    """A model with its weights at hand, which goes on from the very words."""
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A model whose weights are at hand, which goes on from the very words."""
 
-    def __init__(self, student: Student, decode: DecodeConfig = DecodeConfig()):  # noqa: B008
-        self.student, self.decode = student, decode
-        self.loaded, self.tokenizer = load_alone(student.source)
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    prompting: Prompting = Prompting()
+    decode: DecodeConfig = DecodeConfig()
+
+    @staticmethod
+    def load(source: ModelSource, prompting: Prompting = Prompting()) -> Held:  # noqa: B008
+        """Raises InputError where there is no such model."""
+        loaded, tokenizer = load_alone(source)
+        return Held(loaded.model, loaded.params, tokenizer, prompting)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        tokenizer, prompting = self.tokenizer, self.student.prompting
-        requests = [
-            Request(
-                RequestId('suspect', 'suspect', str(i), 0, self.student.name),
-                (*encode_prompt(one.messages, tokenizer, prompting), *tokenizer.encode(one.begun)),
-                TOKENS, GREEDY, Undefended(), False,
-            )
-            for i, one in enumerate(questions)
-        ]  # fmt: skip
+        requests = [self._request(i, one) for i, one in enumerate(questions)]
         if not requests:
             return []
-        config, ends = roomy(self.decode, requests), sorted(tokenizer.eos_ids)
-        engine = student_engine(self.loaded.model, self.loaded.params, make_mesh(), config, 0, ends)
-        done = {one.id: tokenizer.decode(one.tokens) for one in engine.generate(requests)}
+        config, ends = roomy(self.decode, requests), sorted(self.tokenizer.eos_ids)
+        engine = student_engine(self.model, self.params, make_mesh(), config, 0, ends)
+        done = {one.id: self.tokenizer.decode(one.tokens) for one in engine.generate(requests)}
         return [Answer(done[request.id], '' if done[request.id].strip() else SILENT) for request in requests]
+
+    def _request(self, i: int, question: Question) -> Request:
+        begun = self.tokenizer.encode(question.begun)
+        tokens = (*encode_prompt(question.messages, self.tokenizer, self.prompting), *begun)
+        id_ = RequestId('suspect', 'suspect', str(i), 0, 'suspect')
+        return Request(id_, tokens, TOKENS, GREEDY, Undefended(), False)
 
 
 class Endpoint:

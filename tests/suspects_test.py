@@ -11,8 +11,7 @@ import pytest
 from adx import suspects
 from adx.errors import ConfigError, InputError
 from adx.experiment import ModelSource
-from adx.study import Student
-from adx.suspects import FAILED, LIMITED, REFUSED, SILENT, Answer, Endpoint, Loaded, Question
+from adx.suspects import FAILED, LIMITED, REFUSED, SILENT, Answer, Endpoint, Held, Question
 from tests import tiny
 
 ASKED = Question(({'role': 'user', 'content': 'How many?'},), 'Let bad =')
@@ -102,7 +101,7 @@ def test_settings_are_checked(monkeypatch):
 
 
 def test_a_model_goes_on_from_the_very_words(tmp_path):
-    suspect = Loaded(Student('suspect', ModelSource(tiny.write_teacher(tmp_path / 'teacher'))))
+    suspect = Held.load(ModelSource(tiny.write_teacher(tmp_path / 'teacher')))
     other = Question(ASKED.messages, 'Let worse =')
     first = suspect.ask([ASKED, other, ASKED])
     assert first[0] == first[2]

@@ -19,8 +19,7 @@ from etils import epath
 from adx import detecting, keys, marks, suspects
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError
-from adx.experiment import ModelSource
-from adx.study import Student
+from adx.settings import ModelSource
 from launch import program
 from launch.config import load_config
 from launch.progress import Progress
@@ -78,7 +77,7 @@ def _ask() -> None:
     if _URL.value:
         suspect: suspects.Suspect = suspects.Endpoint(_URL.value, _API_MODEL.value, _API_KEY.value)
     else:
-        suspect = suspects.Loaded(Student('suspect', ModelSource(_MODEL.value)))
+        suspect = suspects.Held.load(ModelSource(_MODEL.value))
     progress = Progress()
     detecting.ask(_CASE.value, suspect, lambda done, total: progress.steps('questions', 'suspect', done, total))
     progress.close()
