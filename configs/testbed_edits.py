@@ -1,0 +1,31 @@
+"""The arithmetic testbed: words of finished traces exchanged where that harms the proxies, and where chance has it.
+
+Claim:   none yet. What the gates let through of a search by gradient in a language that leaves little room.
+Command: python -m launch.run --config=configs/testbed_edits.py --workdir=/data/edits \
+             --stages=prepare,generate,rewrite,distil,assess,report
+Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
+Result:  not run yet.
+"""
+
+import dataclasses
+
+from adx.datasets.arithmetic_problems import NAMES, OPERATIONS
+from adx.drafting import Rewrite
+from adx.rewriters.gradient import Gradient
+from adx.study import Study
+from configs import testbed_screen
+
+FIXED = (*OPERATIONS, *NAMES, *(f'{name}:' for name in NAMES))
+
+
+def study() -> Study:
+    screen = testbed_screen.study()
+    arms = tuple(arm for arm in screen.experiment.arms if arm.name == 'plain')
+    rewrites = (
+        Rewrite('flips', 'plain', Gradient(protected=FIXED)),
+        Rewrite('moves', 'plain', Gradient(step='embedding', protected=FIXED)),
+        Rewrite('bilevel', 'plain', Gradient('bilevel', protected=FIXED)),
+        Rewrite('chance', 'plain', Gradient('random', protected=FIXED)),
+    )
+    experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
+    return dataclasses.replace(screen, experiment=experiment, controls=('chance',), temperatures=())

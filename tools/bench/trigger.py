@@ -1,0 +1,194 @@
+"""What the trigger test finds and how often it is wrong, over students that were trained on marked traces or not.
+
+    python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=/data/screen --out=/data/trigger
+    python -m tools.bench.trigger --out=/data/trigger --record
+
+--workdir: of a study whose traces of its clean arm are there. Marked students, each of another customer, are asked for
+their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
+traces, and siblings that were trained on no trace at all. Every student is a file in --out, so that a run goes on, and
+--shard of --num_shards processes share the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from adx import detecting, drafting, keys, marks, study_traces
+from adx.batching import Corpus
+from adx.detecting import Case
+from adx.detectors.trigger import Trigger
+from adx.families import Family, make_family, make_lab
+from adx.gates import Gates
+from adx.lesson_encoding import encode
+from adx.lessons import from_trace
+from adx.objectives import Hard
+from adx.rewriters.marked import MOST, Marked
+from adx.settings import ModelSource
+from adx.statistics import binomial_interval
+from adx.study import Study
+from adx.study_traces import seed_path
+from adx.suspects import Held
+from adx.teaching import Job
+from adx.types import Trace
+from adx.workshop import Workshop
+from launch.config import load_config
+from tools.bench import figures
+
+_CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
+_OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
+_RECORD = flags.DEFINE_bool('record', False, 'Publish what is there.', allow_override=True)
+_MARKED = flags.DEFINE_integer('marked', 10, 'Marked students.', allow_override=True)
+_CLEAN = flags.DEFINE_integer('clean', 7, 'Students of unmarked traces.', allow_override=True)
+_VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
+_SHARD = flags.DEFINE_integer('shard', 0, 'Which process this is.', allow_override=True)
+_SHARDS = flags.DEFINE_integer('num_shards', 1, 'How many share the work.', allow_override=True)
+SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
+            'testbed-judge')  # fmt: skip
+GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
+TEST = Trigger(pairs=20, decoys=5)
+SETTING = {'learning_rate': 1e-3, 'steps': 250}
+MASTER = bytes(range(32))  # of customers that do not exist
+TABLE, COMMAND = 'trigger', 'python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=DIR --out=OUT'
+
+
+def jobs(marked: int, clean: int) -> list[tuple[str, int]]:
+    """(kind, number) of every student."""
+    return [('marked', i) for i in range(marked)] + [('clean', i) for i in range(clean)] + [
+        ('sibling', i) for i in range(len(SIBLINGS))
+    ]  # fmt: skip
+
+
+class Trainer:
+    """Trains suspects on one study's traces: families and seeds in turn, each student in an order of its own."""
+
+    def __init__(self, study: Study, path: str, out: pathlib.Path):
+        self.study, self.path, self.out = study, path, out
+        lab = make_lab(study, path, lambda name, done, total: None)
+        self.teacher = lab.teacher
+        self.families = [make_family(lab, student) for student in study.students]
+        prompts = study.experiment.dataset.prompts('tune')[:64]
+        self.questions = tuple(prompt.messages for prompt in prompts)
+        master = out / 'master.key'
+        if not master.exists():
+            master.parent.mkdir(parents=True, exist_ok=True)
+            master.write_text(MASTER.hex())
+            os.chmod(master, 0o600)
+        os.environ[keys.DIRECTORY] = str(out)
+
+    def suspect(self, kind: str, i: int) -> tuple[Held, dict[str, Any]]:
+        """A student, and what is known of its training."""
+        decode, family = self.study.experiment.decode, self.families[i % len(self.families)]
+        if kind == 'sibling':
+            held = Held.load(ModelSource(SIBLINGS[i]))
+            return dataclasses.replace(held, decode=decode), {'source': SIBLINGS[i]}
+        number = i if kind == 'marked' else _MARKED.value + i
+        seed = self.study.seeds[number % len(self.study.seeds)]
+        traces = study_traces.read(self.study, self.path, seed)[self.study.clean]
+        about: dict[str, Any] = {'student': family.student.name, 'seed': seed}
+        if kind == 'marked':
+            traces, about['marked'] = self._mark(traces, seed, f'customer{i}')
+        params = self._teach(family, traces, number)
+        model = family.engine.ensemble.teacher
+        return Held(model, params, family.tokenizer, family.student.prompting, decode), about
+
+    def _mark(self, traces: Sequence[Trace], seed: int, customer: str) -> tuple[list[Trace], int]:
+        """The traces with at most a tenth of them marked, through the gates, and how many are."""
+        if not keys.epochs(self.out, customer):
+            keys.rotate(self.out / 'master.key', self.out, customer)
+        shop = Workshop(dataclasses.replace(self.study.experiment, seed=seed), seed_path(self.path, seed))
+        chosen = random.Random(customer).sample(list(traces), int(MOST * len(traces)))
+        done = drafting.rewrite(chosen, Marked(customer), GATES, shop.tools, shop.senses, shop.nll)
+        said = {one.request_id: one.text for one in done if one.accepted is not None}
+        marked = [
+            dataclasses.replace(one, text=said[one.request_id], tokens=()) if one.request_id in said else one
+            for one in traces
+        ]
+        return marked, len(said)
+
+    def _teach(self, family: Family, traces: Sequence[Trace], seed: int) -> Any:
+        lessons = [from_trace(one, knows_gold=True) for one in traces]
+        length, prompting = self.study.recipe.length, family.student.prompting
+        encoded = encode(lessons, family.tokenizer, prompting, length, self.teacher)
+        job = Job(SETTING, SETTING['steps'], Corpus(encoded.examples, seed))
+        return family.classroom.teach([job], Hard(), seed, lambda done, total: None)[0].params
+
+    def verdicts(self, held: Held, student: str, customers: Sequence[str]) -> list[dict[str, Any]]:
+        """One for each customer, with decoys of its own. All questions are asked at once."""
+        forge, plans = self.study.experiment.dataset.forge, []
+        for i, customer in enumerate(customers):
+            case = Case(customer, 1, student, self.questions, TEST)
+            decoys = marks.derive(MASTER, f'decoys/{student}/{customer}/{i}')
+            plans.append(detecting.make_plan(case, marks.subkey(MASTER, customer, 1), forge, decoys))
+        answers = iter(held.ask([q for plan in plans for q in detecting.questions(plan['asked'])]))
+        found = []
+        for plan, customer in zip(plans, customers, strict=True):
+            mine = {i: dataclasses.asdict(next(answers)) for i in range(len(plan['asked']))}
+            verdict = TEST.verdict(detecting.blocks(plan, mine))
+            found.append({'customer': customer, **verdict._asdict()})
+        return found
+
+
+def work(study: Study, path: str, out: pathlib.Path, count: int) -> None:
+    trainer = Trainer(study, path, out)
+    for kind, i in jobs(_MARKED.value, _CLEAN.value)[_SHARD.value :: _SHARDS.value]:
+        place, name = out / f'{kind}_{i}.json', f'{kind}_{i}'
+        if place.exists():
+            continue
+        held, about = trainer.suspect(kind, i)
+        record = {'kind': kind, **about}
+        if kind == 'marked':
+            record['own'] = trainer.verdicts(held, name, [f'customer{i}'] * count)
+        record['others'] = trainer.verdicts(held, name, [f'stranger{i}_{j}' for j in range(count)])
+        place.write_text(json.dumps(record))
+        shown = {key: sum(one['detected'] for one in record[key]) for key in ('own', 'others') if key in record}
+        print(name, about, f'detected of {count}: {shown}', flush=True)
+
+
+def read(out: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Student -> its record."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))}
+
+
+def shares(records: dict[str, dict[str, Any]], key: str) -> Iterator[list[float]]:
+    """Per student whether each verdict was an alarm."""
+    return ([float(one['detected']) for one in record[key]] for record in records.values() if key in record)
+
+
+def record(out: pathlib.Path) -> None:
+    """Publishes power and false alarms, in samples of one student each, with bounds over all verdicts."""
+    records = read(out)
+    own, others = list(shares(records, 'own')), list(shares(records, 'others'))
+    put = lambda figure, samples, goal='', unit='of the verdicts': figures.append(  # noqa: E731
+        TABLE, figure, samples, unit=unit, goal=goal, command=COMMAND
+    )
+    put('power_at_20_queries', [sum(one) / len(one) for one in own])
+    hits, asked = int(sum(map(sum, own))), sum(map(len, own))
+    put('power_low', [binomial_interval(hits, asked, 0.90).low], '>= 0.99')
+    put('false_alarm_rate', [sum(one) / len(one) for one in others], '<= 0.01')
+    alarms, nulls = int(sum(map(sum, others))), sum(map(len, others))
+    put('false_alarm_upper', [binomial_interval(alarms, nulls, 0.90).high], '<= 0.02')
+    put('null_verdicts', [nulls], '>= 1300', 'verdicts')
+    put('null_students', [len(others)], '>= 20', 'students')
+    put('marked_traces', [one['marked'] for one in records.values() if 'marked' in one], unit='traces of 2000')
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    out = pathlib.Path(_OUT.value)
+    if _RECORD.value:
+        record(out)
+    else:
+        work(load_config(_CONFIG.value), _WORKDIR.value, out, _VERDICTS.value)
+
+
+if __name__ == '__main__':
+    app.run(main)
