@@ -100,9 +100,17 @@ def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
     }
 
 
-def check_rewrites(rewrites: Sequence[Rewrite], settings: Sequence[str], tools: Mapping[str, str]) -> None:
-    """Raises ValueError naming the rewrite. settings: arms and selections; tools: those that the run lacks, and why."""
-    taken = list(settings)
+def written_under(rewriter: Any) -> str:
+    """The arm by whose rule a rewriting model is decoded, inside whatever stands around it; '' for none."""
+    inside = getattr(rewriter, 'rewriter', None)
+    return getattr(rewriter, 'arm', '') if inside is None else written_under(inside)
+
+
+def check_rewrites(
+    rewrites: Sequence[Rewrite], arms: Sequence[str], selections: Sequence[str], tools: Mapping[str, str]
+) -> None:
+    """Raises ValueError naming the rewrite. tools: those that the run lacks, and why."""
+    taken = [*arms, *selections]
     for one in rewrites:
         if not one.name or '/' in one.name or one.name in taken:
             raise ValueError(f'rewrites has one named {one.name!r}; it needs a name without "/" that is not of {taken}')
@@ -115,6 +123,8 @@ def check_rewrites(rewrites: Sequence[Rewrite], settings: Sequence[str], tools: 
             check_range('share', one.share, 0.0, getattr(one.rewriter, 'most', 1.0), open_low=True)
         except ValueError as error:
             raise ValueError(f'rewrite {one.name!r}: {error}') from error
+        if (arm := written_under(one.rewriter)) not in ('', *arms):
+            raise ValueError(f'rewrite {one.name!r} is written under arm {arm!r} and there are {[*arms]}')
         for name in one.rewriter.needs:
             if name in tools:
                 raise ValueError(f'rewrite {one.name!r} needs {name!r}: {tools[name]}')

@@ -12,7 +12,7 @@ from adx.automata import SPANS
 from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
-from adx.drafting import Rewrite, check_rewrites
+from adx.drafting import Rewrite, check_rewrites, written_under
 from adx.errors import ConfigError
 from adx.fields import check_field, hint, literal, set_field
 from adx.gates import Gates
@@ -248,7 +248,7 @@ def _check_arms(e: Experiment) -> None:
     try:
         check_policy(e.policy, rules)
         check_selections(e.selections, list(rules), bool(e.proxies), e.derivative.method)
-        check_rewrites(e.rewrites, [*rules, *(one.name for one in e.selections)], _lacking(e))
+        check_rewrites(e.rewrites, list(rules), [one.name for one in e.selections], _lacking(e))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     chosen = bool(e.rewrites) or any(selection.is_defence for selection in e.selections)
@@ -259,6 +259,8 @@ def _check_arms(e: Experiment) -> None:
 def _lacking(e: Experiment) -> dict[str, str]:
     """Tool of rewriters -> why the run does not have it."""
     lacking = {}
+    if e.rewriter is not None and any(written_under(one.rewriter) for one in e.rewrites):
+        lacking['write'] = 'a rule is played by the teacher alone; leave `rewriter` out, or the arm'
     if not hasattr(e.dataset, 'render'):
         lacking['render'] = f'dataset {e.dataset.name!r} has no writer of its own'
     for tool in ('edit', 'harm'):

@@ -110,7 +110,7 @@ def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace
 )
 def test_settings_are_checked(rewriter, message):
     with pytest.raises(ValueError, match=message):
-        check_rewrites([Rewrite('r', 'plain', rewriter)], ['plain'], {})
+        check_rewrites([Rewrite('r', 'plain', rewriter)], ['plain'], [], {})
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,14 @@ def test_settings_are_checked(rewriter, message):
         (Rewrite('plain', 'plain', Rendered()), "one named 'plain'"),
         (Rewrite('r', 'poe', Rendered()), "is of 'poe' and before it there are"),
         (Rewrite('r', 'plain', Rendered()), 'has no writer'),
+        (Rewrite('r', 'plain', Selected(Instructed(arm='poe'))), "under arm 'poe'"),
         (Rewrite('r', 'plain', Instructed(), share=0.0), 'share = 0.0'),
         (Rewrite('r', 'plain', Instructed(), Gates(retention=2.0)), 'retention = 2.0'),
     ],
 )
 def test_rewrites_are_checked(one, message):
     with pytest.raises(ValueError, match=message):
-        check_rewrites([one], ['plain'], {'render': 'the dataset has no writer'})
+        check_rewrites([one], ['plain'], [], {'render': 'the dataset has no writer'})
 
 
 @pytest.mark.parametrize('name', sorted(MENU))

@@ -181,6 +181,10 @@ def test_nothing_to_do_is_said(base, workdir):
         ({'rewrites': (Rewrite('r', 'plain', Rendered()),)}, "'gsm8k' has no writer"),
         ({'rewrites': (Rewrite('r', 'poe', Instructed()),)}, "is of 'poe'"),
         ({'disclosure': ''}, 'disclosure'),
+        (
+            {'rewrites': (Rewrite('r', 'plain', Instructed(arm='plain')),), 'rewriter': ModelSource('other')},
+            'leave `rewriter` out',
+        ),
     ],
 )
 def test_experiments_check_their_rewrites(base, changes, message):
