@@ -1,0 +1,70 @@
+"""The program of a case, from commitment to a checked verdict, on a tiny suspect."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from adx import keys
+from adx.errors import ConfigError, InputError
+from tests import tiny
+from tools import detect
+
+
+def run(**flags):
+    absl_flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(**flags):
+        detect.main()
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    """A customer's key where the program looks for it, and one that signs."""
+    keys.new(tmp_path / 'master.key')
+    keys.new(tmp_path / 'signer.key')
+    keys.rotate(tmp_path / 'master.key', tmp_path / 'keys', 'acme')
+    monkeypatch.setenv(keys.DIRECTORY, str(tmp_path / 'keys'))
+    return tmp_path
+
+
+def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
+    teacher, case = tiny.write_teacher(held / 'teacher'), str(held / 'case')
+    config = str(tiny.write_config(held / 'config.py', teacher))
+    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'pairs': 4, 'decoys': 12}
+    run(do='commit', **of)
+    assert 'deposit this hash' in capsys.readouterr().out
+    run(do='ask', case=case, model=teacher)
+    run(do='verdict', case=case, signer=str(held / 'signer.key'))
+    shown = capsys.readouterr().out
+    signed = json.loads(shown[shown.index('{\n') : shown.rindex('}') + 1])
+    assert signed['verdict']['keyed'] == 4
+    assert not signed['verdict']['detected']
+    assert 'is no evidence, at level 0.01' in shown
+    key = keys.served('acme', 1).hex()
+    assert key not in shown
+    assert not any(key in path.read_text() for path in (held / 'case').rglob('*') if path.is_file())
+    run(do='check', case=case, public_key=signed['public_key'])
+    assert '1 verdicts' in capsys.readouterr().out
+    with pytest.raises(InputError, match='are not what the holder'):
+        run(do='check', case=case, public_key='00' * 32)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ({'do': 'ask'}, '--do and --case are needed'),
+        ({'do': 'commit', 'case': 'x'}, 'needs --customer and --suspect'),
+        ({'do': 'commit', 'case': 'x', 'customer': 'acme', 'suspect': 's'}, '--config is needed'),
+    ],
+)
+def test_what_is_missing_is_named(held, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        run(**flags)
+
+
+def test_what_was_not_committed_to_cannot_be_asked(held):
+    with pytest.raises(InputError, match='commit to one first'):
+        run(do='ask', case=str(held / 'none'), model='x')
