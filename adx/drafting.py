@@ -51,7 +51,8 @@ def rewrite(
     closed = {trace.request_id: gates.closed(trace, senses) for trace in traces}
     open_ = [trace for trace in traces if not closed[trace.request_id]]
     proposed = rewriter.drafts(open_, tools) if open_ else []
-    found = {one.request_id: one for one in _pass(open_, proposed, gates, senses, nll)}
+    passed = _pass(open_, proposed, gates, senses, nll) if open_ else []
+    found = {one.request_id: one for one in passed}
     return [
         found.get(trace.request_id) or Rewritten(trace.request_id, trace.text, None, (closed[trace.request_id],))
         for trace in traces

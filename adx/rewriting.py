@@ -121,11 +121,8 @@ def _result(record: dict[str, Any]) -> Rewritten:
 
 
 def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
-    """What a rewrite belongs to, JSON-able."""
-    model = None if experiment.rewriter is None else to_json(experiment.rewriter)
-    return {'format_version': FORMAT_VERSION, 'rewriter': model, 'derivative': to_json(experiment.derivative)} | {
-        'rewrite': to_json(one)
-    }
+    """What a rewrite belongs to beside its workdir, JSON-able."""
+    return {'format_version': FORMAT_VERSION, 'rewriter': to_json(experiment.rewriter), 'rewrite': to_json(one)}
 
 
 def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
