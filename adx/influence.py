@@ -29,6 +29,7 @@ from adx.types import Array
 
 Gradients = Callable[..., Array]  # (model, params, batch, *at) -> dL of every row
 
+
 def token_gradients(model: Model, params: Params, batch: Batch) -> Array:
     """dL/dX of every row, float32 [B, L, V]: X as what is read, through the embedding, and as what is to be predicted.
 

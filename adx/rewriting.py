@@ -69,19 +69,18 @@ def _held(workdir: Workdir) -> Iterator[None]:
 def _rewrite(
     experiment: Experiment, workdir: Workdir, one: Rewrite, shop: Workshop, tell: Tell, guard: Callable[[], Any]
 ) -> dict[str, Any]:
-    originals = _originals(experiment, workdir, one.of)
-    chosen, directory = _chosen(experiment, one, originals), _claim(experiment, workdir, one)
+    traces = originals(experiment, workdir, one.of)
+    chosen, directory = _chosen(experiment, one, traces), _claim(experiment, workdir, one)
     cut_torn_tails(directory, OWNER)
     known = {record['request_id']: record for _, record in read_records(directory)}
-    left = [trace for trace in originals if trace.request_id not in known]
+    left = [trace for trace in traces if trace.request_id not in known]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
         for start in range(0, len(left), BATCH):
-            traces = left[start : start + BATCH]
-            records = _records(experiment, one, traces, chosen, shop)
+            records = _records(experiment, one, left[start : start + BATCH], chosen, shop)
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
-            tell(one.name, len(known), len(originals))
+            tell(one.name, len(known), len(traces))
     return drafting.counts([_result(record) for record in known.values()])
 
 
@@ -142,7 +141,7 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     return directory
 
 
-def _originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
+def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
     """The traces of an arm, a selection or a rewrite, by request id. Raises InputError unless all are there."""
     if of in names(workdir):
         return list(rewritten(workdir, of))

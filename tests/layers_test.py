@@ -22,10 +22,11 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
-    'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal', 'keys',
-    'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes',
-    'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage', 'study',
-    'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'workshop',
+    'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal',
+    'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
+    'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
+    'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',
+    'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

@@ -1,0 +1,271 @@
+"""Instructions for a rewriter, improved round by round: each is scored by what its rewrites do to the proxies, and new
+ones are proposed from the best (in the manner of arXiv 2309.03409; arXiv 2602.15143, section 3).
+
+    private/evolved/state.json   every instruction with its score, written after each: a killed search goes on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from adx import drafting, files, rewriting
+from adx.answers import reader_of
+from adx.batching import Corpus, Example
+from adx.datasets.chat import encode_conversation
+from adx.drafting import Rewritten
+from adx.errors import ConfigError, InputError, StorageError
+from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
+from adx.experiment import Experiment
+from adx.gates import Gates
+from adx.hashing import row_key
+from adx.models.transformer import Model, Params
+from adx.objectives import Hard
+from adx.optimising import Recipe
+from adx.rewriters.instructed import INSTRUCTIONS, Instructed
+from adx.storage import Workdir
+from adx.teaching import Classroom, Job
+from adx.types import check_choice, check_range
+from adx.workshop import Workshop
+
+SCORES = ('loss', 'accuracy')
+Scored = Sequence[tuple[str, float]]  # (instruction, score), the best last
+Propose = Callable[[Scored, int, int], Sequence[str]]  # (the best, how many, round) -> new instructions
+CLAUSES = (
+    'Use long sentences.', 'Use short sentences.', 'Give every quantity a name of its own.',
+    'Say why before you say what.', 'Say what is found before how.', 'Check every step in another way.',
+    'Begin with what is asked and work backwards.', 'Put remarks between the steps.', 'Write as if to a colleague.',
+    'Write as if to a child.', 'Use the passive voice.', 'Say each number in words as well.',
+    'Name the rule that each step uses.', 'Take two steps in one where that is clear.', 'Take each step in two.',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolution:
+    """of: the setting whose traces are rewritten, of which `sample` are taken, the same for every instruction.
+
+    score: 'loss', by how many nats a token the proxies, warmed up on the clean sample, find the rewrites harder; or
+      'accuracy', how many points proxies lose that learn from the rewrites instead, on `exam` prompts of split `tune`.
+    steps: of the warm-up, or of learning; rate: its learning rate. start: instructions, by name or in words.
+    shown: how many of the best a proposer sees; proposals: how many new ones it makes a round. rounds, patience: it
+      ends after so many, or after `patience` without a better one.
+    """
+
+    of: str
+    sample: int = 100
+    score: str = 'loss'
+    steps: int = 50
+    rate: float = 5e-4
+    exam: int = 200
+    start: tuple[str, ...] = ('paraphrase', 'formalise', 'reorder')
+    shown: int = 10
+    proposals: int = 3
+    rounds: int = 5
+    patience: int = 2
+    gates: Gates = Gates()
+    recipe: Recipe = Recipe(rows=8, length=512)
+
+    def check(self) -> None:
+        """Raises ValueError naming the field, its value and what is allowed."""
+        check_choice('Evolution.score', self.score, SCORES)
+        for name in ('sample', 'steps', 'exam', 'shown', 'proposals', 'rounds', 'patience'):
+            check_range(f'Evolution.{name}', getattr(self, name), 1)
+        check_range('Evolution.rate', self.rate, 0.0, open_low=True)
+        for instruction in self.start:
+            Instructed(instruction).check()
+        if not self.start:
+            raise ValueError('Evolution.start is empty; it needs at least one instruction')
+        self.gates.check()
+
+
+def mutate(best: Scored, count: int, turn: int) -> list[str]:
+    """The proposer that needs no model: the best instructions with one clause more, or one less."""
+    draw, known = random.Random(f'{turn}'), {instruction for instruction, _ in best}
+    found: dict[str, None] = {}
+    for _ in range(100 * count):
+        base = draw.choice(best[-3:])[0]
+        clause = draw.choice(CLAUSES)
+        new = base.replace(f' {clause}', '') if clause in base else f'{base} {clause}'
+        if new not in known:
+            found[new] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def ask(write: Callable[[Sequence[str], int, str], Any]) -> Propose:
+    """The proposer that asks the rewriting model, which is shown the best in ascending order."""
+
+    def propose(best: Scored, count: int, turn: int) -> list[str]:
+        listed = '\n'.join(f'score {score:.3f}: <i>{instruction}</i>' for instruction, score in best)
+        text = (
+            'Below are instructions for rewriting a solution, each with its score; higher is better.\n'
+            f'{listed}\nWrite {count} new instructions that differ from all of these and score higher, each between '
+            f'<i> and </i>. This is round {turn}.'
+        )
+        [drafts] = write([text], 1, '')
+        return [one.strip() for one in re.findall(r'<i>(.*?)</i>', drafts[0].text, re.DOTALL) if one.strip()]
+
+    return propose
+
+
+def evolve(
+    experiment: Experiment, path: str, plan: Evolution, propose: Propose = mutate,
+    tell: Callable[[str, float], None] = lambda instruction, score: None,
+) -> list[tuple[str, float]]:  # fmt: skip
+    """The instructions that beat doing nothing, the best last; scores are those of `plan.score`, and 0 is nothing done.
+
+    Stopped at any moment it goes on with the instruction that it was at. Raises ConfigError, and InputError where the
+    traces are not there or the directory holds another search.
+    """
+    try:
+        plan.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not experiment.proxies:
+        raise ConfigError('instructions are scored by proxies and proxies is empty; add a ModelSource to it')
+    state = _State(path, plan)
+    judge = _Judge(experiment, path, plan)
+    for instruction in plan.start:
+        _score(state, judge, INSTRUCTIONS.get(instruction, instruction), 0, tell)
+    for turn in range(1, plan.rounds + 1):
+        if turn - state.best_turn > plan.patience:
+            break
+        if turn not in state.proposed:
+            new = dict.fromkeys(propose(state.ranked[-plan.shown :], plan.proposals, turn))
+            state.propose(turn, [one for one in new if one not in state.scores][: plan.proposals])
+        for instruction in state.proposed[turn]:
+            _score(state, judge, instruction, turn, tell)
+    return [(instruction, score) for instruction, score in state.ranked if score > 0]
+
+
+def _score(state: _State, judge: _Judge, instruction: str, turn: int, tell: Callable[[str, float], None]) -> None:
+    if instruction not in state.scores:
+        state.add(instruction, turn, *judge(instruction))
+    tell(instruction, state.scores[instruction])
+
+
+class _State:
+    """What a search knows, on disk after every change."""
+
+    def __init__(self, path: str, plan: Evolution):
+        directory = Workdir(path).private / 'evolved'
+        files.make_private_dir(directory)
+        self.place, about = directory / 'state.json', json.loads(json.dumps(dataclasses.asdict(plan)))
+        if self.place.exists():
+            try:
+                self.content = json.loads(self.place.read_text())
+            except ValueError as error:
+                raise StorageError(f'{self.place} cannot be read: {error}; delete it to begin anew') from error
+            if self.content['plan'] != about:
+                raise InputError(f'{self.place} is of another search; delete it to begin anew, or undo the change')
+        else:
+            self.content = {'plan': about, 'scored': [], 'proposed': {}}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return {one['instruction']: one['score'] for one in self.content['scored']}
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        return sorted(self.scores.items(), key=lambda pair: pair[1])
+
+    @property
+    def best_turn(self) -> int:
+        best = max(self.content['scored'], key=lambda one: one['score'], default={'turn': 0})
+        return best['turn']
+
+    @property
+    def proposed(self) -> dict[int, list[str]]:
+        return {int(turn): new for turn, new in self.content['proposed'].items()}
+
+    def propose(self, turn: int, instructions: Sequence[str]) -> None:
+        self.content['proposed'][str(turn)] = list(instructions)
+        self._save()
+
+    def add(self, instruction: str, turn: int, score: float, counts: Mapping[str, Any]) -> None:
+        record = {'instruction': instruction, 'turn': turn, 'score': score, 'counts': dict(counts)}
+        self.content['scored'].append(record)
+        self._save()
+
+    def _save(self) -> None:
+        with files.os_errors(StorageError, f'{self.place} was not written'):
+            files.write_private(self.place, json.dumps(self.content, indent=1).encode())
+
+
+class _Judge:
+    """Scores instructions on one sample of traces."""
+
+    def __init__(self, experiment: Experiment, path: str, plan: Evolution):
+        self.experiment, self.plan, self.shop = experiment, plan, Workshop(experiment, path)
+        originals = rewriting.originals(experiment, Workdir(path), plan.of)
+        drawn = sorted(originals, key=lambda trace: row_key(experiment.seed, f'evolve/{trace.request_id}').tolist())
+        self.sample = drawn[: plan.sample]
+
+    def __call__(self, instruction: str) -> tuple[float, dict[str, Any]]:
+        """(score, counts of the rewrites)."""
+        shop = self.shop
+        done = drafting.rewrite(
+            self.sample, Instructed(instruction), self.plan.gates, shop.tools, shop.senses, shop.nll
+        )
+        levels = [level(done) for level in self._levels]
+        return sum(levels) / len(levels), drafting.counts(done)
+
+    @functools.cached_property
+    def _levels(self) -> list[Callable[[Sequence[Rewritten]], float]]:
+        """One a proxy: how much worse it fares with rewrites than with the clean sample."""
+        clean = [Rewritten(trace.request_id, trace.text, None, ()) for trace in self.sample]
+        found = []
+        for model, params in self._proxies():
+            room = Classroom(model, params, self.shop.plan.ensemble.teacher_layout.mesh, self.plan.recipe)
+            if self.plan.score == 'loss':
+                warm, likelihood = self._taught(room, clean), Likelihood(model)
+                mean = functools.partial(self._loss, likelihood, warm)
+            else:
+                mean = functools.partial(self._error, room, model, params)
+            found.append(_above(mean, mean(clean)))
+        return found
+
+    def _proxies(self) -> list[tuple[Model, Params]]:
+        plan, weights = self.shop.plan, self.shop.models.weights.groups
+        found: dict[int, tuple[Model, Params]] = {}
+        for group, params, members in zip(plan.ensemble.groups, weights, plan.members, strict=True):
+            found |= {member: (group.model, {p: x[n] for p, x in params.items()}) for n, member in enumerate(members)}
+        return [found[i] for i in sorted(found)]
+
+    def _examples(self, done: Sequence[Rewritten]) -> list[Example]:
+        tokenizer, prompting = self.shop.plan.tokenizer, self.experiment.prompting
+        asked = {trace.request_id: trace.messages for trace in self.sample}
+        return [
+            Example(one.request_id, *encode_conversation(asked[one.request_id], one.text, tokenizer, prompting))
+            for one in done
+        ]
+
+    def _taught(self, room: Classroom, done: Sequence[Rewritten]) -> Params:
+        job = Job({'learning_rate': self.plan.rate}, self.plan.steps, Corpus(self._examples(done), 0))
+        return room.teach([job], Hard(), 0, lambda done, total: None)[0].params
+
+    def _loss(self, likelihood: Likelihood, params: Params, done: Sequence[Rewritten]) -> float:
+        return likelihood.mean(params, self._examples(done))
+
+    def _error(self, room: Classroom, model: Model, params: Params, done: Sequence[Rewritten]) -> float:
+        """Points of wrong answers of a proxy that learned from these texts."""
+        e, tokenizer = self.experiment, self.shop.plan.tokenizer
+        prompts = e.dataset.prompts('tune')[: self.plan.exam]
+        exam = make_exam(prompts, tokenizer, e.prompting, reader_of(e.dataset), e.max_new_tokens)
+        mesh = self.shop.plan.ensemble.teacher_layout.mesh
+        engine = student_engine(model, params, mesh, e.decode, 0, sorted(tokenizer.eos_ids))
+        taught = {path: jnp.asarray(x, params[path].dtype) for path, x in self._taught(room, done).items()}
+        [(_, graded)] = evaluate(engine, {'proxy': taught}, exam)
+        return 100 * (1 - graded.accuracy)
+
+
+def _above(mean: Callable[[Sequence[Rewritten]], float], level: float) -> Callable[[Sequence[Rewritten]], float]:
+    return lambda done: mean(done) - level

@@ -1,0 +1,145 @@
+"""The search for instructions: proposals, scores, an end, and a kill in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from rewriting_test import OTHER, Shop, base, workdir  # noqa: F401
+
+from adx import evolving
+from adx.drafts import Draft, Tools
+from adx.errors import ConfigError, InputError
+from adx.evolving import Evolution, evolve, mutate
+from adx.experiment import ModelSource
+from adx.optimising import Recipe
+from adx.rewriters.instructed import INSTRUCTIONS
+
+START = [INSTRUCTIONS[name] for name in ('paraphrase', 'formalise', 'reorder')]
+
+
+@pytest.fixture
+def experiment(base):  # noqa: F811
+    return dataclasses.replace(base, proxies=(ModelSource(base.teacher.source, exit_layer=1),))
+
+
+class Counter:
+    """A judge who likes clauses; it takes note of what it was asked."""
+
+    asked: list[str] = []  # noqa: RUF012
+
+    def __init__(self, experiment, path, plan):
+        pass
+
+    def __call__(self, instruction):
+        self.asked.append(instruction)
+        return sum(instruction.count(clause) for clause in evolving.CLAUSES) - 0.5, {'rewritten': 3}
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    monkeypatch.setattr(evolving, '_Judge', Counter)
+    monkeypatch.setattr(Counter, 'asked', [])
+    return Counter
+
+
+def test_what_beats_doing_nothing_is_kept_the_best_last(experiment, judge, tmp_path):
+    found = evolve(experiment, str(tmp_path), Evolution('plain', rounds=4, proposals=3))
+    assert [score for _, score in found] == sorted(score for _, score in found)
+    assert found[-1][1] >= 1.5
+    assert not {instruction for instruction, _ in found} & set(START)  # those have no clause
+    assert judge.asked[:3] == START
+    assert len(judge.asked) == len(set(judge.asked)) == 3 + 4 * 3
+
+
+def test_a_killed_search_goes_on_where_it_was(experiment, judge, tmp_path, monkeypatch):
+    plan, whole = Evolution('plain', rounds=3), str(tmp_path / 'whole')
+    expected = evolve(experiment, whole, plan)
+    wanted, judge.asked[:] = list(judge.asked), []
+
+    def killed(self, instruction):
+        if len(judge.asked) == 7:
+            raise KeyboardInterrupt
+        return Counter.__call__(self, instruction)
+
+    class Killed(Counter):
+        __call__ = killed
+
+    monkeypatch.setattr(evolving, '_Judge', Killed)
+    with pytest.raises(KeyboardInterrupt):
+        evolve(experiment, str(tmp_path / 'cut'), plan)
+    monkeypatch.setattr(evolving, '_Judge', Counter)
+    assert evolve(experiment, str(tmp_path / 'cut'), plan) == expected
+    assert judge.asked == wanted
+
+
+def test_it_ends_where_nothing_gets_better(experiment, judge, tmp_path):
+    stale = lambda best, count, turn: [f'{best[-1][0]} {turn}.{i}' for i in range(count)]  # noqa: E731
+    evolve(experiment, str(tmp_path), Evolution('plain', rounds=9, patience=2), stale)
+    state = json.loads((tmp_path / 'private' / 'evolved' / 'state.json').read_text())
+    assert sorted(state['proposed']) == ['1', '2']
+
+
+def test_mutations_add_or_drop_a_clause_and_are_new():
+    best = [('Copy it.', 0.1), (f'Copy it. {evolving.CLAUSES[0]}', 0.2)]
+    found = mutate(best, 5, 1)
+    assert found == mutate(best, 5, 1) != mutate(best, 5, 2)
+    assert len(set(found)) == 5
+    assert not set(found) & {instruction for instruction, _ in best}
+
+
+def test_a_model_may_propose():
+    seen = []
+
+    def write(asked, samples, arm):
+        seen.extend(asked)
+        return [[Draft('sure: <i>Say it in verse.</i> and <i> Say it twice. </i><i></i>')]]
+
+    found = evolving.ask(write)([('low', 0.1), ('high', 0.2)], 2, 3)
+    assert found == ['Say it in verse.', 'Say it twice.']
+    assert seen[0].index('low') < seen[0].index('high')
+
+
+def test_another_search_is_refused(experiment, judge, tmp_path):
+    evolve(experiment, str(tmp_path), Evolution('plain', rounds=1))
+    with pytest.raises(InputError, match='another search'):
+        evolve(experiment, str(tmp_path), Evolution('plain', rounds=2))
+
+
+@pytest.mark.parametrize(
+    ('plan', 'message'),
+    [(Evolution('plain', score='harm'), 'score'), (Evolution('plain', sample=0), 'sample = 0'),
+     (Evolution('plain', start=()), 'start is empty'), (Evolution('plain', start=('parphrase',)), 'is unknown')],
+)  # fmt: skip
+def test_plans_are_checked(experiment, plan, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        evolve(experiment, str(tmp_path), plan)
+    with pytest.raises(ConfigError, match='proxies is empty'):
+        evolve(dataclasses.replace(experiment, proxies=()), str(tmp_path), Evolution('plain'))
+
+
+@pytest.mark.parametrize('score', evolving.SCORES)
+def test_scores_are_of_real_proxies(experiment, workdir, score, monkeypatch):  # noqa: F811
+    """The same words score 0, words that no proxy has seen score more."""
+
+    class Two(Shop):
+        @property
+        def tools(self):
+            def write(asked, samples, arm):
+                strange = 'zounds' in asked[0]
+                return [[Draft(OTHER.replace('at first', 'quizzically') if strange else self.text)] for _ in asked]
+
+            return Tools(write=write)
+
+        text = 'First 3 + 4 = 7, as we saw.\n#### 7'
+
+    monkeypatch.setattr(evolving, 'Workshop', Two)
+    recipe = Recipe(rows=2, length=128)
+    plan = Evolution('plain', sample=4, score=score, steps=3, exam=4, start=('say it so', 'say zounds'), recipe=recipe)
+    plan = dataclasses.replace(plan, rounds=1, proposals=1)
+    scores = {}
+    evolve(experiment, str(workdir.path), plan, lambda best, count, turn: [], scores.__setitem__)
+    assert scores['say it so'] == pytest.approx(0, abs=1e-6)
+    if score == 'loss':
+        assert scores['say zounds'] > 0.01

@@ -1,0 +1,40 @@
+"""Searches for an instruction whose rewrites the proxies learn least from.
+
+    python -m tools.evolve --config=configs/C.py --workdir=DIR --of=plain --score=loss --rounds=5
+
+--workdir: of a finished run, or a seed's of a study. The rewriting model is the config's `rewriter`, else the teacher;
+new instructions come from it too with --ask, else from a list of clauses. The best is printed last, to be put into a
+Rewrite. Exit codes: 0 done, 2 flags or config, 3 input, 74 storage.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from adx import evolving
+from adx.workshop import Workshop
+from launch import program
+from launch.config import load_config
+
+_CONFIG = flags.DEFINE_string('config', None, 'The experiment.', required=True, allow_override=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where its traces are.', required=True, allow_override=True)
+_OF = flags.DEFINE_string('of', 'plain', 'Which traces are rewritten.', allow_override=True)
+_SCORE = flags.DEFINE_enum('score', 'loss', evolving.SCORES, 'What instructions are scored by.', allow_override=True)
+_SAMPLE = flags.DEFINE_integer('sample', 100, 'Traces that each is tried on.', lower_bound=1, allow_override=True)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Of proposals.', lower_bound=1, allow_override=True)
+_ASK = flags.DEFINE_bool('ask', False, 'Whether the rewriting model proposes.', allow_override=True)
+
+
+def main() -> None:
+    loaded = load_config(_CONFIG.value)
+    experiment = getattr(loaded, 'experiment', loaded)
+    plan = evolving.Evolution(_OF.value, _SAMPLE.value, _SCORE.value, rounds=_ROUNDS.value)
+    propose = evolving.ask(Workshop(experiment, _WORKDIR.value).tools.write) if _ASK.value else evolving.mutate
+    best = evolving.evolve(experiment, _WORKDIR.value, plan, propose, lambda one, score: print(f'{score:.4f}  {one}'))
+    print('\nbetter than doing nothing, the best last:' if best else '\nnothing beats doing nothing')
+    for instruction, score in best:
+        print(f'{score:.4f}  {instruction}')
+
+
+if __name__ == '__main__':
+    program.start(main)
