@@ -28,6 +28,7 @@ from adx.selection import ROWS, Scorer
 from adx.spans import token_pieces
 from adx.types import Prompt, RequestId, Trace
 
+SLOPES = 2**28  # elements of a batch's slopes [B, L, V], of which a search holds several
 UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
 
 
@@ -135,7 +136,9 @@ class Workshop:
         examples = [self._example(one.request_id, one, one.text) for one in traces]
         fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
         found: dict[str, list[Draft]] = {}
-        for inside, batch in batches(fitting, ROWS):
+        longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
+        rows = max(1, min(ROWS, SLOPES // (2 * longest * self.plan.vocab_rows)))  # padding at most doubles a length
+        for inside, batch in batches(fitting, rows):
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):
