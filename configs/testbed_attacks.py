@@ -29,7 +29,7 @@ from adx.experiment import ModelSource
 from adx.study import Student, Study
 from configs import testbed_screen
 
-FINALISTS = ('ads_budget',)  # at most three, by the rule of the screen
+FINALISTS = ('cross_soft',)  # at most three, by the rule of the screen
 ATTACKS = (
     Attack('sft'),
     Attack('longer', longer=4.0),

@@ -14,7 +14,7 @@ from adx.datasets import Arithmetic
 from adx.study import Study
 from configs import testbed_screen
 
-WINNER = 'ads_budget'
+WINNER = 'cross_soft'
 UNIT = 2000  # traces, as many as in the screen
 RUNGS = [(1.0, 1), *((data, k) for data in (0.25, 0.5, 1.0, 2.0, 4.0) for k in (1, 2, 4) if (data, k) != (1.0, 1))]
 

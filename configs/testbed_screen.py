@@ -1,11 +1,13 @@
 """The arithmetic testbed: every defence against a passive student and the attacks that need no model of their own.
 
-Claim:   none yet. The lower end of `damage` shortlists at most three of the eligible defences for a confirmation.
+Claim:   none: it shortlists, for a confirmation, at most three eligible defences whose `damage` in family `wide` has a
+         lower end above 0, the greatest first. Family `biased` decides nothing, so that it stays unused in any search.
 Command: python -m launch.run --config=configs/testbed_screen.py --workdir=/data/screen \
              --stages=prepare,generate,distil,assess,report
 Cost:    made for two cores: --dry_run prints how many students it trains, and `distil` how many minutes that takes.
          With --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  not run yet.
+Result:  tools/bench/results/frontier.json, study testbed_screen, rendered in the README. Eligible are ads, cross_soft,
+         cross_reweight and the control of ads; shortlisted is cross_soft.
 """
 
 from adx.datasets import Arithmetic
