@@ -95,7 +95,7 @@ def test_the_program_shows_fingerprints_only(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('flags', 'message'),
-    [({}, '--do is needed'), ({'do': 'derive', 'master': 'x'}, 'needs --directory'),
+    [({}, '--do=None is not allowed'), ({'do': 'derive', 'master': 'x'}, 'needs --directory'),
      ({'do': 'check', 'directory': '/none', 'customer': 'acme'}, "no key of 'acme'")],
 )  # fmt: skip
 def test_the_program_says_what_it_lacks(flags, message, capsys):

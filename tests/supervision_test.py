@@ -96,5 +96,5 @@ def test_a_selection_cannot_be_asked(class_):
     chosen = dataclasses.replace(class_.study.experiment, selections=(Selection('one', 'plain', 'first'),))
     attack = Attack('gkd', loss='on_policy')
     study = dataclasses.replace(class_.study, experiment=chosen, attacks=(attack,), clean='one')
-    with pytest.raises(ConfigError, match='a selection among samples cannot be asked'):
+    with pytest.raises(ConfigError, match='selections and rewrites cannot be asked'):
         check(study)

@@ -24,13 +24,13 @@ from launch import program
 from launch.config import load_config
 from launch.progress import Progress
 
-_DO = flags.DEFINE_enum('do', None, ['commit', 'ask', 'verdict', 'check'], 'What to do.', allow_override=True)
+_DO = flags.DEFINE_string('do', None, 'What to do: commit, ask, verdict or check.', allow_override=True)
 _CASE = flags.DEFINE_string('case', '', 'The directory of the case.', allow_override=True)
 _CUSTOMER = flags.DEFINE_string('customer', '', 'Whose marks.', allow_override=True)
 _EPOCH = flags.DEFINE_integer('epoch', 1, 'Of its key.', lower_bound=1, allow_override=True)
 _SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspect.', allow_override=True)
 _CONFIG = flags.DEFINE_string('config', '', 'The config whose traces were marked.', allow_override=True)
-_PAIRS = flags.DEFINE_integer('pairs', 20, 'Keyed pairs that are asked, of those in traces.', allow_override=True)
+_KEYED = flags.DEFINE_integer('keyed', 20, 'Keyed pairs that are asked, of those in traces.', allow_override=True)
 _DECOYS = flags.DEFINE_integer('decoys', 10, 'Decoys beside each.', allow_override=True)
 _LEVEL = flags.DEFINE_float('level', 0.01, 'Of false alarms.', allow_override=True)
 _SEQUENTIAL = flags.DEFINE_bool('sequential', False, 'A test that may be looked at early.', allow_override=True)
@@ -45,8 +45,8 @@ QUESTIONS = 64  # conversations, in turn
 
 def main() -> None:
     doing = {'commit': _commit, 'ask': _ask, 'verdict': _verdict, 'check': _check}
-    if _DO.value is None or not _CASE.value:
-        raise ConfigError(f'--do and --case are needed; --do must be one of {tuple(doing)}')
+    if _DO.value not in doing or not _CASE.value:
+        raise ConfigError(f'--do={_DO.value} with --case={_CASE.value!r}; both are needed, --do one of {tuple(doing)}')
     doing[_DO.value]()
 
 
@@ -63,8 +63,8 @@ def _commit() -> None:
         raise ConfigError('--do=commit needs --customer and --suspect')
     dataset = experiment_of_config().dataset
     questions = tuple(prompt.messages for prompt in dataset.prompts('tune')[:QUESTIONS])
-    test = Trigger(_PAIRS.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value)
-    case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, max(_PAIRS.value, 20))
+    test = Trigger(_KEYED.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value)
+    case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, max(_KEYED.value, 20))
     key = keys.served(case.customer, case.epoch)
     digest = detecting.commit(case, _CASE.value, key, getattr(dataset, 'forge', marks.symbols))
     print(f'committed: {digest}; deposit this hash before anything is asked')

@@ -16,7 +16,7 @@ from adx import keys
 from adx.errors import ConfigError
 from launch import program
 
-_DO = flags.DEFINE_enum('do', None, ['new', 'derive', 'rotate', 'check'], 'What to do.', allow_override=True)
+_DO = flags.DEFINE_string('do', None, 'What to do: new, derive, rotate or check.', allow_override=True)
 _MASTER = flags.DEFINE_string('master', '', 'The file of the master key.', allow_override=True)
 _DIRECTORY = flags.DEFINE_string('directory', '', "Where customers' keys are.", allow_override=True)
 _CUSTOMER = flags.DEFINE_string('customer', '', 'Whose key.', allow_override=True)
@@ -29,8 +29,8 @@ NEEDS = {
 
 def main() -> None:
     given = {'master': _MASTER.value, 'directory': _DIRECTORY.value, 'customer': _CUSTOMER.value}
-    if _DO.value is None:
-        raise ConfigError(f'--do is needed; it must be one of {tuple(NEEDS)}')
+    if _DO.value not in NEEDS:
+        raise ConfigError(f'--do={_DO.value} is not allowed; it must be one of {tuple(NEEDS)}')
     for name in NEEDS[_DO.value]:
         if not given[name]:
             raise ConfigError(f'--do={_DO.value} needs --{name}')

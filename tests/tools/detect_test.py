@@ -33,7 +33,7 @@ def held(tmp_path, monkeypatch):
 def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
     teacher, case = tiny.write_teacher(held / 'teacher'), str(held / 'case')
     config = str(tiny.write_config(held / 'config.py', teacher))
-    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'pairs': 4, 'decoys': 12}
+    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12}
     run(do='commit', **of)
     assert 'deposit this hash' in capsys.readouterr().out
     run(do='ask', case=case, model=teacher)
@@ -55,9 +55,9 @@ def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ({'do': 'ask'}, '--do and --case are needed'),
-        ({'do': 'commit', 'case': 'x'}, 'needs --customer and --suspect'),
-        ({'do': 'commit', 'case': 'x', 'customer': 'acme', 'suspect': 's'}, '--config is needed'),
+        ({'do': 'ask', 'case': ''}, 'both are needed'),
+        ({'do': 'commit', 'case': 'x', 'customer': ''}, 'needs --customer and --suspect'),
+        ({'do': 'commit', 'case': 'x', 'customer': 'acme', 'suspect': 's', 'config': ''}, '--config is needed'),
     ],
 )
 def test_what_is_missing_is_named(held, flags, message):

@@ -1,12 +1,12 @@
 """What the trigger test finds and how often it is wrong, over students that were trained on marked traces or not.
 
     python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=/data/screen --out=/data/trigger
-    python -m tools.bench.trigger --out=/data/trigger --record
+    python -m tools.bench.trigger --out=/data/trigger --publish
 
 --workdir: of a study whose traces of its clean arm are there. Marked students, each of another customer, are asked for
 their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
 traces, and siblings that were trained on no trace at all. Every student is a file in --out, so that a run goes on, and
---shard of --num_shards processes share the work.
+--part of --parts processes share the work.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from tools.bench import figures
 _CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
 _OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
-_RECORD = flags.DEFINE_bool('record', False, 'Publish what is there.', allow_override=True)
-_MARKED = flags.DEFINE_integer('marked', 10, 'Marked students.', allow_override=True)
-_CLEAN = flags.DEFINE_integer('clean', 7, 'Students of unmarked traces.', allow_override=True)
+_PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_override=True)
+_MARKED = flags.DEFINE_integer('marked_students', 10, 'Marked students.', allow_override=True)
+_CLEAN = flags.DEFINE_integer('clean_students', 7, 'Students of unmarked traces.', allow_override=True)
 _VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
-_SHARD = flags.DEFINE_integer('shard', 0, 'Which process this is.', allow_override=True)
-_SHARDS = flags.DEFINE_integer('num_shards', 1, 'How many share the work.', allow_override=True)
+_PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
+_PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
 SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
             'testbed-judge')  # fmt: skip
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
@@ -139,7 +139,7 @@ class Trainer:
 
 def work(study: Study, path: str, out: pathlib.Path, count: int) -> None:
     trainer = Trainer(study, path, out)
-    for kind, i in jobs(_MARKED.value, _CLEAN.value)[_SHARD.value :: _SHARDS.value]:
+    for kind, i in jobs(_MARKED.value, _CLEAN.value)[_PART.value :: _PARTS.value]:
         place, name = out / f'{kind}_{i}.json', f'{kind}_{i}'
         if place.exists():
             continue
@@ -184,7 +184,7 @@ def record(out: pathlib.Path) -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     out = pathlib.Path(_OUT.value)
-    if _RECORD.value:
+    if _PUBLISH.value:
         record(out)
     else:
         work(load_config(_CONFIG.value), _WORKDIR.value, out, _VERDICTS.value)
