@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Tests, and the processes that they start, build many models of one shape: a program is compiled once for all of them.
+PROGRAMS = tempfile.TemporaryDirectory(prefix='adx_programs_')
+SECONDS = 0.2  # of compilation, from which a program is kept
+os.environ |= {
+    'JAX_COMPILATION_CACHE_DIR': PROGRAMS.name,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SECONDS),
+}
+jax.config.update('jax_compilation_cache_dir', PROGRAMS.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', SECONDS)
 
 
 @pytest.fixture(scope='session')
