@@ -6,7 +6,6 @@ together, and accepts only what raised the objective.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ class Editor:
         self._models = [proxy.model for proxy in proxies]
         self._teacher = teacher[0]
         self._weights = ([(proxy.params, proxy.given) for proxy in proxies], teacher[1])
-        self._propose = jax.jit(functools.partial(self._proposed, settings.edits))
+        self._propose = jax.jit(self._proposed)
         self._values = jax.jit(self._valued)
 
     def __call__(self, batch: Batch, editable_BL: np.ndarray) -> Found:
@@ -104,12 +103,7 @@ class Editor:
         return self.settings.join(jnp.stack(each))
 
     def _proposed(
-        self,
-        edits: int,
-        weights: Sequence[_Weights],
-        teacher: Params,
-        batch: Batch,
-        editable_BL: Array,
+        self, weights: Sequence[_Weights], teacher: Params, batch: Batch, editable_BL: Array
     ) -> tuple[Array, Array]:
         """(places_BM, words_BM) in the order of their first-order gains; a place of no gain keeps its word."""
         tokens_BL = jnp.asarray(batch.tokens_BL)
@@ -119,7 +113,7 @@ class Editor:
             words_BL = self._ascended(weights, batch, open_BLV)
             open_BLV &= jax.nn.one_hot(words_BL, open_BLV.shape[-1], dtype=bool)
         open_BLV &= ~jax.nn.one_hot(tokens_BL, open_BLV.shape[-1], dtype=bool)
-        places_BM, words_BM, gains_BM = best_flips(slopes_BLV, tokens_BL, open_BLV, edits)
+        places_BM, words_BM, gains_BM = best_flips(slopes_BLV, tokens_BL, open_BLV, self.settings.edits)
         same_BM = jnp.take_along_axis(tokens_BL, places_BM, axis=-1)
         return places_BM, jnp.where(gains_BM > 0, words_BM, same_BM)
 
@@ -141,7 +135,7 @@ class Editor:
     def _ascended(self, weights: Sequence[_Weights], batch: Batch, open_BLV: Array) -> Array:
         """words_BL: the nearest open words, or the trace's own, after projected ascent in a ball around each place.
 
-        Proxies read words each in its own space: each ascends in its own, and the nearest words of the first count.
+        Each proxy reads words in a space of its own; the ascent is in that of the first.
         """
         settings, model, (params, given) = self.settings, self._models[0], weights[0]
         tokens_BL, embedding_VD = jnp.asarray(batch.tokens_BL), influence.embedding(model, params)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adx import drafting, files, rewriting
+from adx import directions, drafting, files, rewriting
 from adx.answers import reader_of
 from adx.batching import Corpus, Example
 from adx.datasets.chat import encode_conversation
@@ -234,11 +234,10 @@ class _Judge:
         return found
 
     def _proxies(self) -> list[tuple[Model, Params]]:
-        plan, weights = self.shop.plan, self.shop.models.weights.groups
-        found: dict[int, tuple[Model, Params]] = {}
-        for group, params, members in zip(plan.ensemble.groups, weights, plan.members, strict=True):
-            found |= {member: (group.model, {p: x[n] for p, x in params.items()}) for n, member in enumerate(members)}
-        return [found[i] for i in sorted(found)]
+        plan, models = self.shop.plan, self.shop.models
+        pairs = zip(plan.ensemble.groups, plan.members, strict=True)
+        architectures = {member: group.model for group, members in pairs for member in members}
+        return [(model, directions.member(models, plan.members, i)) for i, model in sorted(architectures.items())]
 
     def _examples(self, done: Sequence[Rewritten]) -> list[Example]:
         tokenizer, prompting = self.shop.plan.tokenizer, self.experiment.prompting

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from adx import drafting, files, locks
+from adx import drafting, files, storage
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
-from adx.errors import ConfigError, InputError, StorageError, WorkdirError
+from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
@@ -46,24 +46,10 @@ def rewrite(
     experiments.check(experiment)
     if not experiment.rewrites:
         raise ConfigError('--stages=rewrite has nothing to do: rewrites is empty; add a Rewrite to it')
-    workdir = Workdir(path)
-    if workdir.experiment['experiment_hash'] != experiments.experiment_hash(experiment):
-        raise WorkdirError(f'workdir {path} belongs to another experiment; give the config that it was made with')
+    workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
     shop = Workshop(experiment, path)
-    with _held(workdir):
+    with storage.held(workdir, 'rewrite', ['rewrites']):
         return {one.name: _rewrite(experiment, workdir, one, shop, tell, guard) for one in experiment.rewrites}
-
-
-@contextlib.contextmanager
-def _held(workdir: Workdir) -> Iterator[None]:
-    """Nobody else rewrites in the workdir meanwhile."""
-    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
-        files.make_private_dir(workdir.private / 'rewrites')
-        lock = locks.acquire(workdir.private / 'locks' / 'rewrite.lock', f'workdir {workdir.path}, stage rewrite,')
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _rewrite(

@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from adx import directions, files, loading, locks
+from adx import directions, files, loading, storage
 from adx import experiment as experiments
 from adx.batching import Example, batches
 from adx.datasets.chat import encode_prompt
 from adx.decoding.ensemble import Weights
-from adx.errors import ConfigError, InputError, StorageError, WorkdirError
+from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment
 from adx.generation import Models
 from adx.hashing import row_key
@@ -46,10 +46,8 @@ def select(
     experiments.check(experiment)
     if not experiment.selections:
         raise ConfigError('--stages=select has nothing to do: selections is empty; add a Selection to it')
-    workdir = Workdir(path)
-    if workdir.experiment['experiment_hash'] != experiments.experiment_hash(experiment):
-        raise WorkdirError(f'workdir {path} belongs to another experiment; give the config that it was made with')
-    with _held(workdir):
+    workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
+    with storage.held(workdir, 'select', ('selections', 'scores', 'scores/nll', 'scores/harm')):
         arms = {selection.arm for selection in experiment.selections}
         candidates = {arm: _candidates(workdir, arm, experiment.samples) for arm in sorted(arms)}
         scores = {}
@@ -61,19 +59,6 @@ def select(
             selection.name: _write(experiment, workdir, selection, candidates[selection.arm], scores)
             for selection in experiment.selections
         }
-
-
-@contextlib.contextmanager
-def _held(workdir: Workdir) -> Iterator[None]:
-    """Nobody else selects in the workdir meanwhile."""
-    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
-        for name in ('selections', 'scores', 'scores/nll', 'scores/harm'):
-            files.make_private_dir(workdir.private / name)
-        lock = locks.acquire(workdir.private / 'locks' / 'select.lock', f'workdir {workdir.path}, stage select,')
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _candidates(workdir: Workdir, arm: str, samples: int) -> Prompts:

@@ -133,6 +133,27 @@ class Workdir:
         return read_records(self.private / 'journal')
 
 
+def of_experiment(path: epath.PathLike, experiment_hash: str) -> Workdir:
+    """The workdir of an experiment. Raises WorkdirError where it is another's."""
+    workdir = Workdir(path)
+    if workdir.experiment['experiment_hash'] != experiment_hash:
+        raise WorkdirError(f'workdir {path} belongs to another experiment; give the config that it was made with')
+    return workdir
+
+
+@contextlib.contextmanager
+def held(workdir: Workdir, stage: str, directories: Sequence[str]) -> Iterator[None]:
+    """Nobody else runs the stage in the workdir meanwhile. directories: under private/, made where they are missing."""
+    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+        for name in directories:
+            files.make_private_dir(workdir.private / name)
+        lock = locks.acquire(workdir.private / 'locks' / f'{stage}.lock', f'workdir {workdir.path}, stage {stage},')
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class WorkdirWriter(Workdir):
     """One shard of a workdir, held by this process. Made by `Workdir.open`."""
 

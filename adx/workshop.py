@@ -180,7 +180,7 @@ class Workshop:
         found: dict[int, Proxy] = {}
         for i, (group, members) in enumerate(zip(self.plan.ensemble.groups, self.plan.members, strict=True)):
             for n, member in enumerate(members):
-                own = {path: x[n] for path, x in self.models.weights.groups[i].items()}
+                own = directions.member(self.models, self.plan.members, member)
                 # Harm is linear in the direction: along the mean of several it is the mean of theirs.
                 g = {path: jnp.mean(x[n], axis=0) for path, x in along[i].items()} if along else held
                 found[member] = Proxy(group.model, own, g)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from storage_test import make_trace
 
-from adx import directions, grading, loading, selecting
+from adx import directions, grading, loading, selecting, storage
 from adx.aggregation import Aggregation
 from adx.datasets import Gsm8k
 from adx.errors import ConfigError, InputError, WorkdirError
@@ -225,7 +225,7 @@ def test_refuses_a_run_that_is_not_complete_or_anothers(base, workdir, tmp_path)
         selecting.select(override(base, ['seed=1']), path)
     with pytest.raises(WorkdirError, match='is no workdir'):
         selecting.select(base, str(tmp_path / 'none'))
-    with selecting._held(workdir), pytest.raises(WorkdirError, match='stage select'):
+    with storage.held(workdir, 'select', ()), pytest.raises(WorkdirError, match='stage select'):
         selecting.select(base, path)
     with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
         writer.heartbeat({'totals': {'plain': 16}})
