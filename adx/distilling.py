@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from adx import attacks, curves, outcomes_io, readings, study_traces, teaching
 from adx.attackers import Attackers
@@ -38,7 +38,15 @@ from adx.types import RequestId, Trace
 OWN, BASE = 'own', 'base'  # sources that are no arm's
 
 
+Named = TypeVar('Named', Student, Attack)
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
+
+
+class Share(NamedTuple):
+    """Of a study, the families and the attacks of one process, by name; all where there are none."""
+
+    students: Sequence[str] = ()
+    attacks: Sequence[str] = ()
 
 
 class Estimate(NamedTuple):
@@ -55,20 +63,22 @@ def distil(
     tell: Tell = lambda name, done, total: None,
     guard: Callable[[], Any] = contextlib.nullcontext,
     announce: Callable[[Estimate], None] = lambda estimate: None,
-    only: Sequence[str] = (),
+    share: Share = Share(),  # noqa: B008
 ) -> list[Outcome]:
     """Trains and grades what is missing, and returns all outcomes. The traces of every seed must be there.
 
-    Stopped at any moment outside `guard` it goes on with the arm that it was at. announce: told what is ahead. only:
-    the families to work on, all if empty; other processes may work on the others of the same workdir.
+    Stopped at any moment outside `guard` it goes on with the arm that it was at. announce: told what is ahead. share:
+    what of it to work on; other processes may work on the rest in the same workdir.
     """
-    chosen = _chosen(study, only)
+    students = _chosen('--students', study.students, share.students)
+    chosen = _chosen('--attacks', study.attacks, share.attacks)
     outcomes_io.claim(path, identity(study))
     with contextlib.ExitStack() as stack:
-        logs = {one.name: stack.enter_context(outcomes_io.open_log(path, one.name, guard)) for one in chosen}
+        names = [attack.name for attack in chosen]
+        logs = {one.name: stack.enter_context(outcomes_io.open_log(path, one.name, names, guard)) for one in students}
         lab = make_lab(study, path, tell)
-        families = [make_family(lab, student) for student in chosen]
-        announce(_estimate(lab, families, logs))
+        families = [make_family(lab, student) for student in students]
+        announce(_estimate(lab, families, chosen, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
             attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
@@ -76,25 +86,25 @@ def distil(
             for family in families:
                 log = logs[family.student.name]
                 _grade_base(lab, family, seed, arms[study.clean], log)
-                for attack in study.attacks:
+                for attack in chosen:
                     _Group(lab, family, attack, attackers).run(prepare, log)
     return [one for _, one in sorted(outcomes_io.read(path).items())]
 
 
-def _chosen(study: Study, only: Sequence[str]) -> list[Student]:
-    names = [student.name for student in study.students]
+def _chosen(flag: str, among: Sequence[Named], only: Sequence[str]) -> list[Named]:
+    names = [one.name for one in among]
     for name in only:
         if name not in names:
-            raise ConfigError(f'--students has {name!r}; the study has {names}')
-    return [student for student in study.students if not only or student.name in only]
+            raise ConfigError(f'{flag} has {name!r}; the study has {names}')
+    return [one for one in among if not only or one.name in only]
 
 
-def _estimate(lab: Lab, families: Sequence[Family], logs: Mapping[str, Log]) -> Estimate:
+def _estimate(lab: Lab, families: Sequence[Family], chosen: Sequence[Attack], logs: Mapping[str, Log]) -> Estimate:
     """Of an attack without transforms nobody learns from the attacker's own resources."""
     students, steps, seconds = 0, 0, 0.0
     for family in families:
         ahead, known = list[int](), logs[family.student.name].known
-        for seed, attack in itertools.product(lab.study.seeds, lab.study.attacks):
+        for seed, attack in itertools.product(lab.study.seeds, chosen):
             group = _Group(lab, family, attack, Attackers(lab.study, lab.path, seed))
             names = [name for name in sources(lab.study, attack) if name != OWN or attack.transforms]
             ahead += [n for name in names if not group.is_done(name, known) for n in group.steps_ahead()]

@@ -15,7 +15,7 @@ from adx.errors import StorageError, WorkdirError
 from adx.outcomes import Outcome, ThreatModel
 from adx.storage import Workdir, diff, foreign
 
-OWNER = 'distil'  # of the journals, with the family behind it
+OWNER = 'distil'  # of the journals, with the family and an attack behind it
 Known = dict[str, Outcome]  # by name
 Guard = Callable[[], Any]
 
@@ -78,20 +78,20 @@ class Log:
 
 
 @contextlib.contextmanager
-def open_log(path: str, student: str, guard: Guard) -> Iterator[Log]:
-    """Of one family: nobody else distils it in the workdir meanwhile. guard: a context inside which no interruption is
-    raised.
+def open_log(path: str, student: str, attacks: Sequence[str], guard: Guard) -> Iterator[Log]:
+    """Of one family under some attacks: nobody else distils it under any of them in the workdir meanwhile.
+
+    guard: a context inside which no interruption is raised.
     """
-    owner = f'{OWNER}-{student}'
+    owners = [f'{OWNER}-{student}-{attack}' for attack in attacks]
     workdir = Workdir(path)
-    directory = workdir.private / 'outcomes'
-    with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
-        for place in (workdir.private, directory, workdir.private / 'locks'):
-            files.make_private_dir(place)
-        lock = locks.acquire(workdir.private / 'locks' / f'{owner}.lock', f'workdir {path}, student {student},')
-    try:
-        journal.cut_torn_tails(directory, owner)
-        with contextlib.closing(journal.Journal(directory, owner)) as written:
-            yield Log(path, written, guard)
-    finally:
-        lock.release()
+    directory, places = workdir.private / 'outcomes', workdir.private / 'locks'
+    with contextlib.ExitStack() as held:
+        with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
+            for place in (workdir.private, directory, places):
+                files.make_private_dir(place)
+            for owner, attack in zip(owners, attacks, strict=True):
+                what = f'workdir {path}, student {student}, attack {attack},'
+                held.callback(locks.acquire(places / f'{owner}.lock', what).release)
+        journal.cut_torn_tails(directory, owners[0])
+        yield Log(path, held.enter_context(contextlib.closing(journal.Journal(directory, owners[0]))), guard)

@@ -3,7 +3,8 @@
 Claim:   none yet. The two attacks that recover most are taken to the confirmation.
 Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
              --stages=prepare,generate,distil,assess,report
-Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes.
+Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. Processes share them:
+         --stages=distil --attacks=sft,soft takes two attacks, another process others, in one workdir.
 Result:  not run yet.
 
 Left out, and why: paraphrase, reconstruction and query augmentation want a model that follows instructions, which none

@@ -58,6 +58,7 @@ COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, 
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this process.')
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
+ATTACKS = flags.DEFINE_list('attacks', [], 'Stage distil: some attacks; other processes may take the others.')
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
 SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
@@ -308,7 +309,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
         'freeze': lambda: stages.freeze(study, path),
-        'distil': lambda: stages.distil(study, path, interrupts, STUDENTS.value),
+        'distil': lambda: stages.distil(study, path, interrupts, (STUDENTS.value, ATTACKS.value)),
         'assess': lambda: stages.assess(study, path),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),
     }

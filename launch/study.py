@@ -66,7 +66,8 @@ def freeze(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def distil(study: Any, path: str, interrupts: Interrupts, only: Sequence[str] = ()) -> int:
+def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Sequence[str]] = ((), ())) -> int:
+    """share: the families and the attacks of this process."""
     from adx import distilling
 
     def announce(ahead: distilling.Estimate) -> None:
@@ -76,7 +77,7 @@ def distil(study: Any, path: str, interrupts: Interrupts, only: Sequence[str] = 
     print(count_line(study))
     with contextlib.closing(Progress()) as progress:
         tell = functools.partial(progress.steps, 'steps')
-        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, only)
+        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, distilling.Share(*share))
     graded = [one for one in outcomes if one.split == study.split]
     print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
     return COMPLETE

@@ -144,17 +144,26 @@ def test_what_is_ahead_is_said_before(students, tmp_path, finished):
     assert said[0].seconds > 0 == said[1].seconds
 
 
-def test_families_may_be_distilled_by_processes_of_their_own(students, tmp_path):
-    study, path = make_study(students, seeds=(0,), attacks=(Attack('sft'),)), str(tmp_path)
+def test_families_and_attacks_may_be_distilled_by_processes_of_their_own(students, tmp_path):
+    study, path = make_study(students, seeds=(0,), attacks=(Attack('sft'), Attack('longer', longer=2.0))), str(tmp_path)
     write_traces(study, path)
-    with outcomes_io.open_log(path, 'first', contextlib.nullcontext):
-        found = distilling.distil(study, path, only=('second',))
-        with pytest.raises(WorkdirError, match='student first'):
+    share = distilling.Share
+    with outcomes_io.open_log(path, 'first', ['sft'], contextlib.nullcontext):
+        found = distilling.distil(study, path, share=share(['second'], ['longer']))
+        found += distilling.distil(study, path, share=share(['first'], ['longer']))
+        with pytest.raises(WorkdirError, match='student first, attack sft'):
             distilling.distil(study, path)
-    assert {outcome.student for outcome in found} == {'second'}
-    assert {outcome.student for outcome in distilling.distil(study, path)} == {'first', 'second'}
+    made = {(outcome.student, outcome.attack) for outcome in found if outcome.source == 'clean'}
+    assert made == {('second', 'longer'), ('first', 'longer')}
+    in_parts = distilling.distil(study, path)
+    write_traces(study, path + '/whole')
+    whole = distilling.distil(study, path + '/whole')
+    known = [{outcomes_io.name_of(one): one.correct for one in found} for found in (in_parts, whole)]
+    assert known[0] == known[1]
     with pytest.raises(ConfigError, match=r"--students has 'third'; the study has \['first', 'second'\]"):
-        distilling.distil(study, path, only=('third',))
+        distilling.distil(study, path, share=share(['third']))
+    with pytest.raises(ConfigError, match=r"--attacks has 'soft'; the study has \['sft', 'longer'\]"):
+        distilling.distil(study, path, share=share((), ['soft']))
 
 
 def test_students_are_the_same_one_by_one_and_together(students, tmp_path, monkeypatch):
