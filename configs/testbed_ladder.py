@@ -2,7 +2,7 @@
 
 Claim:   none yet.
 Command: python -m launch.run --config=configs/testbed_ladder.py --workdir=/data/ladder \
-             --stages=prepare,generate,distil,report
+             --stages=generate,distil,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes.
 Result:  not run yet.
 """

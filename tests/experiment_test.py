@@ -5,13 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 
 from adx import study
 from adx.defences import Permutation, ProductOfExperts
 from adx.errors import ConfigError
-from adx.experiment import Arm, Derivative, check, experiment_hash, from_json, holdout, override, sweep, to_json
+from adx.experiment import (
+    Arm,
+    Derivative,
+    check,
+    experiment_hash,
+    from_json,
+    holdout,
+    override,
+    sweep,
+    to_json,
+    wants_directions,
+)
 from adx.selection import Selection
 from adx.types import Sampling, Stateless
 from launch.config import load_config
@@ -31,6 +43,20 @@ def test_every_config_checks_and_round_trips(path):
     written = to_json(config, study.REGISTRY)
     assert from_json(written, study.REGISTRY) == config
     assert from_json(json.loads(json.dumps(written)), study.REGISTRY) == config
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_s_command_names_the_stages_that_it_wants(path):
+    config = load_config(str(path))
+    base = getattr(config, 'experiment', config)
+    wanted = {
+        'prepare': wants_directions(base), 'select': bool(base.selections), 'rewrite': bool(base.rewrites),
+        'distil': isinstance(config, study.Study),
+    }  # fmt: skip
+    found = re.search(r'^Command:(.*?)^\w+:', path.read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    stages = set(re.findall(r'\w+', ' '.join(re.findall(r'--stages=([\w,]+)', found[1]))))
+    assert 'launch.run' not in found[1] or {name for name, needed in wanted.items() if needed} == stages & set(wanted)
 
 
 @pytest.mark.parametrize(
