@@ -1,27 +1,38 @@
-"""The arithmetic testbed: finished traces told otherwise, by chance and by what harms the proxies most.
+"""The arithmetic testbed: finished traces told otherwise, by chance, by what harms the proxies most, and both at once.
 
-Claim:   none yet. A screen of rewriters under gates, on the clean teacher's traces.
+Claim:   none yet. A screen of rewriters under gates: on the clean traces and on those of the finalist of the screen.
 Command: python -m launch.run --config=configs/testbed_rewrites.py --workdir=/data/rewrites \
              --stages=prepare,generate,rewrite,distil,assess,report
-Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
+Cost:    --dry_run prints how many students it trains; every stage shows how far it is. Processes share them by
+         --students and --attacks.
 Result:  not run yet.
 
 No model of the testbed follows instructions: its own writer, which knows every valid telling, stands for the best that
-an instructed rewriter could do. `told` is the control: another telling, chosen by chance.
+an instructed rewriter could do. `told` is the control: another telling, chosen by chance. `answer_only` is what a
+student learns without any reasoning.
 """
 
 import dataclasses
 
+from adx.attacks import AnswerOnly, Attack
 from adx.drafting import Rewrite
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 from adx.study import Study
 from configs import testbed_screen
 
+FINALIST = 'cross_soft'  # of the screen
+WORST = Selected(Rendered(8))
+
 
 def study() -> Study:
     screen = testbed_screen.study()
-    arms = tuple(arm for arm in screen.experiment.arms if arm.name == 'plain')
-    rewrites = (Rewrite('told', 'plain', Rendered(4)), Rewrite('worst', 'plain', Selected(Rendered(4))))
+    arms = tuple(arm for arm in screen.experiment.arms if arm.name in ('plain', FINALIST))
+    rewrites = (
+        Rewrite('told', 'plain', Rendered(1)),
+        Rewrite('worst', 'plain', WORST),
+        Rewrite('both', FINALIST, WORST),
+    )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
-    return dataclasses.replace(screen, experiment=experiment, controls=('told',), temperatures=())
+    attacks = (Attack('sft'), Attack('answer_only', (AnswerOnly(),)))
+    return dataclasses.replace(screen, experiment=experiment, attacks=attacks, controls=('told',), temperatures=())
