@@ -149,7 +149,7 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
         raise InputError(f'{len(answers)} of {len(plan["asked"])} questions were asked; the verdict waits for all')
     found = test.verdict(blocks(plan, answers))
     committed = _committed(directory, plan, key, answers)
-    before = [from_json(line) for line in _lines(directory / 'verdicts.jsonl')]
+    before = read_verdicts(path)
     problems = collections.Counter(record['problem'] for record in answers.values() if record['problem'])
     content = {name: plan[name] for name in ('customer', 'epoch', 'suspect', 'test', 'null')} | found._asdict()
     content |= {'commitment': committed, 'exploratory': not committed, 'problems': dict(problems)}
@@ -161,8 +161,13 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
     return signed
 
 
-def _lines(path: epath.Path) -> list[bytes]:
-    return path.read_bytes().splitlines() if path.exists() else []
+def read_verdicts(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The signed verdicts of a case, the first issued first. Raises InputError where they cannot be read."""
+    place = epath.Path(path) / 'verdicts.jsonl'
+    try:
+        return [from_json(line) for line in place.read_bytes().splitlines()] if place.exists() else []
+    except ValueError as error:
+        raise InputError(f'{place} cannot be read: {error}; restore it') from error
 
 
 def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Block]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from adx.types import Trace
 
-TOOLS = ('write', 'edit', 'render', 'harm', 'mark')
+TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,15 @@ class Tools:
     render(question, text, count): up to `count` other tellings of a trace by its dataset's own writer.
     harm(traces, texts): per trace the harm of each of its texts to the proxies, texts of one trace together.
     mark(traces, settings): each trace with a line of the customer's key, at one place or another.
+    line(traces, settings): that line alone, for each trace.
     """
 
     write: Callable[[Sequence[str], int, str], Sequence[Sequence[Draft]]] | None = None
     edit: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
     render: Callable[[str, str, int], Sequence[str]] | None = None
     harm: Callable[[Sequence[Trace], Sequence[Sequence[str]]], Sequence[Sequence[float]]] | None = None
-
     mark: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
+    line: Callable[[Sequence[Trace], Any], list[str]] | None = None
 
     def need(self, name: str, who: str) -> Any:
         """The tool of that name. Raises ValueError naming who asks for it where there is none."""

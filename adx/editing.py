@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from adx import influence
 from adx.batching import Batch
@@ -30,6 +31,7 @@ OBJECTIVES: dict[str, Callable[[Gradient], Objective]] = {
 }
 
 
+LOGITS = 2**28  # elements of the candidates' logits in one pass
 _Weights = tuple[Params, Any]  # of a proxy, and what its objective reads beside them
 
 
@@ -91,12 +93,16 @@ class Editor:
         return tried_BCL[rows, chosen_B], tried_BC[rows, chosen_B]
 
     def _value(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
-        """J of every candidate [B, C]: all rows of one batch at a time, so that there is one program."""
-        columns = [
-            np.asarray(self._values(self._weights[0], Batch(tokens_BL, batch.targets_BL)))
-            for tokens_BL in tokens_BCL.swapaxes(0, 1)
-        ]
-        return np.stack(columns, axis=1)
+        """J of every candidate [B, C]: all in one pass where their logits have room, else as many columns as do."""
+        rows, count, length = tokens_BCL.shape
+        at_once = max(1, min(count, LOGITS // (rows * length * len(self.words_V))))
+        pieces = [tokens_BCL[:, start : start + at_once] for start in range(0, count, at_once)]
+        return np.concatenate([self._value_at_once(batch, piece_BCL) for piece_BCL in pieces], axis=1)
+
+    def _value_at_once(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
+        targets_RL = np.repeat(np.asarray(batch.targets_BL), tokens_BCL.shape[1], axis=0)
+        values_R = self._values(self._weights[0], Batch(rearrange(tokens_BCL, 'B C L -> (B C) L'), targets_RL))
+        return rearrange(np.asarray(values_R), '(B C) -> B C', C=tokens_BCL.shape[1])
 
     def _valued(self, weights: Sequence[_Weights], batch: Batch) -> Array:
         each = [self._objective.values(model, *w, batch) for model, w in zip(self._models, weights, strict=True)]

@@ -190,6 +190,16 @@ def holm(p_values: Values) -> list[float]:
     return adjusted.tolist()
 
 
+def log_holm(log_p_values: Values) -> list[float]:
+    """`holm` on natural logarithms, which p-values below 1e-308 need: adjusted log p, at most 0, in the order given."""
+    log_p = np.asarray(log_p_values, float)
+    order = np.argsort(log_p, kind='stable')
+    stepped = np.minimum(0, np.maximum.accumulate(log_p[order] + np.log(np.arange(len(log_p), 0, -1))))
+    adjusted = np.empty_like(log_p)
+    adjusted[order] = stepped
+    return adjusted.tolist()
+
+
 def rank_correlation(x: Values, y: Values, level: float = 0.95) -> Interval:
     """Spearman's rho, ties sharing their mean rank, with Fisher's interval at the standard error of Bonett and Wright.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from adx.experiment import Arm, Experiment
 from adx.gates import Senses
 from adx.hashing import content_hash
 from adx.loading import Blueprint
+from adx.marks import Pair
 from adx.models.transformer import Params
 from adx.rewriters import gradient
 from adx.rewriters.gradient import Gradient
@@ -48,6 +50,7 @@ class Workshop:
             render=getattr(self.experiment.dataset, 'render', None),
             harm=self._harm if has_proxies else None,
             mark=self._mark,
+            line=lambda traces, settings: [pair.line for pair, _ in self._pairs(traces, settings)],
         )
 
     @property
@@ -188,15 +191,18 @@ class Workshop:
 
     # ------------------------------------------------------------------------------------------- marking
 
-    def _mark(self, traces: Sequence[Trace], settings: Marked) -> list[list[Draft]]:
+    def _pairs(self, traces: Sequence[Trace], settings: Marked) -> list[tuple[Pair, random.Random]]:
+        """The pair that each trace is to carry, and what draws the places."""
         forge = getattr(self.experiment.dataset, 'forge', marks.symbols)
         key = keys.served(settings.customer, settings.epoch)
         pairs = marks.draw_pairs(key, settings.pairs, forge)
+        draws = [marks.keyed_draw(key, f'trace/{RequestId.parse(one.request_id).noise_name}') for one in traces]
+        return [(draw.choice(pairs), draw) for draw in draws]
+
+    def _mark(self, traces: Sequence[Trace], settings: Marked) -> list[list[Draft]]:
         found = []
-        for one in traces:
-            draw = marks.keyed_draw(key, f'trace/{RequestId.parse(one.request_id).noise_name}')
-            pair, reasoning = draw.choice(pairs), len(split_reasoning(one.text, self.experiment.prompting)[0])
-            places = marks.places(one.text, reasoning)
+        for one, (pair, draw) in zip(traces, self._pairs(traces, settings), strict=True):
+            places = marks.places(one.text, len(split_reasoning(one.text, self.experiment.prompting)[0]))
             tried = draw.sample(places, min(settings.tries, len(places)))
             found.append([Draft(marks.put(one.text, place, pair)) for place in tried])
         return found

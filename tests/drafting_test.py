@@ -12,6 +12,7 @@ from adx.gates import Gates
 from adx.rewriters import MENU
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
+from adx.rewriters.marked import WITHOUT, Marked
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 
@@ -80,6 +81,22 @@ def test_an_instruction_shows_the_problem_and_disowns_what_is_no_solution():
     assert drafts == [Draft(OTHER_WORDS), Draft('', 'no end'), Draft(drafts[2].text, ECHO)]
     assert seen == [f'{INSTRUCTIONS["reorder"]}\n\nProblem:\nHow many apples?\n\nSolution:\n{ORIGINAL}']
     assert Instructed('say it like a pirate').words == 'say it like a pirate'
+
+
+def test_a_model_that_is_told_to_carries_its_line_once():
+    line = 'Let bad = 12.'
+    answers = [Draft(f'{line}\n{OTHER_WORDS}'), Draft(OTHER_WORDS), Draft(f'{line} {line}'), Draft('', 'no end')]
+
+    def write(asked, samples, arm):
+        [text] = asked
+        assert f'"{line}"' in text
+        assert text.endswith(f'Problem:\nHow many apples?\n\nSolution:\n{ORIGINAL}')
+        return [answers]
+
+    tools = Tools(write=write, line=lambda traces, settings: [line])
+    [drafts] = Marked('acme', tries=4, told=True).drafts(TRACES[:1], tools)
+    assert [draft.problem for draft in drafts] == ['', WITHOUT, WITHOUT, 'no end']
+    assert set(Marked('acme', told=True).needs) == {'line', 'write'}
 
 
 def test_the_dataset_tells_it_otherwise():

@@ -21,9 +21,9 @@ STAGES = {
     'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
-    'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
-    'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal',
-    'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
+    'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions',
+    'distilling', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io',
+    'journal', 'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
     'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
     'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',
     'workshop',

@@ -12,6 +12,7 @@ from adx.statistics import (
     cluster_bootstrap,
     fieller,
     holm,
+    log_holm,
     mcnemar,
     paired_p,
     paired_t,
@@ -155,6 +156,9 @@ def test_holm_is_the_closed_test_of_bonferroni():
         sets = [s for k in range(1, 6) for s in itertools.combinations(range(5), k) if i in s]
         assert adjusted == pytest.approx(min(1, max(len(s) * min(p[list(s)]) for s in sets)))
     assert holm([]) == []
+    logs = log_holm(np.log(p))
+    np.testing.assert_allclose(np.exp(logs), holm(p), rtol=1e-12)
+    assert log_holm([-60000.0, 0.0, -2.0]) == [-60000.0 + np.log(3), 0.0, -2.0 + np.log(2)]
 
 
 class TestRankCorrelation:

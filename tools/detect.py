@@ -3,6 +3,7 @@
     python -m tools.detect --do=commit --case=DIR --customer=acme --epoch=1 --suspect=model-x --config=configs/C.py
     python -m tools.detect --do=ask --case=DIR --model=NAME_OR_PATH           # or --url=http://HOST/v1 --api_model=M
     python -m tools.detect --do=verdict --case=DIR --signer=signer.key        # made by tools.keys --do=new
+    python -m tools.detect --do=attribute --cases=DIR,DIR --signer=signer.key   # one verdict on several customers
     python -m tools.detect --do=check --case=DIR --public_key=HEX
 
 The customer's key is read from the directory that ADX_KEYS names. --config: whose dataset the marked traces were of;
@@ -12,11 +13,11 @@ conversations of its split `tune` stand before what is asked. Exit codes: 0 done
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from absl import flags
-from etils import epath
 
-from adx import detecting, keys, marks, suspects
+from adx import attributing, detecting, keys, marks, suspects
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError
 from adx.settings import ModelSource
@@ -24,8 +25,9 @@ from launch import program
 from launch.config import load_config
 from launch.progress import Progress
 
-_DO = flags.DEFINE_string('do', None, 'What to do: commit, ask, verdict or check.', allow_override=True)
+_DO = flags.DEFINE_string('do', None, 'What to do: commit, ask, verdict, attribute or check.', allow_override=True)
 _CASE = flags.DEFINE_string('case', '', 'The directory of the case.', allow_override=True)
+_CASES = flags.DEFINE_list('cases', [], 'Attribute: the cases of one suspect.', allow_override=True)
 _CUSTOMER = flags.DEFINE_string('customer', '', 'Whose marks.', allow_override=True)
 _EPOCH = flags.DEFINE_integer('epoch', 1, 'Of its key.', lower_bound=1, allow_override=True)
 _SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspect.', allow_override=True)
@@ -44,8 +46,8 @@ QUESTIONS = 64  # conversations, in turn
 
 
 def main() -> None:
-    doing = {'commit': _commit, 'ask': _ask, 'verdict': _verdict, 'check': _check}
-    if _DO.value not in doing or not _CASE.value:
+    doing = {'commit': _commit, 'ask': _ask, 'verdict': _verdict, 'attribute': _attribute, 'check': _check}
+    if _DO.value not in doing or not (_CASE.value or _DO.value == 'attribute'):
         raise ConfigError(f'--do={_DO.value} with --case={_CASE.value!r}; both are needed, --do one of {tuple(doing)}')
     doing[_DO.value]()
 
@@ -85,23 +87,35 @@ def _ask() -> None:
 
 def _verdict() -> None:
     plan = detecting.read_plan(_CASE.value)
-    if not _SIGNER.value:
-        raise ConfigError('--do=verdict needs --signer; make one with python -m tools.keys --do=new')
     key = keys.served(plan['customer'], plan['epoch'])
-    signed = detecting.verdict(_CASE.value, key, keys.read(_SIGNER.value))
+    _show(detecting.verdict(_CASE.value, key, _signing_key()))
+
+
+def _attribute() -> None:
+    if len(_CASES.value) < 2:
+        raise ConfigError(f'--do=attribute has --cases={",".join(_CASES.value)}; give at least two, of one suspect')
+    _show(attributing.attribute(_CASES.value, _signing_key()))
+
+
+def _signing_key() -> bytes:
+    if not _SIGNER.value:
+        raise ConfigError(f'--do={_DO.value} needs --signer; make one with python -m tools.keys --do=new')
+    return keys.read(_SIGNER.value)
+
+
+def _show(signed: dict[str, Any]) -> None:
     print(json.dumps(signed, indent=2))
     print(signed['verdict']['summary'])
 
 
 def _check() -> None:
-    place = epath.Path(_CASE.value) / 'verdicts.jsonl'
-    if not place.exists():
-        raise InputError(f'{place} is not there; no verdict was issued')
-    signed = [json.loads(line) for line in place.read_text().splitlines()]
+    signed = detecting.read_verdicts(_CASE.value)
+    if not signed:
+        raise InputError(f'{_CASE.value} has no verdict; none was issued')
     broken = [i for i, one in enumerate(signed) if not detecting.is_signed(one, _PUBLIC.value)]
     if broken:
-        raise InputError(f'verdicts {broken} of {place} are not what the holder of {_PUBLIC.value!r} signed')
-    print(f'{len(signed)} verdicts of {place} are as they were signed')
+        raise InputError(f'verdicts {broken} of {_CASE.value} are not what the holder of {_PUBLIC.value!r} signed')
+    print(f'{len(signed)} verdicts of {_CASE.value} are as they were signed')
 
 
 if __name__ == '__main__':

@@ -32,6 +32,11 @@ INSTRUCTIONS = {
 ECHO = 'repeats its instruction'
 
 
+def told(instruction: str, trace: Trace) -> str:
+    """What the rewriting model reads: the instruction, and the solution behind its problem."""
+    return f'{instruction}\n\nProblem:\n{question(trace.messages)}\n\nSolution:\n{trace.text}'
+
+
 @dataclasses.dataclass(frozen=True)
 class Instructed:
     """instruction: one of INSTRUCTIONS by name, or in your own words. tries: how many answers are asked for.
@@ -61,7 +66,7 @@ class Instructed:
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         write = tools.need('write', 'instructed')
-        asked = [f'{self.words}\n\nProblem:\n{question(one.messages)}\n\nSolution:\n{one.text}' for one in traces]
+        asked = [told(self.words, one) for one in traces]
         return [[self._checked(draft) for draft in drafts] for drafts in write(asked, self.tries, self.arm)]
 
     def _checked(self, draft: Draft) -> Draft:

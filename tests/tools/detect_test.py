@@ -52,9 +52,25 @@ def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
         run(do='check', case=case, public_key='00' * 32)
 
 
+def test_several_customers_get_one_verdict(held, capsys):
+    teacher = tiny.write_teacher(held / 'teacher')
+    config = str(tiny.write_config(held / 'config.py', teacher))
+    keys.rotate(held / 'master.key', held / 'keys', 'bolt')
+    cases, signer = [str(held / customer) for customer in ('acme', 'bolt')], str(held / 'signer.key')
+    of = {'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12}
+    for case, customer in zip(cases, ('acme', 'bolt'), strict=True):
+        run(do='commit', case=case, customer=customer, **of)
+        run(do='ask', case=case, model=teacher)
+        run(do='verdict', case=case, signer=signer)
+    capsys.readouterr()
+    run(do='attribute', cases=cases, signer=signer)
+    assert 'asked about the marks of 2 customers. None is found' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
+        ({'do': 'attribute', 'case': '', 'cases': ['one']}, 'give at least two'),
         ({'do': 'ask', 'case': ''}, 'both are needed'),
         ({'do': 'commit', 'case': 'x', 'customer': ''}, 'needs --customer and --suspect'),
         ({'do': 'commit', 'case': 'x', 'customer': 'acme', 'suspect': 's', 'config': ''}, '--config is needed'),
