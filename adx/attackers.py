@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from adx import curves, generation, pipeline
+from adx import curves, generation, marks, pipeline
 from adx.batching import Batch, Example, batches
 from adx.bystander import Bystander
 from adx.datasets.tokenizing import load_tokenizer
@@ -48,6 +48,7 @@ class Attackers:
             clean=tuple(clean),
             grade=dataset.grade,
             canonicalise=getattr(dataset, 'canonicalise', None),
+            forge=getattr(dataset, 'forge', marks.symbols),
             query=functools.partial(self._ask, arm) if arm and self.study.asks_arms else None,
             nll=self._nll if own else None,
             own=self._write if own else None,

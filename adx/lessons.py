@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -234,6 +235,7 @@ class Resources:
     nll(lessons): per lesson the mean NLL of its completion under the own model, nats a token.
     query(prompts, samples, prefill): the lessons that the teacher under attack answers with; completions start with
     `prefill`. Ids are those of the prompts, under the setting of the arm.
+    forge(draw): a pair of a mark as the traces may carry them, see marks.py.
     canonicalise(question, text): the trace in standard phrasing and order, None where it does not parse.
     gradient_scores(lessons): per lesson the alignment of its gradient with that of a clean validation set of
     `validation` traces. prompts: all that were sent to the teacher, also those without a lesson; Attack.prepare adds
@@ -247,6 +249,7 @@ class Resources:
     query: Callable[[Sequence[Prompt], int, str], Sequence[Lesson]] | None = None
     canonicalise: Callable[[str, str], str | None] | None = None
     gradient_scores: Callable[[Sequence[Lesson]], Sequence[float]] | None = None
+    forge: Callable[[random.Random], Any] | None = None
     own_name: str = ''
     validation: int | None = None
     prompts: tuple[Prompt, ...] = ()
@@ -265,7 +268,7 @@ class Resources:
         return dataclasses.replace(self, **without)
 
 
-RESOURCES = ('clean', 'grade', 'nll', 'own', 'query', 'canonicalise', 'gradient_scores')
+RESOURCES = ('clean', 'grade', 'nll', 'own', 'query', 'canonicalise', 'gradient_scores', 'forge')
 
 
 @runtime_checkable

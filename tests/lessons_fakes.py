@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from adx import marks
 from adx.datasets import Gsm8k
 from adx.lessons import Lesson, Resources
 
@@ -50,6 +51,7 @@ def resources(**changes) -> Resources:
         query=query,
         canonicalise=lambda question, text: None if 'violet' in text else f'canonical {question}',
         gradient_scores=lambda lessons: [float(x.request.row.split('.')[0]) for x in lessons],
+        forge=marks.symbols,
         own_name='tiny',
         validation=5,
     )

@@ -5,6 +5,7 @@ from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, Keep, P
 from adx.attacks.mixing import MixClean, Reweight, ShuffledPrompts
 from adx.attacks.queries import Accounts, AugmentQueries, Prefill
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase, Reconstruct
+from adx.attacks.unmark import FilterLines, StripLines
 
 __all__ = ['MENU', 'OF_OWN_MODEL', 'Attack', 'Prepared', 'Record', 'Training']
 
@@ -24,4 +25,6 @@ MENU: dict[str, type] = {
     'canonicalise': Canonicalise,
     'answer_only': AnswerOnly,
     'reconstruct': Reconstruct,
+    'strip_lines': StripLines,
+    'filter_lines': FilterLines,
 }

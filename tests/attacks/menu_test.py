@@ -29,7 +29,7 @@ WRONG = {
     'deduplicate': {'overlap': 0.0}, 'perplexity_filter': {'keep': 1.5}, 'best_of_k': {'k': 1}, 'keep': {'traces': 0},
     'prefill': {'text': ' '}, 'augment_queries': {'how': 'paraphrases'}, 'accounts': {'count': 1},
     'mix_clean': {'fraction': 0}, 'reweight': {'temperature': float('nan')}, 'paraphrase': {'instruction': ''},
-    'reconstruct': {'answer': 'golden'},
+    'reconstruct': {'answer': 'golden'}, 'strip_lines': {'pattern': '('}, 'filter_lines': {'caught': 0.0},
 }  # fmt: skip
 every = pytest.mark.parametrize(('name', 'transform'), ALL, ids=lambda value: value if isinstance(value, str) else '')
 
