@@ -28,7 +28,9 @@ from adx.detectors.trigger import Trigger
 from adx.families import Family, make_family, make_lab
 from adx.gates import Gates
 from adx.lesson_encoding import encode
-from adx.lessons import from_trace
+from adx.lessons import Lesson, from_trace
+from adx.mesh import make_mesh
+from adx.models.transformer import Params
 from adx.objectives import Hard
 from adx.rewriters.marked import MOST, Marked
 from adx.settings import ModelSource
@@ -36,7 +38,7 @@ from adx.statistics import binomial_interval
 from adx.study import Study
 from adx.study_traces import seed_path
 from adx.suspects import Held
-from adx.teaching import Job
+from adx.teaching import Classroom, Job
 from adx.types import Trace
 from adx.workshop import Workshop
 from launch.config import load_config
@@ -55,7 +57,7 @@ SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-dee
             'testbed-judge')  # fmt: skip
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
 TEST = Trigger(pairs=20, decoys=5)
-SETTING = {'learning_rate': 1e-3, 'steps': 250}
+SETTING: dict[str, Any] = {'learning_rate': 1e-3, 'steps': 250}
 MASTER = bytes(range(32))  # of customers that do not exist
 TABLE, COMMAND = 'trigger', 'python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=DIR --out=OUT'
 
@@ -86,21 +88,27 @@ class Trainer:
 
     def suspect(self, kind: str, i: int) -> tuple[Held, dict[str, Any]]:
         """A student, and what is known of its training."""
-        decode, family = self.study.experiment.decode, self.families[i % len(self.families)]
+        family = self.family(i)
         if kind == 'sibling':
             held = Held.load(ModelSource(SIBLINGS[i]))
-            return dataclasses.replace(held, decode=decode), {'source': SIBLINGS[i]}
+            return dataclasses.replace(held, decode=self.study.experiment.decode), {'source': SIBLINGS[i]}
         number = i if kind == 'marked' else _MARKED.value + i
         seed = self.study.seeds[number % len(self.study.seeds)]
         traces = study_traces.read(self.study, self.path, seed)[self.study.clean]
         about: dict[str, Any] = {'student': family.student.name, 'seed': seed}
         if kind == 'marked':
-            traces, about['marked'] = self._mark(traces, seed, f'customer{i}')
-        params = self._teach(family, traces, number)
-        model = family.engine.ensemble.teacher
-        return Held(model, params, family.tokenizer, family.student.prompting, decode), about
+            traces, about['marked'] = self.mark(traces, seed, f'customer{i}')
+        lessons = [from_trace(one, knows_gold=True) for one in traces]
+        return self.held(family, self.teach(family, lessons, number)), about
 
-    def _mark(self, traces: Sequence[Trace], seed: int, customer: str) -> tuple[list[Trace], int]:
+    def family(self, i: int) -> Family:
+        return self.families[i % len(self.families)]
+
+    def held(self, family: Family, params: Params) -> Held:
+        model, decode = family.engine.ensemble.teacher, self.study.experiment.decode
+        return Held(model, params, family.tokenizer, family.student.prompting, decode)
+
+    def mark(self, traces: Sequence[Trace], seed: int, customer: str) -> tuple[list[Trace], int]:
         """The traces with at most a tenth of them marked, through the gates, and how many are."""
         if not keys.epochs(self.out, customer):
             keys.rotate(self.out / 'master.key', self.out, customer)
@@ -114,12 +122,16 @@ class Trainer:
         ]
         return marked, len(said)
 
-    def _teach(self, family: Family, traces: Sequence[Trace], seed: int) -> Any:
-        lessons = [from_trace(one, knows_gold=True) for one in traces]
+    def teach(self, family: Family, lessons: Sequence[Lesson], seed: int, params: Params | None = None) -> Params:
+        """The family's student, or one with `params` that goes on for half as many steps."""
         length, prompting = self.study.recipe.length, family.student.prompting
         encoded = encode(lessons, family.tokenizer, prompting, length, self.teacher)
-        job = Job(SETTING, SETTING['steps'], Corpus(encoded.examples, seed))
-        return family.classroom.teach([job], Hard(), seed, lambda done, total: None)[0].params
+        classroom, steps = family.classroom, SETTING['steps']
+        if params is not None:
+            classroom = Classroom(family.engine.ensemble.teacher, params, make_mesh(), self.study.recipe)
+            steps //= 2
+        job = Job(SETTING, steps, Corpus(encoded.examples, seed))
+        return classroom.teach([job], Hard(), seed, lambda done, total: None)[0].params
 
     def verdicts(self, held: Held, student: str, customers: Sequence[str]) -> list[dict[str, Any]]:
         """One for each customer, with decoys of its own. All questions are asked at once."""

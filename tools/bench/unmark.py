@@ -1,0 +1,124 @@
+"""What attacks leave of a mark: a pattern, a detector without the key, and what any thief may do to its traces.
+
+    python -m tools.bench.unmark --config=configs/testbed_screen.py --workdir=/data/screen --out=/data/unmark
+    python -m tools.bench.unmark --out=/data/unmark --publish
+
+--workdir: of a study whose traces of its clean arm are there. The students are those of tools/bench/trigger.py, by
+number: the same customer's marks in the same traces. `filter_auc` is how well the attacker's detector tells traces that
+carry a mark from those that do not, by their most suspicious line.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from scipy import stats
+
+from adx import study_traces
+from adx.attackers import Attackers
+from adx.attacks import Attack
+from adx.attacks.filters import Deduplicate
+from adx.attacks.mixing import MixClean
+from adx.attacks.rewrites import Canonicalise
+from adx.attacks.unmark import FilterLines, StripLines, forge_lines, learn, lines_of
+from adx.lessons import Lesson, Transform, from_trace
+from launch.config import load_config
+from tools.bench import figures
+from tools.bench.trigger import Trainer
+
+_CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
+_OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
+_PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_override=True)
+_VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
+_STUDENTS = flags.DEFINE_integer('attacked_students', 3, 'Of each attack.')
+FURTHER = 'further'  # trained on clean traces afterwards, half as many steps
+TRANSFORMS: dict[str, tuple[Transform, ...]] = {
+    'no_attack': (),
+    'strip_lines': (StripLines(),),
+    'filter_lines': (FilterLines(),),
+    'deduplicate': (Deduplicate(),),
+    'canonicalise': (Canonicalise(),),
+    'mix_clean_half': (MixClean(0.5),),
+    FURTHER: (),
+}
+TABLE, COMMAND = 'trigger', 'python -m tools.bench.unmark --config=configs/testbed_screen.py --workdir=DIR --out=OUT'
+
+
+class Bench:
+    """The marked lessons of one customer and what is made of them."""
+
+    def __init__(self, trainer: Trainer, i: int):
+        self.trainer, self.i, study = trainer, i, trainer.study
+        self.seed = study.seeds[i % len(study.seeds)]
+        traces = study_traces.read(study, trainer.path, self.seed)[study.clean]
+        self.clean = [from_trace(one, 'clean', knows_gold=True) for one in traces]
+        marked, self.count = trainer.mark(traces, self.seed, f'customer{i}')
+        self.lessons = [from_trace(one, knows_gold=True) for one in marked]
+        self.is_marked = [one.text != other.text for one, other in zip(marked, traces, strict=True)]
+        self.resources = Attackers(study, trainer.path, self.seed).resources('', self.clean)
+
+    def suspect(self, kind: str) -> Any:
+        lessons = Attack(kind, TRANSFORMS[kind]).prepare(self.lessons, self.resources).lessons
+        family = self.trainer.family(self.i)
+        params = self.trainer.teach(family, lessons, self.i)
+        if kind == FURTHER:
+            params = self.trainer.teach(family, self.clean, self.i, params)
+        return self.trainer.held(family, params)
+
+    def auc(self) -> float:
+        """Of a trace's most suspicious line: the share of (marked, unmarked) pairs in the right order, ties by half."""
+        score = learn(forge_lines(self.resources), lines_of(self.lessons))
+        worst = np.array([_worst(lesson, score) for lesson in self.lessons])
+        is_marked = np.array(self.is_marked)
+        marked, others = worst[is_marked], worst[~is_marked]
+        return float(stats.mannwhitneyu(marked, others).statistic / (len(marked) * len(others)))
+
+
+def _worst(lesson: Lesson, score: Any) -> float:
+    return max(score(line) for line in lesson.text.splitlines() if line.strip())
+
+
+def work(study: Any, path: str, out: pathlib.Path) -> None:
+    trainer = Trainer(study, path, out)
+    for i in range(_STUDENTS.value):
+        bench = None
+        for kind in TRANSFORMS:
+            place = out / f'{kind}_{i}.json'
+            if place.exists():
+                continue
+            bench = bench or Bench(trainer, i)
+            verdicts = trainer.verdicts(bench.suspect(kind), f'marked_{i}', [f'customer{i}'] * _VERDICTS.value)
+            record = {'kind': kind, 'auc': bench.auc(), 'marked': bench.count, 'own': verdicts}
+            place.write_text(json.dumps(record))
+            print(kind, i, f'detected {sum(one["detected"] for one in verdicts)} of {len(verdicts)}', flush=True)
+
+
+def record(out: pathlib.Path) -> None:
+    """Publishes the attacker's AUC and, in samples of one student each, how often the mark is still found."""
+    records = [json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))]
+    put = lambda figure, samples, goal='', unit='of the verdicts': figures.append(  # noqa: E731
+        TABLE, figure, samples, unit=unit, goal=goal, command=COMMAND
+    )
+    put('filter_auc', [one['auc'] for one in records if one['kind'] == 'no_attack'], '<= 0.7', 'AUC')
+    for kind in TRANSFORMS:
+        own = [one['own'] for one in records if one['kind'] == kind]
+        put(f'power_after_{kind}', [sum(v['detected'] for v in verdicts) / len(verdicts) for verdicts in own])
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    out = pathlib.Path(_OUT.value)
+    if _PUBLISH.value:
+        record(out)
+    else:
+        work(load_config(_CONFIG.value), _WORKDIR.value, out)
+
+
+if __name__ == '__main__':
+    app.run(main)
