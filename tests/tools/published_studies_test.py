@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,9 @@ import pytest
 from studies import make_study, write_students, write_traces
 
 from adx import assessing, distilling
+from adx.drafting import Rewrite
 from adx.errors import InputError
+from adx.rewriters.rendered import Rendered
 from tools.bench import frontier
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -51,12 +54,20 @@ def test_studies_stand_beside_each_other_and_one_is_replaced(study, findings, pu
     frontier.verify(published)
 
 
+def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, published):
+    of = dataclasses.replace(study.experiment, rewrites=(Rewrite('told', 'plain', Rendered()),))
+    frontier.publish('two', dataclasses.replace(study, experiment=of), findings, 'python -m publish', published)
+    for table, name in (('frontier.json', 'one'), ('rewriting.json', 'two')):
+        assert {row['study'] for row in json.loads((published / table).read_text())} == {name}
+    frontier.verify(published)
+
+
 @pytest.mark.parametrize('field', ['value', 'low', 'n', 'status', 'eligible'])
 def test_tampering_is_caught(published, field):
     rows = frontier.read(published)
     row = next(row for row in rows if row['figure'] == 'points_lost')
     row[field] = 5.0 if field in ('value', 'low', 'n') else 'x'
-    (published / frontier.TABLE).write_text(json.dumps(rows))
+    (published / 'frontier.json').write_text(json.dumps(rows))
     with pytest.raises(InputError, match='states points_lost/poe/sft/first otherwise'):
         frontier.verify(published)
 

@@ -37,8 +37,8 @@ _RENDER = flags.DEFINE_string('render', '', 'File whose <!-- figures:NAME --> bl
 
 
 def tables(results: pathlib.Path = RESULTS) -> list[str]:
-    """The names of all tables but the one of studies, which tools/bench/frontier.py keeps."""
-    return sorted(path.stem for path in results.glob('*.json') if path.stem != 'frontier')
+    """The names of all tables but those of studies, which tools/bench/frontier.py keeps."""
+    return sorted(path.stem for path in results.glob('*.json') if path.stem not in ('frontier', 'rewriting'))
 
 
 def read(name: str, results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Published figures of studies: what every defence costs and buys, each backed by the students it was computed from.
 
-tools/bench/results/frontier.json is a list of rows, one for every figure of a report. `raw` names a file with the
-graded students and traces of one study; rows are computed from it again by `verify`, which a test runs.
+tools/bench/results/frontier.json, and rewriting.json for studies with rewrites, are lists of rows, one for every figure
+of a report. `raw` names a file with the graded students and traces of one study; rows are computed from it again by
+`verify`, which a test runs.
 
     python -m tools.bench.frontier --config=configs/testbed_screen.py --workdir=/data/screen    # publishes a study
     python -m tools.bench.frontier --render=README.md                                           # renders the table
@@ -30,7 +31,7 @@ from adx.study import Study
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
-TABLE = 'frontier.json'
+TABLES = ('frontier.json', 'rewriting.json')
 ABOUT, SOURCE = ('study', 'testbed', 'split'), ('raw', 'command', 'commit')  # the same in all rows of a study
 FIELDS = (
     *ABOUT, 'figure', 'role', 'defence', 'attack', 'student', 'seen', 'eligible', 'value', 'low', 'high', 'n', 'unit',
@@ -57,15 +58,16 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
     about = {'study': name, 'testbed': study.testbed or study.experiment.dataset.name, 'split': study.split}
     source = {'raw': {'path': raw, 'sha256': sha256(data)}, 'command': command, 'commit': commit_hash()}
     rows = [_row(row, about, source) for row in findings.rows()]
-    others = [row for row in read(results) if row['study'] != name]
-    (results / TABLE).write_text(json.dumps(others + rows, indent=1, allow_nan=False) + '\n', 'utf-8')
+    table = TABLES[bool(study.experiment.rewrites)]
+    others = [row for row in read(results, (table,)) if row['study'] != name]
+    (results / table).write_text(json.dumps(others + rows, indent=1, allow_nan=False) + '\n', 'utf-8')
     return rows
 
 
-def read(results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
+def read(results: pathlib.Path = RESULTS, tables: Sequence[str] = TABLES) -> list[dict[str, Any]]:
     """The published rows; none if there are none yet."""
-    path = results / TABLE
-    return json.loads(path.read_text('utf-8')) if path.exists() else []
+    paths = [results / table for table in tables]
+    return [row for path in paths if path.exists() for row in json.loads(path.read_text('utf-8'))]
 
 
 def verify(results: pathlib.Path = RESULTS) -> None:
