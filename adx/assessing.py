@@ -176,7 +176,8 @@ def find(study: Study, path: str) -> Findings:
     # Of a split that nobody was graded on nothing is read.
     asked = study.experiment.dataset.prompts(study.split)[: study.exam] if graded else []
     slices = label_prompts(study.experiment.dataset, [question(prompt.messages) for prompt in asked])
-    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, slices, split=study.split)
+    selective = {one.name: one.only for one in study.experiment.rewrites if one.only}
+    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split)
     return Findings(plan, graded, found, verdicts(study, found))
 
 

@@ -21,6 +21,7 @@ class Rewrite:
     or released.
 
     share: (0, 1], at most this share of the traces is rewritten, drawn by the run's seed; the others stay as they are.
+    only: slices of the dataset, 'subject=anatomy'; traces in none of them stay as they are. All if empty.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Rewrite:
     rewriter: Rewriter
     gates: Gates = Gates()
     share: float = 1.0
+    only: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,8 @@ def check_rewrites(
             check_range('share', one.share, 0.0, getattr(one.rewriter, 'most', 1.0), open_low=True)
         except ValueError as error:
             raise ValueError(f'rewrite {one.name!r}: {error}') from error
+        if wrong := [label for label in one.only if '=' not in label]:
+            raise ValueError(f"rewrite {one.name!r} is only of {wrong}; a slice is given as 'name=label'")
         if (arm := written_under(one.rewriter)) not in ('', *arms):
             raise ValueError(f'rewrite {one.name!r} is written under arm {arm!r} and there are {[*arms]}')
         for name in one.rewriter.needs:

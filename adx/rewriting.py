@@ -22,6 +22,8 @@ from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
 from adx.journal import to_json as to_line
+from adx.lessons import question
+from adx.reporting.slices import inside
 from adx.storage import Workdir, diff
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
@@ -83,13 +85,15 @@ def _records(
 
 
 def _chosen(experiment: Experiment, one: Rewrite, originals: Sequence[Trace]) -> set[str]:
-    """The request ids of the share that is rewritten: those of the lowest of as many draws."""
+    """The request ids of the share that is rewritten: those of the lowest of as many draws, in the chosen slices."""
 
     def draw(trace: Trace) -> list[int]:
         name = RequestId.parse(trace.request_id).noise_name
         return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
 
-    return {trace.request_id for trace in sorted(originals, key=draw)[: int(one.share * len(originals))]}
+    is_inside = inside(experiment.dataset, [question(trace.messages) for trace in originals], one.only)
+    open_ = [trace for trace, here in zip(originals, is_inside, strict=True) if here]
+    return {trace.request_id for trace in sorted(open_, key=draw)[: int(one.share * len(open_))]}
 
 
 def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_settings_are_checked(rewriter, message):
         (Rewrite('r', 'plain', Rendered()), 'has no writer'),
         (Rewrite('r', 'plain', Selected(Instructed(arm='poe'))), "under arm 'poe'"),
         (Rewrite('r', 'plain', Instructed(), share=0.0), 'share = 0.0'),
+        (Rewrite('r', 'plain', Instructed(), only=('anatomy',)), "a slice is given as 'name=label'"),
         (Rewrite('r', 'plain', Instructed(), Gates(retention=2.0)), 'retention = 2.0'),
     ],
 )

@@ -104,6 +104,21 @@ def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - ROWS // 2
 
 
+def test_only_the_chosen_slices_are_rewritten(base, workdir, monkeypatch):
+    def slices(self, question):
+        return {'first': question.split()[-1][0]}  # of 'Question 3?'
+
+    monkeypatch.setattr(type(base.dataset), 'slices', slices, raising=False)
+    part = dataclasses.replace(base, rewrites=(Rewrite('part', 'plain', Instructed(), only=('first=1', 'first=4')),))
+    counts = rewriting.rewrite(part, str(workdir.path))['part']
+    assert (counts['rewritten'], counts['refused'][rewriting.NOT_CHOSEN]) == (2, ROWS - 2)
+    texts = {trace.request_id: trace.text for trace in rewriting.rewritten(workdir, 'part')}
+    assert [id_.split('/')[2] for id_, text in sorted(texts.items()) if text == OTHER] == ['1', '4']
+    wrong = dataclasses.replace(base, rewrites=(Rewrite('wrong', 'plain', Instructed(), only=('first=9',)),))
+    with pytest.raises(InputError, match=r"no question is in \['first=9'\]; the slices are first=0, first=1"):
+        rewriting.rewrite(wrong, str(workdir.path))
+
+
 def test_a_rewrite_may_be_of_another(base, workdir, monkeypatch):
     chain = (base.rewrites[0], Rewrite('again', 'said', Instructed(), share=0.5))
     rewriting.rewrite(dataclasses.replace(base, rewrites=chain[:1]), str(workdir.path))

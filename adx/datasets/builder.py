@@ -17,8 +17,8 @@ from adx.datasets.prompting import Questions
 from adx.datasets.rows import Row, Rows, Source
 from adx.errors import InputError
 
-FEATURES = ('id', 'question', 'answer', 'messages', 'customer')
-VERSION = '1.1.0'
+FEATURES = ('id', 'question', 'answer', 'messages', 'customer', 'category')
+VERSION = '1.2.0'
 
 
 def build(dataset: Questions, directory: str) -> str:
@@ -61,13 +61,14 @@ def read_source(directory: str) -> Source:
 def _example(row: Row) -> dict[str, str]:
     messages = json.dumps(row.messages) if row.messages else ''
     fields = {'id': row.id, 'question': row.question, 'answer': row.answer or '', 'customer': row.customer}
-    return fields | {'messages': messages}
+    return fields | {'messages': messages, 'category': row.category}
 
 
 def _row(example: dict[str, Any]) -> Row:
-    text = {feature: example.get(feature, b'').decode() for feature in FEATURES}  # 1.0.0 had no customer
+    text = {feature: example.get(feature, b'').decode() for feature in FEATURES}  # older builds lack the last two
     messages = tuple(json.loads(text['messages'])) if text['messages'] else ()
-    return Row(text['question'], text['answer'] or None, messages, text['id'], text['customer'])
+    of = text['id'], text['customer'], text['category']
+    return Row(text['question'], text['answer'] or None, messages, *of)
 
 
 def _builder_class() -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from adx.datasets.prompting import Questions
+from adx.datasets.prompting import Questions, chat
 from adx.datasets.rows import (
     Record,
     Row,
@@ -32,10 +33,10 @@ HEADER = ['question', 'choice0', 'choice1', 'choice2', 'choice3', 'answer']
 
 @dataclasses.dataclass(frozen=True)
 class Mmlu(Questions):
-    """Rows are {question, choices, answer}; the answer is a letter or an index that starts at 0.
+    """Rows are {question, choices, answer, optional subject}; the answer is a letter or an index that starts at 0.
 
     path: a directory with test/*.csv and a pool of dev/*.csv or val/*.csv (columns question, choices, answer;
-    the header is optional), or a JSONL file, a directory of them, or what `builder.build` made.
+    the header is optional; <subject>_test.csv), or a JSONL file, a directory of them, or what `builder.build` made.
     instruction: follows every question. skip_bad: goes on at a bad line and counts it in `source()`.
     """
 
@@ -52,8 +53,20 @@ class Mmlu(Questions):
         pool = read_csv(place, ('dev', 'val'), self.skip_bad) if has_csv(place, ('dev', 'val')) else Rows()
         return Source(pool, read_csv(place, ('test',), self.skip_bad))
 
+    def slices(self, question: str) -> dict[str, str]:
+        """'subject': of the question as it is asked; '' where the files do not say."""
+        return {'subject': _subjects(self).get(question, '')}
+
     def grade(self, text: str, gold: str) -> bool:
         return extract_choice(text) == gold
+
+
+@functools.cache
+def _subjects(dataset: Mmlu) -> dict[str, str]:
+    """Every question as it is asked -> its subject; of one that two have, the first by name."""
+    source = dataset.source()
+    rows = sorted((*source.pool.rows, *source.test.rows), key=lambda row: row.category, reverse=True)
+    return {chat(row, dataset.instruction)[-1]['content']: row.category for row in rows}
 
 
 def has_csv(place: epath.Path, folders: tuple[str, ...]) -> bool:
@@ -70,12 +83,12 @@ def read_csv(place: epath.Path, folders: tuple[str, ...], skip_bad: bool) -> Row
 def _records(file: epath.Path) -> Iterator[Record]:
     try:
         text = read_bytes(file).decode('utf-8-sig')
-        lines = csv.reader(io.StringIO(text, newline=''), strict=True)
+        lines, subject = csv.reader(io.StringIO(text, newline=''), strict=True), file.stem.rpartition('_')[0]
         start = 1  # a quoted question may span lines; its first one is named
         for columns in lines:
             if columns and columns != HEADER:
                 record = {'question': columns[0], 'choices': columns[1:-1], 'answer': columns[-1]}
-                yield f'{file}, line {start}', record
+                yield f'{file}, line {start}', record | {'subject': subject}
             start = lines.line_num + 1
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f'{file} is no UTF-8 CSV file ({error}); write it anew') from error
@@ -93,4 +106,7 @@ def parse(record: Any) -> Row:
     if answer is None:
         raise ValueError(f"'answer' is {shown(record.get('answer'))}; it must be one of {list(answers)}")
     lines = [f'{letter}. {choice}' for letter, choice in zip(letters, choices, strict=True)]
-    return Row('\n'.join([question, *lines]), answer, id=row_id(record))
+    subject = record.get('subject', '')
+    if not isinstance(subject, str):
+        raise ValueError(f"'subject' is {shown(subject)}; it must be a string")
+    return Row('\n'.join([question, *lines]), answer, id=row_id(record), category=subject)

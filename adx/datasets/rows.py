@@ -26,7 +26,7 @@ class Row:
     question: the text that is asked, '' where `messages` carry a whole chat instead.
     answer: the reference answer, worked or bare, None if the file has none.
     id: names the row within its file and holds no '/', so it can be part of a request id.
-    customer: who asks, '' if the file does not say.
+    customer: who asks, '' if the file does not say. category: what it is about, likewise.
     """
 
     question: str = ''
@@ -34,6 +34,7 @@ class Row:
     messages: Messages = ()
     id: str = ''
     customer: str = ''
+    category: str = ''
 
     @property
     def text(self) -> str:

@@ -18,7 +18,7 @@ from adx.outcomes import Outcome, Quality
 from adx.reporting.cells import Cells, Joined, at_equal, join, missing
 from adx.reporting.ladder import cost_rows
 from adx.reporting.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
-from adx.reporting.slices import Slices, worst_slice
+from adx.reporting.slices import Slices, halves, worst_slice
 from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
@@ -36,7 +36,7 @@ class Plan:
     student. undefended: the arm of the clean traces' Quality; temperatures: arms of the temperature baseline.
     ladder: attacks of rising cost, the first at D = Q = 1; they are none of `attacks`.
     slices: of the prompts that students are graded on. family: the figures over whose defence rows Holm adjusts.
-    split: what is read; only 'test' carries headlines.
+    selective: arms that are about some slices only, 'name=label'. split: what is read; only 'test' carries headlines.
     """
 
     attacks: tuple[str, ...]
@@ -45,6 +45,7 @@ class Plan:
     temperatures: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()
     slices: Slices = dataclasses.field(default_factory=dict)
+    selective: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     family: tuple[str, ...] = ('damage', 'damage_adaptive')
     split: str = 'test'
     level: float = 0.95
@@ -83,7 +84,7 @@ def frontier(
         by_arm.setdefault(one.arm, {})[one.seed] = one
     sheet = Sheet(Cells(outcomes, plan.split), plan, by_arm)
     roles = sheet.cells.arms()
-    rows = quality_rows(by_arm, roles, plan.undefended, verdicts, plan.level)
+    rows = quality_rows(by_arm, roles, plan.undefended, verdicts, plan.level, plan.selective)
     for student, seen in sheet.cells.students().items():
         rows += _references(sheet, student, seen)
         for arm, role in roles.items():
@@ -125,7 +126,7 @@ def _empty(figure: str, of: Subject, attack: str, sides: Sides, unit: str = 'sha
 
 
 def _points_lost(sheet: Sheet, of: Subject) -> list[Row]:
-    """In the mean, and in the worst slice of the prompts."""
+    """In the mean, in the worst slice of the prompts, and inside and outside of what a selective rewrite is about."""
     sides, attack = sheet.clean_pair(of), sheet.plan.passive
     if empty := _empty('points_lost', of, attack, sides, 'points'):
         return [empty]
@@ -137,6 +138,9 @@ def _points_lost(sheet: Sheet, of: Subject) -> list[Row]:
     if worst := worst_slice(sheet.plan.slices, pairs):
         found = statistics.t_interval(worst.losses, sheet.plan.level)._replace(note=worst.reason)
         rows.append(_measured(of, 'points_lost_worst_slice', attack, found, joined, unit='points'))
+    for where, losses in halves(sheet.plan.slices, sheet.plan.selective.get(of.arm, ()), pairs).items():
+        found = statistics.t_interval(losses, sheet.plan.level)
+        rows.append(_measured(of, f'points_lost_{where}', attack, found, joined, unit='points'))
     return rows
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from adx.errors import InputError
+
+SHOWN = 60  # slices in a message
 LEAST = 20  # prompts of a slice; fewer say nothing
 Slices = Mapping[str, Sequence[str]]  # name -> one label a prompt
+Pair = tuple[Sequence[bool], Sequence[bool]]  # right without and with a defence, one bool a prompt
 
 
 class Worst(NamedTuple):
@@ -23,19 +27,54 @@ class Worst(NamedTuple):
         return f'the worst of {self.of} slices: {self.label}'
 
 
-def worst_slice(slices: Slices, pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Worst | None:
+def worst_slice(slices: Slices, pairs: Sequence[Pair]) -> Worst | None:
     """pairs: (right without, right with a defence), one bool a prompt, one pair a seed; None without a slice."""
     found = []
     for name, labels in slices.items():
         for label in sorted(set(labels)):
-            inside = np.array([one == label for one in labels])
-            if inside.sum() >= LEAST:
-                gaps = [np.asarray(clean, float) - np.asarray(defended, float) for clean, defended in pairs]
-                found.append((f'{name}={label}', [100 * float(gap[inside].mean()) for gap in gaps]))
+            mine = np.array([one == label for one in labels])
+            if mine.sum() >= LEAST:
+                found.append((f'{name}={label}', _losses(mine, pairs)))
     if not found:
         return None
     label, losses = max(found, key=lambda one: (float(np.mean(one[1])), one[0]))
     return Worst(label, len(found), losses)
+
+
+def halves(slices: Slices, only: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[float]]:
+    """'inside' the slices 'name=label' and 'outside' of them -> the losses in points, one a pair; a half with too few
+    prompts is left out, both where `only` is empty.
+    """
+    if not only:
+        return {}
+    columns = [[f'{name}={label}' in only for label in labels] for name, labels in slices.items()]
+    mine = np.any(columns, axis=0)
+    return {
+        name: _losses(half, pairs)
+        for name, half in (('inside', mine), ('outside', ~mine))
+        if half.sum() >= LEAST
+    }
+
+
+def _losses(mine: np.ndarray, pairs: Sequence[Pair]) -> list[float]:
+    gaps = [np.asarray(clean, float) - np.asarray(defended, float) for clean, defended in pairs]
+    return [100 * float(gap[mine].mean()) for gap in gaps]
+
+
+def inside(dataset: object, questions: Sequence[str], only: Sequence[str]) -> list[bool]:
+    """Whether each question is in one of the slices 'name=label', of the dataset's own; all are where there are none.
+
+    Raises InputError where no question is in one of them, which a wrong name or label is the reason of.
+    """
+    if not only:
+        return [True] * len(questions)
+    own: Callable[[str], dict[str, str]] = getattr(dataset, 'slices', lambda question: {})
+    labels = [{f'{name}={label}' for name, label in own(question).items()} for question in questions]
+    known = sorted(set().union(*labels))
+    if empty := [one for one in only if one not in known]:
+        shown = f'{", ".join(known[:SHOWN])}{", ..." if len(known) > SHOWN else ""}' or 'none'
+        raise InputError(f'no question is in {empty}; the slices are {shown}')
+    return [bool(mine & set(only)) for mine in labels]
 
 
 def label_prompts(dataset: object, questions: Sequence[str]) -> dict[str, tuple[str, ...]]:

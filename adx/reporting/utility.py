@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from adx import statistics
 from adx.outcomes import Quality
 from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible
-from adx.reporting.slices import worst_slice
+from adx.reporting.slices import halves, worst_slice
 
 Qualities = Mapping[str, Mapping[int, Quality]]
 
@@ -20,9 +21,13 @@ def teacher_accuracies(quality: Qualities) -> dict[str, float]:
 
 
 def quality_rows(
-    quality: Qualities, roles: Mapping[str, str], undefended: str, verdicts: Verdicts, level: float
-) -> list[Row]:
-    """Accuracy of every arm's traces; its loss in the mean and in the worst slice, and the cost a token, by pairs."""
+    quality: Qualities, roles: Mapping[str, str], undefended: str, verdicts: Verdicts, level: float,
+    selective: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+) -> list[Row]:  # fmt: skip
+    """Accuracy of every arm's traces; its loss in the mean and in the worst slice, and the cost a token, by pairs.
+
+    selective: arm -> the slices 'name=label' that it is about: its losses inside and outside of them too.
+    """
     rows = []
     for arm in sorted({*quality, *roles}):
         role = 'reference' if arm == undefended else roles.get(arm, 'control')
@@ -34,11 +39,13 @@ def quality_rows(
         found = statistics.t_interval([100 * float(np.mean(one.correct)) for one in cell.values()], level)
         rows.append(of.measured('teacher_accuracy', '', found, len(cell), unit='points'))
         if arm != undefended:
-            rows += _against(of, cell, quality.get(undefended, {}), level)
+            rows += _against(of, cell, quality.get(undefended, {}), level, selective.get(arm, ()))
     return rows
 
 
-def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quality], level: float) -> list[Row]:
+def _against(
+    of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quality], level: float, only: Sequence[str]
+) -> list[Row]:
     seeds = [seed for seed in cell if seed in clean and cell[seed].prompts == clean[seed].prompts]
     if not seeds:
         names = ('teacher_lost', 'teacher_lost_worst_slice', 'cost_per_token')
@@ -50,10 +57,14 @@ def _against(of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quali
     accuracies = [[100 * float(np.mean(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     lost = statistics.paired_t(accuracies[0], accuracies[1], level)
     rows = [of.measured('teacher_lost', '', lost, len(seeds), [note], unit='points')]
-    worst = worst_slice(pairs[0][0].slices, [(one.correct, other.correct) for one, other in pairs])
+    right = [(one.correct, other.correct) for one, other in pairs]
+    worst = worst_slice(pairs[0][0].slices, right)
     if worst:
         found = statistics.t_interval(worst.losses, level)
         rows.append(of.measured('teacher_lost_worst_slice', '', found, len(seeds), [worst.reason], unit='points'))
+    for where, losses in halves(pairs[0][0].slices, only, right).items():
+        found = statistics.t_interval(losses, level)
+        rows.append(of.measured(f'teacher_lost_{where}', '', found, len(seeds), unit='points'))
     costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     if all(cost > 0 for side in costs for cost in side):
         found = statistics.fieller(costs[1], costs[0], level)

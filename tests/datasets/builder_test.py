@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from adx.datasets import Gsm8k, Jsonl, builder
+from adx.datasets import Gsm8k, Jsonl, Mmlu, builder
 from adx.datasets.splits import SPLITS
 from adx.errors import InputError
 
@@ -49,9 +49,17 @@ def test_chats_missing_answers_and_names_survive(tmp_path):
         builder.read(path, 'test')
 
 
+def test_subjects_survive(tmp_path):
+    record = {'question': 'What is a bone?', 'choices': ['a', 'b'], 'answer': 'A', 'subject': 'anatomy'}
+    (tmp_path / 'test.jsonl').write_text(json.dumps(record))
+    asked = Mmlu(str(tmp_path)).prompts('test')[0].messages[0]['content']
+    built = Mmlu(builder.build(Mmlu(str(tmp_path)), str(tmp_path / 'built')))
+    assert built.slices(asked) == Mmlu(str(tmp_path)).slices(asked) == {'subject': 'anatomy'}
+
+
 def test_a_finished_build_is_not_replaced(built):
     root = built.rsplit('/', 2)[0]
-    with pytest.raises(InputError, match=r'gsm8k/1\.1\.0 exists already; remove it or build in'):
+    with pytest.raises(InputError, match=r'gsm8k/1\.2\.0 exists already; remove it or build in'):
         builder.build(Gsm8k(), root)
 
 

@@ -41,6 +41,17 @@ def test_csv_folders(tmp_path):
     assert dataset.prompts('train')[0].answer == 'A'
 
 
+def test_the_subject_is_that_of_the_file(tmp_path):
+    write_csv(tmp_path / 'test' / 'high_school_sums_test.csv', HEADER, ROW, ['Only here?', 'a', 'b', 'c', 'd', 'A'])
+    write_csv(tmp_path / 'test' / 'algebra_test.csv', ROW)
+    dataset = Mmlu(str(tmp_path))
+    asked = [prompt.messages[0]['content'] for prompt in dataset.prompts('test')]
+    found = {text.split('?')[0]: dataset.slices(text) for text in asked}
+    assert found['Only here'] == {'subject': 'high_school_sums'}
+    assert found['Which is a prime,\nor "prime number"'] == {'subject': 'algebra'}
+    assert dataset.slices('never asked') == {'subject': ''}
+
+
 def test_jsonl_rows_with_letters_or_indices(tmp_path):
     rows = [{'question': 'q', 'choices': ['x', 'y', 'z'], 'answer': answer} for answer in (2, 'C', '2')]
     (tmp_path / 'test.jsonl').write_text('\n'.join(map(json.dumps, rows)))

@@ -94,6 +94,16 @@ def test_the_worst_slice_of_the_students_prompts_stands_beside_the_mean():
     assert row.reason == 'the worst of 3 slices: half=b'  # ten prompts are too few to be one
 
 
+def test_a_selective_rewrite_is_judged_inside_and_outside_of_what_it_is_about():
+    """Students lose in half b only, the traces in difficulty 2 only."""
+    slices = {'half': ('a',) * 50 + ('b',) * 50}
+    plan = dataclasses.replace(PLAN, slices=slices, selective={'ads': ('half=b', 'difficulty=2')})
+    found = rows(plan=plan)
+    levels = {'points_lost_inside': 61, 'points_lost_outside': 0, 'teacher_lost_inside': 1, 'teacher_lost_outside': 0}
+    assert {name: find(found, name).value for name in levels} == pytest.approx(levels)
+    assert not any(row.figure.endswith(('_inside', '_outside')) for row in found if row.arm == 'hot')
+
+
 def test_order_changes_nothing():
     given, expected = outcomes(), rows()
     random.Random(0).shuffle(given)
