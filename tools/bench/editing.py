@@ -1,0 +1,127 @@
+"""How fast finished traces are rewritten by gradient, and how near that is to what its arithmetic takes.
+
+    python -m tools.bench.editing --config=configs/testbed_edits.py --workdir=/data/edits/private/seeds/0
+    python -m tools.bench.editing --config=configs/smollm2_rewrites.py --workdir=/data/smollm2 --count=8 --name=smollm2
+
+--workdir: of a run with finished traces, and directions where the rewriter reads them. The bound counts multiplications
+and additions with weights, of tokens that are none of the padding, at the rate of a large product in the same run:
+
+    a forward pass of the teacher                                  1 F
+    a pass of slopes of a proxy: the gradient by what is read,
+      and its derivative along a direction of the weights          6 F
+    a candidate under a proxy: a forward pass and its derivative   3 F
+
+with F = 2 operations a weight and token. Nothing else may run meanwhile. Appends to results/editing.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from adx.batching import Batch
+from adx.editing import Editor
+from adx.errors import ConfigError
+from adx.rewriters.gradient import Gradient
+from adx.storage import Workdir
+from adx.workshop import Workshop
+from launch.config import load_config
+from tools.bench import figures
+from tools.bench.timers import timer
+
+_CONFIG = flags.DEFINE_string('config', '', 'Has a rewrite by gradient; its first is timed.', allow_override=True)
+_WORKDIR = flags.DEFINE_string('workdir', '', 'Of finished traces.', allow_override=True)
+_COUNT = flags.DEFINE_integer('count', 256, 'Traces of a repeat.', lower_bound=1, allow_override=True)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'After one that compiles.', lower_bound=1, allow_override=True)
+_NAME = flags.DEFINE_string('name', 'testbed', 'Of the models, in the names of figures.', allow_override=True)
+TABLE = 'editing'
+SLOPE, CANDIDATE = 6, 3  # forward passes' worth
+SIDE = 1024  # of the product that gives the rate
+
+
+@dataclasses.dataclass
+class Meter:
+    """Forward passes' operations, by what the editor was called with."""
+
+    teacher: int
+    proxies: int
+    operations: float = 0.0
+
+    def watch(self, editor: Editor) -> None:
+        propose, values = editor._propose, editor._values
+
+        def proposed(weights: Any, teacher: Any, batch: Batch, editable_BL: Any) -> Any:
+            self.operations += 2 * _tokens(batch) * (self.teacher + SLOPE * self.proxies)
+            return propose(weights, teacher, batch, editable_BL)
+
+        def valued(weights: Any, batch: Batch) -> Any:
+            self.operations += 2 * _tokens(batch) * CANDIDATE * self.proxies
+            return values(weights, batch)
+
+        editor._propose, editor._values = proposed, valued  # type: ignore[assignment]
+
+
+def _tokens(batch: Batch) -> int:
+    """Of rows that have targets, up to the last of them."""
+    targets_BL = np.asarray(batch.targets_BL) > 0
+    ends = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
+    return int(np.sum(ends[targets_BL.any(axis=1)]))
+
+
+def rate() -> float:
+    """Operations a second of a large product."""
+    x = jnp.ones((SIDE, SIDE), jnp.float32)
+    seconds = timer(lambda x: x @ x, x)
+    return 2 * SIDE**3 / float(np.median([seconds() for _ in range(7)]))
+
+
+def weights_in_products(model: Any) -> int:
+    """Of one token's forward pass: every matrix, and the embedding once, as the head."""
+    matrices = sum(int(np.prod(shape)) for path, shape in model.shapes.items() if len(shape) > 1)
+    return matrices - (0 if model.config.tied else int(np.prod(model.shapes['embed'])))
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    loaded = load_config(_CONFIG.value)
+    experiment = getattr(loaded, 'experiment', loaded)
+    settings = next((one.rewriter for one in experiment.rewrites if isinstance(one.rewriter, Gradient)), None)
+    if settings is None:
+        raise ConfigError(f'{_CONFIG.value} has no rewrite by Gradient')
+    shop = Workshop(experiment, _WORKDIR.value)
+    traces = [one for one in Workdir(_WORKDIR.value).traces() if one.defence['type'] == 'undefended'][: _COUNT.value]
+    ensemble = shop.plan.ensemble
+    meter = Meter(
+        weights_in_products(ensemble.teacher),
+        sum(group.count * weights_in_products(group.model) for group in ensemble.groups),
+    )
+    edit = shop.tools.need('edit', 'the bench')
+    edit(traces, settings)
+    meter.watch(shop._editor(settings))
+    speeds, shares = [], []
+    for _ in range(_REPEATS.value):
+        meter.operations, began = 0.0, time.perf_counter()
+        edit(traces, settings)
+        seconds = time.perf_counter() - began
+        speeds.append(len(traces) / seconds)
+        shares.append(meter.operations / rate() / seconds)
+    command = f'python -m tools.bench.editing --config={_CONFIG.value} --workdir=DIR --name={_NAME.value}'
+    goals = {'testbed': '>= 20'}
+    for figure, samples, unit, goal in (
+        (f'gradient_traces_per_second_{_NAME.value}', speeds, 'traces/s', goals.get(_NAME.value, '')),
+        (f'gradient_share_of_bound_{_NAME.value}', shares, 'of its arithmetic', '>= 0.5'),
+    ):
+        row = figures.append(TABLE, figure, samples, unit=unit, goal=goal, command=command)
+        print(f'{figure}: {row["value"]:.3g} {unit} ({row["low"]:.3g} to {row["high"]:.3g}, n = {row["n"]})')
+    print(f'{jax.device_count()} devices, {len(traces)} traces')
+
+
+if __name__ == '__main__':
+    app.run(main)
