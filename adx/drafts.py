@@ -26,7 +26,7 @@ class Tools:
     write(asked, samples, arm): what the rewriting model answers to each text, `samples` answers each, decoded as an arm
     of the run is; '' for as the undefended teacher is.
     edit(traces, settings): what a search by gradient makes of each trace, round by round, the most changed first.
-    render(question, text, count): up to `count` other tellings of a trace by its dataset's own writer.
+    render(question, text, count, voice): up to `count` other tellings of a trace by its dataset's own writer.
     harm(traces, texts): per trace the harm of each of its texts to the proxies, texts of one trace together.
     mark(traces, settings): each trace with a line of the customer's key, at one place or another.
     line(traces, settings): that line alone, for each trace.
@@ -34,7 +34,7 @@ class Tools:
 
     write: Callable[[Sequence[str], int, str], Sequence[Sequence[Draft]]] | None = None
     edit: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
-    render: Callable[[str, str, int], Sequence[str]] | None = None
+    render: Callable[[str, str, int, str], Sequence[str]] | None = None
     harm: Callable[[Sequence[Trace], Sequence[Sequence[str]]], Sequence[Sequence[float]]] | None = None
     mark: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
     line: Callable[[Sequence[Trace], Any], list[str]] | None = None

@@ -100,8 +100,9 @@ def test_a_model_that_is_told_to_carries_its_line_once():
 
 
 def test_the_dataset_tells_it_otherwise():
-    tools = Tools(render=lambda question, text, count: [OTHER_WORDS] * count)
+    tools = Tools(render=lambda question, text, count, voice: [OTHER_WORDS + voice] * count)
     assert Rendered(3).drafts(TRACES[:1], tools) == [[Draft(OTHER_WORDS)] * 3]
+    assert Rendered(1, 'sung').drafts(TRACES[:1], tools) == [[Draft(f'{OTHER_WORDS}sung')]]
 
 
 def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace_itself():

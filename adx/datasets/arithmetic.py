@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from adx.datasets import arithmetic_problems as problems
 from adx.datasets.arithmetic_grammar import Question, canonicalise, read_question, statements
 from adx.datasets.splits import SPLITS
+from adx.errors import ConfigError
 from adx.grading import numeric_grade
 from adx.marks import Pair
 from adx.types import Prompt, check_choice, check_range
@@ -78,10 +79,14 @@ class Arithmetic:
         """The solution in standard words and order, None where it cannot be read: see arithmetic_grammar.py."""
         return canonicalise(question, text)
 
-    def render(self, question: str, text: str, count: int) -> list[str]:
-        """`count` other solutions of the question, each in a voice and an order of its own, drawn by question and text;
-        none where the question or the solution cannot be read.
+    def render(self, question: str, text: str, count: int, voice: str = '') -> list[str]:
+        """`count` other solutions of the question, each in an order of its own, drawn by question and text; none where
+        the question or the solution cannot be read.
+
+        voice: one of arithmetic_problems.VOICES; '' draws one for each. Raises ConfigError for another.
         """
+        if voice and voice not in problems.VOICES:
+            raise ConfigError(f'voice {voice!r} is unknown; the writer of the testbed has {tuple(problems.VOICES)}')
         try:
             problem = _problem(read_question(question))
         except ValueError:
@@ -89,7 +94,8 @@ class Arithmetic:
         if self.canonicalise(question, text) is None:
             return []
         rng = random.Random(f'{question}\n{text}')
-        return [problems.write_solution(rng, problem, problems.draw_voice(rng)) for _ in range(count)]
+        fixed = problems.VOICES.get(voice)
+        return [problems.write_solution(rng, problem, fixed or problems.draw_voice(rng)) for _ in range(count)]
 
     def forge(self, draw: random.Random) -> Pair:
         """A pair of a mark in the testbed's words: two names together have a number that nothing follows from."""

@@ -168,6 +168,15 @@ def draw_voice(rng: random.Random) -> Voice:
 
 
 PLAIN = Voice((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), 0.0, 0.0)  # the standard phrasing
+VOICES = {
+    'first': PLAIN,
+    'second': Voice((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), 0.0, 0.0),
+    'third': Voice((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), 0.0, 0.0),
+    'checked': Voice((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), 1.0, 0.0),
+    'detours': Voice((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), 0.0, 1.0),
+    'mixed': Voice((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.3, 0.3),
+    'longest': Voice((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), 1.0, 1.0),
+}  # by name: what a rewriter may ask for
 
 
 def write_solution(rng: random.Random, problem: Problem, voice: Voice) -> str:

@@ -12,9 +12,13 @@ from adx.types import Trace, check_range
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """tries: how many other tellings are drawn. What the writer cannot read has none."""
+    """tries: how many other tellings are drawn. What the writer cannot read has none.
+
+    voice: the name of one that the writer has; '' lets it draw.
+    """
 
     tries: int = 2
+    voice: str = ''
 
     needs = ('render',)
 
@@ -23,4 +27,5 @@ class Rendered:
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         render = tools.need('render', 'rendered')
-        return [[Draft(text) for text in render(question(one.messages), one.text, self.tries)] for one in traces]
+        asked = [(question(one.messages), one.text, self.tries, self.voice) for one in traces]
+        return [[Draft(text) for text in render(*each)] for each in asked]

@@ -12,6 +12,7 @@ from adx.datasets import Arithmetic
 from adx.datasets import arithmetic_problems as problems
 from adx.datasets.arithmetic_grammar import canonicalise, read_question, read_solution, statements
 from adx.datasets.splits import SPLITS
+from adx.errors import ConfigError
 from adx.marks import places, put
 
 QUESTION = 'Tom: 7 . now Bob: Tom minus Ann . we know Ann: 3 . Eva: Bob times 2 . how many has Eva ?'
@@ -48,6 +49,11 @@ def test_other_tellings_of_a_solution_are_true_and_complete_too():
             assert solution.final == read_solution(text).final
     assert len(set(found)) > 1
     assert found == Arithmetic().render(question, text, 4)
+    plain = Arithmetic().render(question, text, 4, 'first')
+    assert {Arithmetic().canonicalise(question, one) for one in plain} == {Arithmetic().canonicalise(question, text)}
+    assert all(' so ' in line and 'makes' not in line for one in plain for line in one.splitlines()[:-1])
+    with pytest.raises(ConfigError, match="voice 'loud' is unknown"):
+        Arithmetic().render(question, text, 1, 'loud')
     assert Arithmetic().render(question, 'no solution', 4) == []
     assert Arithmetic().render('Tom: Ann plus 1 . Ann: Tom minus 1 . how many has Tom ?', '#### 1', 4) == []
     assert Arithmetic().render('what is this ?', text, 4) == []
