@@ -10,13 +10,14 @@ import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 # Tests, and the processes that they start, build many models of one shape: a program is compiled once for all of them.
-PROGRAMS = tempfile.TemporaryDirectory(prefix='adx_programs_')
 SECONDS = 0.2  # of compilation, from which a program is kept
-os.environ |= {
-    'JAX_COMPILATION_CACHE_DIR': PROGRAMS.name,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SECONDS),
-}
-jax.config.update('jax_compilation_cache_dir', PROGRAMS.name)
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit the environment of the process that starts them
+    PROGRAMS = tempfile.TemporaryDirectory(prefix='adx_programs_')
+    os.environ |= {
+        'JAX_COMPILATION_CACHE_DIR': PROGRAMS.name,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SECONDS),
+    }
+jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', SECONDS)
 
 
