@@ -70,6 +70,14 @@ def run_all(some: Iterable[Command]) -> None:
             print(shown)
 
 
+def remove_all(some: Iterable[Command]) -> None:
+    """Runs commands that delete something; what is not there is no failure."""
+    for one in some:
+        shown = find(one)
+        if shown:
+            print(shown)
+
+
 def _run(one: Command) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(one.words, input=one.stdin, capture_output=True, text=True)

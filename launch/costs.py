@@ -42,7 +42,6 @@ class Fleet:
 class Price:
     usd: float
     date: str
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def find_price(path: str, fleet: Fleet) -> Price | None:
     try:
         table = json.loads(pathlib.Path(path).read_text())
         rows = [row for row in table['prices'] if _fits(row, fleet)]
-        prices = [Price(float(row['usd_per_hour']), str(row['date']), str(table['source'])) for row in rows]
+        prices = [Price(float(row['usd_per_hour']), str(row['date'])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f'--prices={path} cannot be used: {type(error).__name__}: {error}; it has the form of launch/prices.json'
@@ -86,10 +85,8 @@ def count_tokens(experiment: Any, stages: list[str]) -> Tokens | str:
     except AdxError as error:
         return f'the prompts cannot be read here: {error}'
     traces = prompts * one.samples * len(one.arms) * seeds
-    story = f'{prompts} prompts x {one.samples} samples x {len(one.arms)} arms' + (f' x {seeds} seeds' if seeds > 1 else '')
-    return Tokens(
-        traces * one.max_new_tokens, f'{story} = {traces} traces of at most {one.max_new_tokens} new tokens'
-    )
+    story = f'{prompts} prompts x {one.samples} samples x {len(one.arms)} arms x {seeds} seeds = {traces} traces'
+    return Tokens(traces * one.max_new_tokens, f'{story} of at most {one.max_new_tokens} new tokens')
 
 
 def estimate(tokens: Tokens | str, fleet: Fleet, shards: int, speed: float, price: Price | None) -> list[str]:
@@ -101,7 +98,7 @@ def estimate(tokens: Tokens | str, fleet: Fleet, shards: int, speed: float, pric
         unknown = 'device-hours: unknown; give --tokens_per_second of one shard, which launch.run prints at its end'
         return [*lines, unknown, f'cost: unknown; {price_line(fleet, price)}']
     hours = tokens.count / (speed * shards) / 3600
-    lines.append(f'device-hours: at most {hours * fleet.devices:.2f} ({hours:.2f} hours x {fleet.devices} devices)')
+    lines.append(f'device-hours: at most {hours * fleet.devices:.3g} ({hours:.3g} hours x {fleet.devices} devices)')
     if price is None:
         return [*lines, f'cost: unknown; {price_line(fleet, price)}']
     return [*lines, f'cost: at most {hours * fleet.units * price.usd:.2f} USD; {price_line(fleet, price)}']
@@ -111,20 +108,25 @@ def price_line(fleet: Fleet, price: Price | None) -> str:
     what = f'{fleet.unit or "this machine"} in {fleet.region or "no region"}, {fleet.provisioning}'
     if price is None:
         return f'no price of {what}: give --prices'
-    return f'{price.usd:g} USD an hour of each {what}, list price of {price.date}, to be checked: {price.source}'
+    return f'{price.usd:g} USD an hour of each {what}: the list price of {price.date}, which you must check'
 
 
-def hours_within(usd: float, fleet: Fleet, price: Price | None, attempts: int) -> float:
-    """Hours of one attempt, so that all attempts of all shards cost at most so much. Raises ConfigError.
-
-    An attempt that reaches its hours ends as if it was interrupted, and the next one continues; the last ends the job.
-    """
+def hours_within(usd: float, fleet: Fleet, price: Price | None) -> float:
+    """Hours that all units together may run for so much money. Raises ConfigError where the price is unknown."""
     if price is None:
         raise ConfigError(f'--max_usd={usd:g} needs a price; {price_line(fleet, price)}')
-    hours = usd / (fleet.units * price.usd * attempts)
-    if hours < LEAST_HOURS:
+    return usd / (fleet.units * price.usd)
+
+
+def hours_of_attempt(hours: float, attempts: int) -> float:
+    """So that all attempts together keep within the hours. Raises ConfigError where that is too short to be of use.
+
+    An attempt that reaches its share ends as if it was interrupted and the next one continues; the last ends the job.
+    """
+    share = hours / attempts
+    if share < LEAST_HOURS:
         raise ConfigError(
-            f'--max_usd={usd:g} gives each of {attempts} attempts {hours * 60:.1f} minutes, at least '
-            f'{LEAST_HOURS * 60:.0f} are needed; give more, or fewer --shards or --retries'
+            f'{hours:.2f} hours give each of {attempts} attempts {share * 60:.1f} minutes and starting takes some; '
+            'give more --max_usd or --max_hours, or fewer --shards or --retries'
         )
-    return hours
+    return share

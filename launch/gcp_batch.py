@@ -17,11 +17,13 @@ from typing import Any
 from absl import flags
 
 from adx.errors import ConfigError
-from launch import costs, jobs, preflight, program, service
-from launch.commands import CloudError, Command, command, find, run_all
+from launch import costs, jobs, preflight, program, run, service
+from launch.commands import CloudError, Command, command, find, remove_all, run_all
 from launch.jobs import RETRIED, Job, Site
 
 DISK_GB = flags.DEFINE_integer('disk_gb', 100, 'Of the boot disk, which holds the image and models.', lower_bound=30)
+for shared in (costs, jobs, run, service):
+    flags.adopt_module_key_flags(shared)  # for --help
 
 PREEMPTED, REBOOTED = 50001, 50003  # exit codes of Batch's own
 ENDED = ('SUCCEEDED', 'FAILED', 'CANCELLED')
@@ -38,12 +40,13 @@ class Batch:
     gpu: str = ''
     gpus: int = 0
     disk_gb: int = 100
+    named_by_shard = False
     references = (r'projects/[-a-z0-9.:]+/secrets/[-\w]+/versions/(latest|\d+)', 'projects/P/secrets/S/versions/1')
 
     def check(self, job: Job) -> None:
         service.check_image(job)
         if job.distributed:
-            raise ConfigError('--distributed is not for Batch, where JAX finds no neighbours; take launch.gke or --shards')
+            raise ConfigError('--distributed is not for Batch, where hosts do not find each other; take launch.gke')
         if not self.machine_type or not self.site.region:
             raise ConfigError('--machine_type and --region are needed, as g2-standard-4 and us-central1')
         if self.gpu and not self.gpus:
@@ -108,7 +111,7 @@ class Batch:
             f'--accelerator=type={self.gpu},count={self.gpus}' if self.gpu else '',
             '--maintenance-policy=TERMINATE' if self.gpus else '',
             '--provisioning-model=SPOT' if site.spot else '',
-            f'--reservation-affinity=specific --reservation={site.reservation}'.split()[0] if site.reservation else '',
+            '--reservation-affinity=specific' if site.reservation else '',
             f'--reservation={site.reservation}' if site.reservation else '',
             '--image-project=batch-custom-image', '--image-family=batch-cos-stable-official',
             f'--boot-disk-size={self.disk_gb}GB', f'--boot-disk-kms-key={site.kms_key}', f'--labels={job.label_words}',
@@ -127,7 +130,7 @@ class Batch:
             print(f'{job.name} is there, {state}; nothing was done')
             return
         if state is not None:
-            run_all(self.delete(job))
+            remove_all(self.delete(job))
         run_all(self.submission(job))
         print(f'{job.name} is submitted, {job.shards} tasks')
 
@@ -135,7 +138,7 @@ class Batch:
         return [self._gcloud('jobs', 'list', '--filter=labels.app=adx')]
 
     def logs(self, job: Job) -> list[Command]:
-        query = f'resource.type="batch.googleapis.com/Job" AND resource.labels.job_id="{job.name}"'
+        query = f'labels.job_uid:"{job.name}" OR resource.labels.job_id="{job.name}"'
         shown = '--format=value(timestamp,labels.task_id,textPayload)'
         read = command('gcloud', 'logging', 'read', query, shown, '--order=asc', '--freshness=7d', *self.site.words())
         return [self._gcloud('tasks', 'list', f'--job={job.name}'), read]
@@ -154,8 +157,12 @@ class Batch:
         return preflight.text(
             preflight.Needs(
                 apis=('batch', 'compute'),
-                roles=('roles/batch.jobsEditor', 'roles/iam.serviceAccountUser on the service account', 'roles/logging.viewer')
-                + (('roles/compute.instanceAdmin.v1 for the template',) if self.site.kms_key else ()),
+                roles=(
+                    'roles/batch.jobsEditor',
+                    'roles/iam.serviceAccountUser on the service account',
+                    'roles/logging.viewer',
+                    *(('roles/compute.instanceAdmin.v1 for the template',) if self.site.kms_key else ()),
+                ),
                 job_roles=('roles/batch.agentReporter', 'roles/logging.logWriter', 'roles/artifactregistry.reader'),
                 key_users=('the service agent of Compute Engine',),
                 quotas=(preflight.compute_quotas(self.site),),
@@ -165,7 +172,7 @@ class Batch:
         )
 
     def budget_note(self) -> str:
-        return 'Batch ends a machine with its task, and a task that hangs half an hour later; disks come on top'
+        return 'a machine ends with its tasks, a task that hangs half an hour later; starting and disks come on top'
 
     def _gcloud(self, kind: str, verb: str, *words: str, stdin: str = '') -> Command:
         project = f'--project={self.site.project}' if self.site.project else ''

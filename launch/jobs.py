@@ -154,7 +154,7 @@ def from_flags(references: tuple[str, str]) -> Job:
     _check_run()
     distributed = bool(run.DISTRIBUTED.value)
     if distributed and SHARDS.value > 1:
-        raise ConfigError(f'--distributed is one program: --shards={SHARDS.value} must be 1; --hosts says how many hosts')
+        raise ConfigError(f'--distributed is one program: --shards={SHARDS.value} must be 1, and --hosts its hosts')
     alone = [stage for stage in run.STAGE_NAMES.value if stage not in SHARED_STAGES]
     if alone and SHARDS.value > 1:
         raise ConfigError(f'--stages={alone[0]} is the work of one process: --shards={SHARDS.value} must be 1')
@@ -166,7 +166,6 @@ def from_flags(references: tuple[str, str]) -> Job:
         distributed=distributed,
         hosts=HOSTS.value,
         retries=RETRIES.value,
-        max_hours=run.MAX_HOURS.value,
         variables=parse_environment(ENV.value),
         secrets=parse_references(SECRET.value, *references),
         labels=_labels(),
@@ -181,9 +180,10 @@ def run_flags() -> tuple[str, ...]:
         if isinstance(holder, flags.FlagHolder) and holder.present and holder.name not in left_to_job:
             words += _words(holder.name, holder.value)
     for word in words:
+        flag = word.partition('=')[0]
         if any(ord(character) < 32 for character in word):
-            raise ConfigError(f'{word.split("=")[0]} holds a line break or another control character; write it in the config')
-        refuse_secrets(word.split('=')[0].removeprefix('--'), [word])
+            raise ConfigError(f'{flag} holds a line break or another control character; write it in the config')
+        refuse_secrets(flag.removeprefix('--'), [word])
     return tuple(words)
 
 
@@ -199,7 +199,7 @@ def _check_run() -> None:
     """What a launched process could not do. Raises ConfigError."""
     for name in OWN:
         if flags.FLAGS[name].present:
-            raise ConfigError(f'--{name} is not for a launcher: it says that itself; launch.run --status asks for status')
+            raise ConfigError(f'--{name} is not for a launcher, which says that itself; ask launch.run for --status')
 
 
 def _labels() -> dict[str, str]:

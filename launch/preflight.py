@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from launch import run
 from launch.commands import Command, command
 from launch.jobs import Job, Site
-
-PLACEHOLDER = 'PROJECT'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +27,12 @@ class Needs:
 
 def text(needs: Needs, site: Site, job: Job) -> str:
     """Sections of comments and commands; nothing is run."""
-    sections = {
+    sections: dict[str, tuple[str, Iterable[Command]]] = {
         'APIs that must be enabled': _apis(needs, site, job),
         'Capacity': (_capacity(site), ()),
         'Quotas': ('as many as the job has devices; Spot and reserved capacity have quotas of their own', needs.quotas),
-        'Roles of who launches (no more are needed)': _roles(needs.roles, site, '$(gcloud config get-value account)'),
-        'Roles of the service account of the job': _roles(needs.job_roles, site, site.service_account),
+        'Roles of who launches (no more are needed)': (', '.join(needs.roles), ()),
+        'Roles of the service account of the job': _job_roles(needs.job_roles, site),
         'The workdir': _bucket(site),
         'Secrets': _secrets(job, site),
         'Keys': _keys(needs, site),
@@ -66,12 +64,12 @@ def _capacity(site: Site) -> str:
     return f'{place}, {kind}'
 
 
-def _roles(roles: Iterable[str], site: Site, who: str) -> tuple[str, list[Command]]:
+def _job_roles(roles: Iterable[str], site: Site) -> tuple[str, list[Command]]:
     show = command(
-        'gcloud', 'projects', 'get-iam-policy', site.project or PLACEHOLDER, '--flatten=bindings[].members',
+        'gcloud', 'projects', 'get-iam-policy', site.project or 'PROJECT', '--flatten=bindings[].members',
         '--format=value(bindings.role)', f'--filter=bindings.members:{site.service_account}',
     )  # fmt: skip
-    return ', '.join(roles), [show] if who and who == site.service_account else []
+    return ', '.join(roles), [show] if site.service_account else []
 
 
 def _bucket(site: Site) -> tuple[str, list[Command]]:
@@ -111,6 +109,3 @@ def compute_quotas(site: Site) -> Command:
     area = site.area or 'REGION'
     return command('gcloud', 'compute', 'regions', 'describe', area, '--format=yaml(quotas)', *site.words())
 
-
-def labelled(labels: Mapping[str, str]) -> str:
-    return ' '.join(f'{key}={value}' for key, value in labels.items())

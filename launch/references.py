@@ -47,7 +47,7 @@ def parse_references(given: Iterable[str], pattern: str, example: str) -> dict[s
         name, colon, reference = text.partition(':')
         shown = name if colon and NAME.fullmatch(name) else 'NAME'  # anything else may be a value
         if not example:
-            raise ConfigError(f'--secret={shown}:... has nowhere to go here; launch/README.md says which services take it')
+            raise ConfigError(f'--secret={shown}:... has nowhere to go here; launch/README.md says where it has')
         if not colon or not NAME.fullmatch(name) or not re.fullmatch(pattern, reference):
             raise ConfigError(
                 f'--secret={shown}:... is not allowed: it names where a secret is and never holds its value; '

@@ -1,4 +1,4 @@
-"""What every launcher does with a service: submit, list, logs, cancel, delete, preflight, and all of it as a dry run."""
+"""What every launcher does: submit, list, show logs, cancel, delete, check an account, and each as a dry run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, run
-from launch.commands import Command, run_all
-from launch.jobs import Job, Site
+from launch.commands import Command, remove_all, run_all
+from launch.jobs import Job
 
 LIST = flags.DEFINE_bool('list', False, 'List the jobs of adx there.')
 LOGS = flags.DEFINE_bool('logs', False, 'Show the logs of --name.')
@@ -24,10 +24,14 @@ class Service(Protocol):
     """One place that runs jobs. Its methods build commands; `submit` and the three below run them.
 
     references: pattern and example of a reference to a secret; the example is '' where it takes none.
+    named_by_shard: whether each shard is a thing of its own there.
     """
 
-    site: Site
-    references: tuple[str, str]
+    @property
+    def references(self) -> tuple[str, str]: ...
+
+    @property
+    def named_by_shard(self) -> bool: ...
 
     def check(self, job: Job) -> None:
         """Raises ConfigError for a job that cannot run there."""
@@ -66,16 +70,18 @@ def carry_out(service: Service) -> None:
     else:
         act: dict[str, Callable[[], list[Command]]] = {
             'list': service.listing,
-            'logs': lambda: service.logs(named()),
-            'cancel': lambda: service.cancel(named()),
-            'delete': lambda: service.delete(named()),
+            'logs': lambda: service.logs(named(service)),
+            'cancel': lambda: service.cancel(named(service)),
+            'delete': lambda: service.delete(named(service)),
         }
-        carry = show if run.DRY_RUN.value else run_all
+        carry = show if run.DRY_RUN.value else remove_all if DELETE.value else run_all
         carry(act[asked[0]]())
 
 
-def named() -> Job:
+def named(service: Service) -> Job:
     """The job of --name and --shards, as far as it takes to find it again."""
+    if service.named_by_shard and not flags.FLAGS['shards'].present:
+        raise ConfigError('--shards is needed, as many as were started: each is a thing of its own here')
     return Job(jobs.name_from_flags(), shards=jobs.SHARDS.value)
 
 
@@ -85,22 +91,28 @@ def launch(service: Service) -> None:
     experiment = run.resolve()
     fleet = service.fleet(job)
     price = costs.find_price(costs.PRICES.value, fleet)
-    if costs.MAX_USD.value:
-        hours = costs.hours_within(costs.MAX_USD.value, fleet, price, job.attempts)
-        job = dataclasses.replace(job, max_hours=min(hours, job.max_hours or hours))
+    hours = limit(fleet, price)
+    if hours:
+        job = dataclasses.replace(job, max_hours=costs.hours_of_attempt(hours, job.attempts))
     if not run.DRY_RUN.value:
         service.submit(job)
         return
     tokens = costs.count_tokens(experiment, run.STAGE_NAMES.value)
     lines = costs.estimate(tokens, fleet, job.shards, costs.TOKENS_PER_SECOND.value, price)
-    if costs.MAX_USD.value:
-        lines.append(
-            f'--max_usd={costs.MAX_USD.value:g}: each of {job.attempts} attempts ends after {job.max_hours:.2f} hours; '
-            + service.budget_note()
-        )
+    if hours:
+        share = f'{hours:.2f} hours, {job.max_hours:.2f} for each of {job.attempts} attempts'
+        lines.append(f'limit: {share}, then it stops resumably; {service.budget_note()}')
     for line in lines:
         print(f'# {line}')
     show(service.submission(job))
+
+
+def limit(fleet: costs.Fleet, price: costs.Price | None) -> float:
+    """Hours of --max_hours and --max_usd, whichever is less; 0 for no limit."""
+    limits = [run.MAX_HOURS.value] if run.MAX_HOURS.value else []
+    if costs.MAX_USD.value:
+        limits.append(costs.hours_within(costs.MAX_USD.value, fleet, price))
+    return min(limits, default=0.0)
 
 
 def show(commands: Sequence[Command]) -> None:
