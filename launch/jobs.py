@@ -40,7 +40,8 @@ ACCELERATOR_TYPE = flags.DEFINE_string('accelerator_type', '', 'The TPU slice of
 
 # The launcher says these itself.
 OWN = ('shard', 'num_shards', 'coordinator', 'process_id', 'num_processes', 'status')
-SHARED_STAGES = {'prepare', 'generate'}
+RUN_MODULES = ('launch.run', 'launch.joining')  # whose flags the job is given
+SHARED_STAGES = {'prepare', 'generate', 'rewrite'}
 PATTERNS = {
     'name': (r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', 'small letters, digits and dashes, at most 40'),
     'image': (r'[a-z0-9][-a-z0-9._/:@]+', 'registry/path/image:tag'),
@@ -109,8 +110,9 @@ class Job:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Of launch.run, without what is different from shard to shard."""
-        return (*self.flags, *((f'--max_hours={self.max_hours:g}',) if self.max_hours else ()))
+        """Of `python -m`, without what is different from shard to shard, which may follow."""
+        program = ('launch.parent', '--') if self.distributed else ('launch.run',)
+        return (*program, *self.flags, *((f'--max_hours={self.max_hours:g}',) if self.max_hours else ()))
 
     @property
     def attempts(self) -> int:
@@ -176,9 +178,10 @@ def run_flags() -> tuple[str, ...]:
     """The flags of launch.run that were given, as its process is to be given them."""
     left_to_job = {'dry_run', 'max_hours', *OWN}
     words: list[str] = []
-    for holder in vars(run).values():
-        if isinstance(holder, flags.FlagHolder) and holder.present and holder.name not in left_to_job:
-            words += _words(holder.name, holder.value)
+    by_module = flags.FLAGS.flags_by_module_dict()
+    for name in [one.name for module in RUN_MODULES for one in by_module.get(module, ())]:
+        if flags.FLAGS[name].present and name not in left_to_job:
+            words += _words(name, flags.FLAGS[name].value)
     for word in words:
         flag = word.partition('=')[0]
         if any(ord(character) < 32 for character in word):

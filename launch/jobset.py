@@ -8,7 +8,6 @@ from launch.jobs import RETRIED, Job
 
 API = 'jobset.x-k8s.io/v1alpha2'
 PORT = 8476  # of the coordinator of one program
-ABORTED = 134  # of hosts that lost another one
 GRACE_SECONDS = 60
 SECONDS_OF_START = 1800  # of an attempt: machine, drivers and image, beside what --max_hours counts
 DISRUPTED = {'type': 'DisruptionTarget', 'status': 'True'}  # preempted, drained or evicted
@@ -55,10 +54,9 @@ def job_template(job: Job, pod: dict[str, Any], on_tpu: bool) -> dict[str, Any]:
 
 def _rules(job: Job) -> list[dict[str, Any]]:
     """Only what can continue is tried again; a disruption counts as an attempt only where attempts are a budget."""
-    retried = [*RETRIED, ABORTED] if job.distributed else list(RETRIED)
     disrupted = 'Count' if job.distributed or job.max_hours else 'Ignore'
     final = 'FailJob' if job.distributed else 'FailIndex'
-    codes = {'operator': 'NotIn', 'values': sorted(retried)}
+    codes = {'operator': 'NotIn', 'values': list(RETRIED)}
     return [{'action': disrupted, 'onPodConditions': [DISRUPTED]}, {'action': final, 'onExitCodes': codes}]
 
 

@@ -88,7 +88,7 @@ class Slurm:
         # Each task of the array is a job of its own in which SLURM_PROCID is 0.
         share = '' if job.distributed else ' --shard="$SLURM_ARRAY_TASK_ID" --num_shards="$SLURM_ARRAY_TASK_COUNT"'
         codes = '|'.join(map(str, RETRIED))
-        start = shlex.join([self.python, '-m', 'launch.run', *job.arguments])
+        start = shlex.join([self.python, '-m', *job.arguments])
         # A job that was cancelled is not running any more and stays cancelled.
         state = '"$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" == RUNNING'
         return [

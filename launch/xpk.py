@@ -42,7 +42,7 @@ class Xpk:
         assert self.slice_ is not None
         share = () if job.distributed else (f'--shard={shard}', f'--num_shards={job.shards}')
         # XPK runs it in a shell, which would keep signals to itself.
-        start = shlex.join(['exec', 'python', '-m', 'launch.run', *job.arguments, *share])
+        start = shlex.join(['exec', 'python', '-m', *job.arguments, *share])
         return self._xpk(
             'create', f'--workload={workload_name(job, shard)}', f'--tpu-type={self.slice_.accelerator_type}',
             f'--docker-image={job.image}', f'--command={start}',
