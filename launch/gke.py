@@ -146,7 +146,7 @@ class Gke:
         return [self.login(), self._remove(job), *pool]
 
     def preflight(self, job: Job) -> str:
-        return preflight.text(needs(self.site), self.site, job)
+        return preflight.text(preflight.of_cluster(self.site), self.site, job)
 
     def budget_note(self) -> str:
         return 'nodes are paid for until the pool lets them go'
@@ -173,20 +173,6 @@ class Gke:
 def check_cluster(site: Site, cluster: str) -> None:
     if not cluster or not (site.region or site.zone):
         raise ConfigError('--cluster is needed, and --region or --zone, where it is')
-
-
-def needs(site: Site) -> preflight.Needs:
-    return preflight.Needs(
-        apis=('container', 'compute'),
-        roles=('roles/container.developer', 'roles/container.clusterAdmin for a node pool of --kms_key'),
-        job_roles=('roles/logging.logWriter', 'roles/artifactregistry.reader'),
-        key_users=('the service agent of Compute Engine',),
-        quotas=(
-            preflight.compute_quotas(site),
-            command('kubectl', 'get', 'crd', 'jobsets.jobset.x-k8s.io'),
-            command('kubectl', 'get', 'nodes', '--label-columns=cloud.google.com/gke-nodepool'),
-        ),
-    )
 
 
 def main() -> None:

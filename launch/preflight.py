@@ -109,3 +109,17 @@ def compute_quotas(site: Site) -> Command:
     area = site.area or 'REGION'
     return command('gcloud', 'compute', 'regions', 'describe', area, '--format=yaml(quotas)', *site.words())
 
+
+def of_cluster(site: Site) -> Needs:
+    """Of GKE, by JobSet or XPK."""
+    return Needs(
+        apis=('container', 'compute'),
+        roles=('roles/container.developer', 'roles/container.clusterAdmin for a node pool of --kms_key'),
+        job_roles=('roles/logging.logWriter', 'roles/artifactregistry.reader'),
+        key_users=('the service agent of Compute Engine',),
+        quotas=(
+            compute_quotas(site),
+            command('kubectl', 'get', 'crd', 'jobsets.jobset.x-k8s.io'),
+            command('kubectl', 'get', 'nodes', '--label-columns=cloud.google.com/gke-nodepool'),
+        ),
+    )

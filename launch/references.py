@@ -12,7 +12,7 @@ SECRET_NAME = re.compile(r'(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$', re
 # How tokens of well-known services begin, and long runs of letters and digits without a word in them.
 SECRET_VALUE = re.compile(
     r'\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|ya29\.|eyJ)[A-Za-z0-9_\-.]{8}|-----BEGIN'
-    r'|(?<![A-Za-z0-9+/=_-])(?=[A-Za-z0-9+]*[0-9])(?=[A-Za-z0-9+]*[A-Za-z])[A-Za-z0-9+]{32,}={0,2}(?![A-Za-z0-9+/=_-])'
+    r'|(?<![A-Za-z0-9+/_-])(?=[A-Za-z0-9+]*[0-9])(?=[A-Za-z0-9+]*[A-Za-z])[A-Za-z0-9+]{32,}={0,2}(?![A-Za-z0-9+/=_-])'
 )
 
 

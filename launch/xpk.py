@@ -77,9 +77,7 @@ class Xpk:
         return self.cancel(job)
 
     def preflight(self, job: Job) -> str:
-        from launch.gke import needs
-
-        return preflight.text(needs(self.site), self.site, job)
+        return preflight.text(preflight.of_cluster(self.site), self.site, job)
 
     def budget_note(self) -> str:
         return 'nodes are paid for until the pool lets them go'

