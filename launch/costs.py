@@ -38,6 +38,11 @@ class Fleet:
     provisioning: str
 
 
+def machine_unit(machine_type: str, gpus: int) -> str:
+    """The unit of a machine; none where its GPUs have a price of their own."""
+    return '' if gpus and machine_type.startswith('n1-') else machine_type
+
+
 @dataclasses.dataclass(frozen=True)
 class Price:
     usd: float

@@ -54,8 +54,7 @@ class Batch:
 
     def fleet(self, job: Job) -> costs.Fleet:
         devices = job.shards * max(self.gpus, 1)
-        # A GPU that is added to a machine is not in the machine's price.
-        unit = '' if self.gpu else self.machine_type
+        unit = costs.machine_unit(self.machine_type, self.gpus)
         return costs.Fleet(unit, job.shards, devices, self.site.area, self.site.provisioning)
 
     def config(self, job: Job) -> dict[str, Any]:

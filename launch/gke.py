@@ -56,6 +56,8 @@ class Gke:
             raise ConfigError(f'{hosts} hosts for one shard: add --distributed, or give each shard one host')
         if self.slice_ and job.distributed and job.hosts != hosts:
             raise ConfigError(f'{self.slice_.accelerator_type} has {hosts} hosts; give --hosts={hosts}')
+        if job.distributed and not job.retries:
+            raise ConfigError('--retries must be above 0 with --distributed: hosts come and go')
         if '@' in self.site.service_account:
             raise ConfigError('--service_account is one of Kubernetes here, bound to one of the cloud; give its name')
 
@@ -65,7 +67,8 @@ class Gke:
         if self.slice_:
             chips = job.shards * self.slice_.chips
             return costs.Fleet(self.slice_.generation.unit, chips, chips, area, provisioning)
-        return costs.Fleet(self.machine_type, pods, pods * max(self.gpus, 1), area, provisioning)
+        unit = costs.machine_unit(self.machine_type, self.gpus)
+        return costs.Fleet(unit, pods, pods * max(self.gpus, 1), area, provisioning)
 
     def manifest(self, job: Job) -> dict[str, Any]:
         """The JobSet."""

@@ -21,7 +21,7 @@ def jobset(job: Job, pod: dict[str, Any], namespace: str, on_tpu: bool) -> dict[
     metadata: dict[str, Any] = {'name': job.name, 'namespace': namespace, 'labels': labels}
     if job.distributed:
         final = {'name': 'final', 'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}
-        spec['failurePolicy'] = {'maxRestarts': max(job.retries, 1), 'rules': [final]}
+        spec['failurePolicy'] = {'maxRestarts': job.retries, 'rules': [final]}
         if on_tpu:  # all hosts in one slice, and no other job on it
             metadata['annotations'] = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
     return {'apiVersion': API, 'kind': 'JobSet', 'metadata': metadata, 'spec': spec}

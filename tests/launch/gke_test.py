@@ -66,10 +66,13 @@ def read(gke: Gke, **changes) -> dict:
         assert set(rule['onJobFailureReasons']) <= {'PodFailurePolicy', 'BackoffLimitExceeded', 'DeadlineExceeded'}
     for one in found['spec']['replicatedJobs']:
         check_fields(one, REPLICATED)
-        kubernetes_validate.validate(
-            {'apiVersion': 'batch/v1', 'kind': 'Job', **one['template']}, kubernetes_validate.latest_version(), strict=True
-        )
+        validate(one['template'])
     return found
+
+
+def validate(template: dict) -> None:
+    whole = {'apiVersion': 'batch/v1', 'kind': 'Job', **template}
+    kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
 
 
 def job_of(found: dict) -> dict:
@@ -98,11 +101,7 @@ def test_the_checks_see_what_is_wrong():
     gke, changes = CASES['CPUs']
     template = job_of(read(gke, **changes))
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(
-            {'apiVersion': 'batch/v1', 'kind': 'Job', 'spec': template | {'completion': 3}},
-            kubernetes_validate.latest_version(),
-            strict=True,
-        )
+        validate({'spec': template | {'completion': 3}})
 
 
 def test_a_dead_shard_starts_again_alone():
@@ -139,11 +138,6 @@ def test_hosts_with_gpus_are_told_of_each_other():
     assert args[-3:] == [
         '--coordinator=poe-hosts-0-0.poe:8476', '--num_processes=2', '--process_id=$(JOB_COMPLETION_INDEX)'
     ]  # fmt: skip
-
-
-def test_retries_above_zero_even_if_none_were_wanted():
-    assert read(HOSTS, **ONE, hosts=4, retries=0)['spec']['failurePolicy']['maxRestarts'] == 1
-    assert '--max-restarts=1' in XPK.submission(job(retries=0))[0].words
 
 
 def test_a_limit_ends_what_hangs_too():
@@ -243,6 +237,8 @@ def test_xpk_goldens_and_what_it_hands_to_a_shell(tmp_path):
         (dataclasses.replace(TPU, site=dataclasses.replace(PLACE, kms_key=KEY)), {}, '--kms_key is for the disks'),
         (dataclasses.replace(TPU, site=SITE), {}, 'is one of Kubernetes here'),
         (dataclasses.replace(TPU, cluster=''), {}, '--cluster is needed'),
+        (HOSTS, {**ONE, 'hosts': 4, 'retries': 0}, '--retries must be above 0 with --distributed'),
+        (XPK, {'retries': 0}, '--retries must be above 0 with --xpk'),
         (XPK, {'labels': {'team': 'x'}}, 'are not for --xpk'),
         (dataclasses.replace(XPK, slice_=None), {}, '--xpk needs --accelerator_type'),
     ],

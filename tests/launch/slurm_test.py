@@ -53,7 +53,8 @@ def test_golden_and_shellcheck():
 
 def test_a_task_gets_its_share_and_what_was_said(node, tmp_path):
     (tmp_path / 'token').write_text('from the file\n')
-    done = on(node, flags=(HOSTILE,), variables={'NOTE': '$(touch pwned)'}, secrets={'HF_TOKEN': str(tmp_path / 'token')})
+    secrets = {'HF_TOKEN': str(tmp_path / 'token')}
+    done = on(node, flags=(HOSTILE,), variables={'NOTE': '$(touch pwned)'}, secrets=secrets)
     assert done.returncode == 0, done.stderr
     words, secret = json.loads(done.stdout)
     assert words == ['/opt/adx/bin/python', '-m', 'launch.run', HOSTILE, '--shard=2', '--num_shards=8']
