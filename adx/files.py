@@ -18,7 +18,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -26,7 +26,8 @@ from adx.errors import StorageError
 
 T = TypeVar('T')
 
-ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read, 1, 2 and 4 seconds apart or less; no more after so long
+ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read; none is begun after so long
+FIRST_WAIT = 1.0  # seconds after the first attempt, at most; then twice as long each time
 REQUEST_SECONDS = 60.0  # one request of a client with its answer; what is read or written in one is a few MB
 READERS, READ_AHEAD = 32, 256  # objects that are read at a time, and held in memory
 # No listing is kept: other processes write as well.
@@ -58,6 +59,14 @@ def configure_stores() -> None:
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     fsspec.config.conf['gs'] = GCS_CLIENT | fsspec.config.conf.get('gs', {})
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it raises as well
+
+
+def client(path: epath.PathLike) -> tuple[Any, str]:
+    """The file system of a store and the name of an object in it."""
+    from fsspec.core import url_to_fs
+
+    configure_stores()
+    return url_to_fs(os.fspath(path))
 
 
 def path_of(path: epath.PathLike) -> epath.Path:
@@ -104,11 +113,8 @@ def write_private(path: epath.Path, data: bytes) -> None:
 def write_first(path: epath.Path, data: bytes) -> None:
     """Writes a file unless there is one; of several processes on gs:// only the first one writes."""
     if is_gcs(path):
-        from fsspec.core import url_to_fs
-
-        fs, name = url_to_fs(os.fspath(path))
         with contextlib.suppress(FileExistsError):  # another's, or ours and the reply was lost
-            retried(lambda: fs.pipe_file(name, data, mode='create'))
+            retried(lambda: _pipe(path, data, 'create'))
     elif not path.exists():
         write_private(path, data)
 
@@ -145,7 +151,8 @@ def retried(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) 
                 raise PermissionError(errno.EACCES, reason(error)) from error
             if attempt == ATTEMPTS or time.monotonic() - began > ATTEMPT_SECONDS:
                 raise OSError(errno.EIO, f'{reason(error)} (after {attempt} attempts)') from error
-        sleep(random.uniform(0.5, 1.0) * 2.0 ** (attempt - 1))  # those who failed together come back one by one
+        # Jitter, so that those who failed together come back one by one.
+        sleep(random.uniform(0.5, 1.0) * FIRST_WAIT * 2.0 ** (attempt - 1))
     raise AssertionError
 
 
@@ -157,11 +164,23 @@ def reason(error: Exception) -> str:
 
 def upload(path: epath.Path, data: bytes, sleep: Callable[[float], None] = time.sleep) -> None:
     """Writes one object, with retries: the same one again where a reply was lost. Raises OSError."""
-    retried(lambda: path.write_bytes(data), sleep)
+    if is_gcs(path):
+        retried(lambda: _pipe(path, data), sleep)
+    else:
+        retried(lambda: path.write_bytes(data), sleep)
+
+
+def _pipe(path: epath.Path, data: bytes, mode: str = 'overwrite') -> None:
+    """In one request, where an open file takes two."""
+    fs, name = client(path)
+    fs.pipe_file(name, data, mode=mode)
 
 
 def read(path: epath.Path) -> bytes:
     """The content of a file, with retries on an object store. Raises OSError."""
+    if is_gcs(path):
+        fs, name = client(path)
+        return retried(lambda: fs.cat_file(name))  # one request, where an open file takes three
     return retried(path.read_bytes) if is_object_store(path) else path.read_bytes()
 
 
@@ -187,9 +206,7 @@ def is_of_client(error: Exception) -> bool:
 
 def upload_directory(source: epath.Path, target: epath.Path, last: str) -> None:
     """Uploads all files of a local directory; the one named `last` at the end: it says that the others are there."""
-    from fsspec.core import url_to_fs
-
-    fs, root = url_to_fs(os.fspath(target))
+    fs, root = client(target)
     paths = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
     for path in sorted(paths, key=lambda path: os.path.basename(path) == last):
         name = f'{root}/{os.path.relpath(path, source)}'

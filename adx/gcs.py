@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import email.utils
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -29,10 +28,7 @@ class Object:
     """A small object whose record is its metadata: read at once with its generation, and kept by no cache."""
 
     def __init__(self, path: epath.Path):
-        from fsspec.core import url_to_fs
-
-        files.configure_stores()
-        self._fs, self._name = url_to_fs(os.fspath(path))
+        self._fs, self._name = files.client(path)
         self._place = self._name.split('/', 1)
 
     def find(self) -> Found | None:

@@ -43,9 +43,7 @@ def stage(source: epath.PathLike) -> epath.Path:
 
 def _find(source: epath.Path) -> dict[str, str]:
     """Name below `source` -> version of every object, '' for `source` itself."""
-    from fsspec.core import url_to_fs
-
-    fs, root = url_to_fs(os.fspath(source))
+    fs, root = files.client(source)
     objects = files.retried(lambda: fs.find(root, detail=True))
     about = {os.path.relpath(name, root): info for name, info in sorted(objects.items())}
     return {

@@ -110,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self._send(status, content, headers)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
     def _send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -153,7 +153,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             location = f'{self.server.url}/upload/storage/v1/b/x/o?uploadType=resumable'
             return 200, {}, {'Location': f'{location}&upload_id={len(self.server.uploads) - 1}'}
         about, first = self.server.uploads[query['upload_id']]
-        whole = about.setdefault('data', []) + [body]
+        about['data'] = whole = [*about.get('data', []), body]
         if self.headers['Content-Range'].endswith('/*'):
             return 308, b'', {'Range': f'bytes=0-{sum(map(len, whole)) - 1}'}
         return self._create({'name': about['name']}, first, b''.join(whole))

@@ -34,7 +34,7 @@ def dead(monkeypatch, store):
     """A lease whose holder lives nowhere near and never refreshes it."""
     lease = locks.acquire(PATH, 'it')
     lease._stop.set()
-    resource, data = store.objects[NAME]
+    resource, _ = store.objects[NAME]
     resource['metadata'] |= {'space': 'far', 'host': 'far', 'pid': '7'}
     return lease
 

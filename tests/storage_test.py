@@ -320,6 +320,9 @@ class TestObjectStore:
             def __init__(self, failures):
                 self.failures, self.data = failures, None
 
+            def __fspath__(self):
+                return 's3://bucket/object'
+
             def write_bytes(self, data):
                 self.data = data  # stored, but the reply is lost
                 self.failures -= 1
