@@ -23,7 +23,7 @@ from adx.mesh import Layout
 from adx.models import GGUF_MENU, family_of, find_family
 from adx.models.names import Tensor, gguf_tensors, hf_tensors, translator_tensors
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
-from adx.staging import stage
+from adx.staging import building, stage
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 MISFIT = 'its config and its weights are not of the same model'
@@ -260,7 +260,8 @@ def save_orbax(
     path = absolute(directory)
     orbax_io.write(path, model.config, params)
     if write_tokenizer is not None and jax.process_index() == 0:
-        write_tokenizer(path)
+        with building(path) as folder:
+            write_tokenizer(folder)
 
 
 def save_hf(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import functools
 import logging
 import os
 import random
@@ -50,14 +49,15 @@ def is_gcs(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith('gs://')
 
 
-@functools.cache
 def configure_stores() -> None:
     """Tells gcsfs how adx uses it, before its first use; what the user configured stands."""
     import fsspec
 
     # Else it asks a second service for the kind of every bucket, which few roles may.
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-    fsspec.config.conf['gs'] = GCS_CLIENT | fsspec.config.conf.get('gs', {})
+    # An emulator wants no credentials, and looking for them would ask the network.
+    emulated = {'token': 'anon'} if os.environ.get('STORAGE_EMULATOR_HOST') else {}
+    fsspec.config.conf['gs'] = GCS_CLIENT | emulated | fsspec.config.conf.get('gs', {})
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it raises as well
 
 

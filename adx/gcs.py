@@ -1,4 +1,4 @@
-"""Objects of gs:// that change under a precondition, which epath does not offer."""
+"""Objects of gs:// that change under a precondition, which epath does not offer; gcsfs does, since 2024.12."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import email.utils
 import json
-from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -45,27 +44,16 @@ class Object:
 
     def create(self, record: dict[str, str]) -> None:
         """Writes it where nothing is. Raises FileExistsError, also where a reply was lost and it is ours."""
-        self._change(lambda: self._fs.pipe_file(self._name, b'', metadata=record, mode='create'))
+        files.retried(lambda: self._fs.pipe_file(self._name, b'', metadata=record, mode='create'))
 
     def touch(self, found: Found, record: dict[str, str]) -> None:
         """Changes its record. Raises FileExistsError or FileNotFoundError unless it is the one that was found."""
-        self._change(lambda: self._call('PATCH', ifGenerationMatch=found.generation, json={'metadata': record}))
+        files.retried(lambda: self._call('PATCH', ifGenerationMatch=found.generation, json={'metadata': record}))
 
     def delete(self, found: Found, unchanged: bool = False) -> None:
         """Deletes the one that was found; only if `unchanged` since. Raises as `touch` does."""
         also = {'ifMetagenerationMatch': found.changes} if unchanged else {}
-        self._change(lambda: self._call('DELETE', ifGenerationMatch=found.generation, **also))
+        files.retried(lambda: self._call('DELETE', ifGenerationMatch=found.generation, **also))
 
     def _call(self, method: str, **params: Any) -> Any:
         return self._fs.call(method, 'b/{}/o/{}', *self._place, **params)
-
-    def _change(self, call: Callable[[], Any]) -> None:
-        def named() -> None:
-            try:
-                call()
-            except Exception as error:
-                if getattr(error, 'code', None) in (412, '412'):  # of an older gcsfs, which has no name for it
-                    raise FileExistsError(self._name) from error
-                raise
-
-        files.retried(named)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 from etils import epath
 
 from adx.errors import InputError, StorageError
-from adx.files import is_object_store, os_errors, upload_directory
+from adx.files import is_object_store, os_errors
+from adx.staging import building
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -152,9 +152,8 @@ def write_directory(directory: epath.Path, fill: Callable[[epath.Path], None]) -
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f'{directory} exists and is not empty; name a new directory')
     if is_object_store(directory):
-        with os_errors(StorageError, f'writing {directory}'), tempfile.TemporaryDirectory() as folder:
-            fill(epath.Path(folder))
-            upload_directory(epath.Path(folder), directory, last='config.json')
+        with os_errors(StorageError, f'writing {directory}'), building(directory, last='config.json') as folder:
+            fill(folder)
         return
     partial = directory.with_name(directory.name + '.partial')
     with os_errors(StorageError, f'writing {directory}'):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -39,6 +41,17 @@ def stage(source: epath.PathLike) -> epath.Path:
         if not place.exists():
             _copy(epath.Path(source), list(found), place)
     return epath.Path(place / epath.Path(source).name)
+
+
+@contextlib.contextmanager
+def building(target: epath.Path, last: str = '') -> Iterator[epath.Path]:
+    """Where to write files of `target`: there, or on a disk that they are uploaded from, the one named `last` last."""
+    if not files.is_object_store(target):
+        yield target
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield epath.Path(folder)
+        files.upload_directory(epath.Path(folder), target, last)
 
 
 def _find(source: epath.Path) -> dict[str, str]:

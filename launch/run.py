@@ -21,13 +21,12 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags
 
-from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, ConfigError, StorageError
+from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
 from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
@@ -324,15 +323,7 @@ def main(_: list[str]) -> None:
         print(f'error: {error}', file=sys.stderr)
         code = error.exit_code
     except Exception as error:
-        from adx.files import is_of_client, reason
-
-        if is_of_client(error):
-            print(f'error: storage failed ({reason(error)}); what was saved is safe, run it again', file=sys.stderr)
-            code = StorageError.exit_code
-        else:
-            traceback.print_exc()
-            print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
-            code = BUG
+        code = program.unforeseen(error)
     if code in (COMPLETE, REJECTED_ROWS):
         sys.exit(code)
     leave(code)

@@ -67,7 +67,7 @@ def test_the_error_after_the_last_attempt_says_what_is_safe(store, what):
     with open_workdir(PATH) as workdir:
         workdir.append([make_trace(0)])
         store.faults = [Fault('POST', '/journal/', what, times=10**6)]
-        with pytest.raises(StorageError, match='not saved, all appended before are safe.*4 attempts') as error:
+        with pytest.raises(StorageError, match=r'not saved, all appended before are safe.*4 attempts') as error:
             workdir.append([make_trace(1)])
         assert error.value.exit_code == 74
         assert 10**6 - store.faults[0].times == files.ATTEMPTS * 6

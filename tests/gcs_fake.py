@@ -140,10 +140,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 200, self.server.objects[name][0], {}
         if query.get('alt') != 'media':
             return 200, resource, {}
-        first, last = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', 'bytes=0-')).groups()
-        return 200, data[int(first) : int(last) + 1 if last else None], {}
+        headers = {'X-Goog-Generation': resource['generation']}
+        if 'Range' not in self.headers:
+            return 200, data, headers
+        first, last = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers['Range']).groups()
+        part = data[int(first) : int(last) + 1 if last else None]
+        return 206, part, headers | {'Content-Range': f'bytes {first}-{int(first) + len(part) - 1}/{len(data)}'}
 
     def _upload(self, query: dict[str, str], body: bytes) -> tuple[int, Any, dict[str, str]]:
+        if query['uploadType'] == 'media':
+            return self._create({'name': query['name']}, query, body)
         if query['uploadType'] == 'multipart':
             kind = f'Content-Type: {self.headers["Content-Type"]}\n\n'.encode()
             about, media = email.message_from_bytes(kind + body).get_payload()

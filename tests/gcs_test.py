@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from gcs_fake import LOST, Fault, serve
 
-from adx import files, locks
+from adx import files, gcs, locks
 from adx.errors import WorkdirError
 
 PATH = epath.Path('gs://bucket/run/private/locks/0-of-1.lock')
@@ -74,6 +74,17 @@ def test_an_abandoned_lease_is_taken_over_once(store, dead):
     lease.refresh()
     lease.release()
     assert not store.objects
+
+
+def test_a_lease_that_was_refreshed_since_it_was_read_is_not_taken(store, dead):
+    object = gcs.Object(PATH)
+    read = object.find()
+    dead.refresh()
+    with pytest.raises(FileExistsError):
+        object.delete(read, unchanged=True)
+    with pytest.raises(FileExistsError):
+        object.create({})
+    assert NAME in store.objects
 
 
 def test_a_lease_is_waited_for_until_it_is_abandoned(store, dead):
