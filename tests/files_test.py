@@ -129,7 +129,7 @@ def test_many_small_objects_are_read_side_by_side(store):
     with open_workdir(PATH) as workdir:
         for row in range(64):
             workdir.append([make_trace(row)])
-    store.delay = 0.05
+    store.delay = 0.2
     began = time.monotonic()
     assert saved() == ids(*range(64))
     assert time.monotonic() - began < 0.5 * 64 * store.delay
