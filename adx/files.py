@@ -206,11 +206,14 @@ def is_of_client(error: Exception) -> bool:
 
 def upload_directory(source: epath.Path, target: epath.Path, last: str) -> None:
     """Uploads all files of a local directory; the one named `last` at the end: it says that the others are there."""
-    fs, root = client(target)
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
-    for path in sorted(paths, key=lambda path: os.path.basename(path) == last):
-        name = f'{root}/{os.path.relpath(path, source)}'
-        retried(lambda path=path, name=name: fs.put_file(path, name))  # type: ignore[misc]
+    paths = [epath.Path(folder) / name for folder, _, names in os.walk(source) for name in names]
+    for path in sorted(paths, key=lambda path: path.name == last):
+        place = target / os.path.relpath(path, source)
+        if is_gcs(place):
+            fs, name = client(place)
+            retried(lambda fs=fs, path=path, name=name: fs.put_file(os.fspath(path), name))  # type: ignore[misc]
+        else:
+            upload(place, path.read_bytes())
 
 
 @contextlib.contextmanager
