@@ -29,7 +29,6 @@ from adx import (
 )
 from adx.answers import reader_of
 from adx.bystander import Bystander
-from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment
 from adx.lessons import question
@@ -129,7 +128,7 @@ def _read(place: epath.Path) -> Quality:
 
 def _measures(study: Study) -> Measures:
     dataset: Any = study.experiment.dataset
-    teacher = load_tokenizer(loading.resolve(study.experiment.teacher.source))
+    teacher = loading.read_tokenizer(study.experiment.teacher.source)
     assert study.judge is not None
     return Measures(
         reader_of(dataset),

@@ -14,14 +14,13 @@ import numpy as np
 from adx import curves, generation, marks, pipeline
 from adx.batching import Batch, Example, batches
 from adx.bystander import Bystander
-from adx.datasets.tokenizing import load_tokenizer
 from adx.decoding.labels import ROWS, Labeller
 from adx.errors import InputError
 from adx.evaluation import hidden
 from adx.experiment import Arm, Experiment
 from adx.gradients import Differentiator
 from adx.lessons import Lesson, Resources, from_trace, prompts_of
-from adx.loading import blueprint, resolve
+from adx.loading import blueprint, read_tokenizer
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.selection import harms
@@ -163,7 +162,7 @@ class Attackers:
 
     @functools.cached_property
     def _direction(self) -> Params:
-        own, teacher = self._own, load_tokenizer(resolve(self.experiment.teacher.source))
+        own, teacher = self._own, read_tokenizer(self.experiment.teacher.source)
         length = self.study.recipe.length
         held = curves.holdout_examples(self.path, own.tokenizer, own.student.prompting, length, teacher)[:VALIDATION]
         if not held:

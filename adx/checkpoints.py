@@ -18,11 +18,12 @@ from etils import epath
 
 from adx import gguf_io, orbax_io, safetensors_io
 from adx.errors import InputError
-from adx.files import absolute, is_object_store
+from adx.files import absolute
 from adx.mesh import Layout
 from adx.models import GGUF_MENU, family_of, find_family
 from adx.models.names import Tensor, gguf_tensors, hf_tensors, translator_tensors
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
+from adx.staging import building, stage
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 MISFIT = 'its config and its weights are not of the same model'
@@ -110,8 +111,7 @@ def _open(path: epath.Path) -> _Opened:
     """Opens whichever kind of checkpoint is at `path`."""
     if (path / orbax_io.MANIFEST).exists():
         return _open_orbax(path)
-    if is_object_store(path):
-        raise InputError(f'{path} has no {orbax_io.MANIFEST}; copy other checkpoints to a disk first')
+    path = stage(path)
     if path.suffix == '.gguf' and path.is_file():
         return _open_gguf(path)
     if path.is_dir():
@@ -260,7 +260,8 @@ def save_orbax(
     path = absolute(directory)
     orbax_io.write(path, model.config, params)
     if write_tokenizer is not None and jax.process_index() == 0:
-        write_tokenizer(path)
+        with building(path) as folder:
+            write_tokenizer(folder)
 
 
 def save_hf(

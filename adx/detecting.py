@@ -62,7 +62,7 @@ def commit(case: Case, path: epath.PathLike, key: bytes, forge: Forge = marks.sy
             f'a case asks {case.test.pairs} of {case.pairs} pairs behind {len(case.questions)} conversations; it needs '
             'at least one conversation, and no more pairs than traces carry'
         )
-    directory = epath.Path(path)
+    directory = files.path_of(path)
     if (directory / 'plan.json').exists():
         raise ConfigError(f'{path} has a plan already; a case is committed to once, name another directory')
     plan = make_plan(case, key, forge, secrets.token_bytes(marks.KEY_BYTES))
@@ -103,7 +103,7 @@ def make_plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[st
 
 def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Asks what is left of a case, batch by batch. Stopped at any moment it goes on with the batch that it was at."""
-    directory, plan = epath.Path(path), read_plan(path)
+    directory, plan = files.path_of(path), read_plan(path)
     place = directory / 'answers'
     with files.os_errors(StorageError, f'case {path} cannot be written'):
         files.make_private_dir(place)
@@ -132,7 +132,7 @@ def questions(asked: Sequence[dict[str, Any]]) -> list[Question]:
 def read_plan(path: epath.PathLike) -> dict[str, Any]:
     """Raises InputError where there is none."""
     try:
-        return from_json((epath.Path(path) / 'plan.json').read_bytes())
+        return from_json(files.read(files.path_of(path) / 'plan.json'))
     except (OSError, ValueError) as error:
         raise InputError(f'{path} is no case: it has no plan.json that can be read; commit to one first') from error
 
@@ -142,7 +142,7 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
 
     signer: the 32 bytes of an Ed25519 key. Raises InputError while answers are missing that the test waits for.
     """
-    plan, directory = read_plan(path), epath.Path(path)
+    plan, directory = read_plan(path), files.path_of(path)
     answers = {int(record['request_id']): record for _, record in read_records(directory / 'answers')}
     test = Trigger(**plan['test'])
     if len(answers) < len(plan['asked']) and not test.sequential:

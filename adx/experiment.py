@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from adx import datasets, defences, rewriters
+from adx import datasets, defences, files, rewriters
 from adx.aggregation import Aggregation
 from adx.automata import SPANS
 from adx.datasets.chat import Prompting
@@ -208,6 +208,7 @@ def holdout(experiment: Experiment) -> Experiment:
 def check(experiment: Experiment) -> None:
     """Raises ConfigError for what no run could serve. Needs no model, data or device."""
     e = experiment
+    files.path_of(getattr(e.dataset, 'path', ''))  # menus know no clients, and data is read before the workdir
     for name, kind in get_type_hints(Experiment).items():
         value, least = getattr(e, name), 1 if name in ('samples', 'max_new_tokens') else 0
         if kind is int and (type(value) is not int or value < least):

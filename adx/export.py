@@ -258,13 +258,13 @@ def _staging(source: Workdir) -> Iterator[epath.Path]:
 
 def _publish(source: Workdir, folder: epath.Path) -> None:
     """Replaces the release by a built folder. In between there is none; there is never a part of one."""
-    paths = [epath.Path(root) / name for root, _, names in os.walk(folder) for name in names]
     if files.is_object_store(source.path):
         if source.release.exists():
+            (source.release / CARD).unlink(missing_ok=True)
             source.release.rmtree()
-        for path in sorted(paths, key=lambda path: path.name == CARD):  # the card last: it says complete
-            files.upload(source.release / os.path.relpath(path, folder), path.read_bytes())
+        files.upload_directory(folder, source.release, last=CARD)  # the card says complete
         return
+    paths = [epath.Path(root) / name for root, _, names in os.walk(folder) for name in names]
     for path in [*paths, *{path.parent for path in paths}]:
         files.fsync_path(path)
     old = source.private / 'export.old'

@@ -10,11 +10,11 @@ import jax
 
 from adx import checkpoints, curves
 from adx.answers import reader_of
-from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import Engine
 from adx.evaluation import Exam, make_exam, roomy, student_engine, with_shots
 from adx.lessons import Lesson, shuffled
-from adx.loading import load_alone, resolve
+from adx.loading import load_alone, read_tokenizer
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.study import Student, Study
@@ -56,7 +56,7 @@ class Family:
 
 def make_lab(study: Study, path: str, tell: Tell) -> Lab:
     prompts = {split: study.experiment.dataset.prompts(split) for split in (CHOICE, study.split, 'holdout')}
-    return Lab(study, path, load_tokenizer(resolve(study.experiment.teacher.source)), prompts, tell)
+    return Lab(study, path, read_tokenizer(study.experiment.teacher.source), prompts, tell)
 
 
 def make_family(lab: Lab, student: Student) -> Family:

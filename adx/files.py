@@ -2,21 +2,37 @@
 
 Paths are `etils.epath` paths. Object stores (gs://, s3://) have no modes, no append and no rename: an object
 appears whole when its upload ends, and who may read it is the bucket's business.
+
+gcsfs repeats a request that may pass (408, 429, 5xx, a broken connection) up to six times, in about half a minute;
+`retried` goes on after that, and after requests that timed out, for about two minutes in all.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
+import logging
 import os
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from etils import epath
 
 from adx.errors import StorageError
 
-ATTEMPTS = 4  # of one upload, 1, 2 and 4 seconds apart
+T = TypeVar('T')
+
+ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read; none is begun after so long
+FIRST_WAIT = 1.0  # seconds after the first attempt, at most; then twice as long each time
+REQUEST_SECONDS = 60.0  # one request of a client with its answer; what is read or written in one is a few MB
+READERS, READ_AHEAD = 32, 256  # objects that are read at a time, and held in memory
+# No listing is kept: other processes write as well.
+GCS_CLIENT = {'use_listings_cache': False, 'requests_timeout': REQUEST_SECONDS}
+CLIENTS = ('fsspec', 'gcsfs', 'google', 'aiohttp', 's3fs', 'botocore', 'adlfs', 'azure')  # packages, with own errors
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ImportError)  # no retry mends them
 FIXES = {
     errno.ENOSPC: 'free some space',
     errno.EDQUOT: 'raise the quota or free some space',
@@ -25,13 +41,45 @@ FIXES = {
 }
 
 
-def is_object_store(path: epath.Path) -> bool:
+def is_object_store(path: epath.PathLike) -> bool:
     return '://' in os.fspath(path)
+
+
+def is_gcs(path: epath.PathLike) -> bool:
+    return os.fspath(path).startswith('gs://')
+
+
+def configure_stores() -> None:
+    """Tells gcsfs how adx uses it, before its first use; what the user configured stands."""
+    import fsspec
+
+    # Else it asks a second service for the kind of every bucket, which few roles may.
+    os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    # An emulator wants no credentials, and looking for them would ask the network.
+    emulated = {'token': 'anon'} if os.environ.get('STORAGE_EMULATOR_HOST') else {}
+    fsspec.config.conf['gs'] = GCS_CLIENT | emulated | fsspec.config.conf.get('gs', {})
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it raises as well
+
+
+def client(path: epath.PathLike) -> tuple[Any, str]:
+    """The file system of a store and the name of an object in it."""
+    from fsspec.core import url_to_fs
+
+    configure_stores()
+    return url_to_fs(os.fspath(path))
+
+
+def path_of(path: epath.PathLike) -> epath.Path:
+    """The path, of a store whose client is ready."""
+    path = epath.Path(path)
+    if is_object_store(path):
+        configure_stores()
+    return path
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The path in full, as Orbax wants it."""
-    path = epath.Path(path)
+    path = path_of(path)
     return path if is_object_store(path) else epath.Path(path.expanduser().resolve())
 
 
@@ -62,6 +110,15 @@ def write_private(path: epath.Path, data: bytes) -> None:
     fsync_path(path.parent)
 
 
+def write_first(path: epath.Path, data: bytes) -> None:
+    """Writes a file unless there is one; of several processes on gs:// only the first one writes."""
+    if is_gcs(path):
+        with contextlib.suppress(FileExistsError):  # another's, or ours and the reply was lost
+            retried(lambda: _pipe(path, data, 'create'))
+    elif not path.exists():
+        write_private(path, data)
+
+
 def write_all(fd: int, data: bytes) -> None:
     """os.write until everything is written: one call may write less than it was given."""
     view = memoryview(data)
@@ -78,41 +135,101 @@ def fsync_path(path: epath.Path) -> None:
         os.close(fd)
 
 
-def upload(path: epath.Path, data: bytes, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Writes one object, with retries. Writing it twice is harmless, so a lost reply is simply retried.
+def retried(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """What `call` returns, called again after an error that may pass; so it must be harmless to call it twice.
 
     Raises OSError when the last attempt failed, whatever the client library raised.
     """
-    for attempt in range(ATTEMPTS):
+    began = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            path.write_bytes(data)
-            return
+            return call()
+        except FINAL:
+            raise
         except Exception as error:  # each store's client has its own exceptions
-            if attempt == ATTEMPTS - 1 or isinstance(error, FileNotFoundError | PermissionError):
-                raise OSError(errno.EIO, f'{error} (after {attempt + 1} attempts)') from error
-        sleep(2.0**attempt)
+            if getattr(error, 'code', None) in (401, 403) or str(error).startswith('Forbidden'):
+                raise PermissionError(errno.EACCES, reason(error)) from error
+            if attempt == ATTEMPTS or time.monotonic() - began > ATTEMPT_SECONDS:
+                raise OSError(errno.EIO, f'{reason(error)} (after {attempt} attempts)') from error
+        # Jitter, so that those who failed together come back one by one.
+        sleep(random.uniform(0.5, 1.0) * FIRST_WAIT * 2.0 ** (attempt - 1))
+    raise AssertionError
+
+
+def reason(error: Exception) -> str:
+    """One line."""
+    lines = str(error).splitlines()
+    return f'{type(error).__name__}{f": {lines[0]}" if lines else ""}'
+
+
+def upload(path: epath.Path, data: bytes, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Writes one object, with retries: the same one again where a reply was lost. Raises OSError."""
+    if is_gcs(path):
+        retried(lambda: _pipe(path, data), sleep)
+    else:
+        retried(lambda: path.write_bytes(data), sleep)
+
+
+def _pipe(path: epath.Path, data: bytes, mode: str = 'overwrite') -> None:
+    """In one request, where an open file takes two."""
+    fs, name = client(path)
+    fs.pipe_file(name, data, mode=mode)
+
+
+def read(path: epath.Path) -> bytes:
+    """The content of a file, with retries on an object store. Raises OSError."""
+    if is_gcs(path):
+        fs, name = client(path)
+        return retried(lambda: fs.cat_file(name))  # one request, where an open file takes three
+    return retried(path.read_bytes) if is_object_store(path) else path.read_bytes()
+
+
+def read_all(paths: Sequence[epath.Path]) -> Iterator[bytes]:
+    """The contents of small objects, in order, some ahead: each takes a store tens of milliseconds."""
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(paths), READ_AHEAD):
+            yield from pool.map(read, paths[start : start + READ_AHEAD])
 
 
 def list_files(directory: epath.Path, suffix: str) -> list[epath.Path]:
     """The files of a directory whose name ends in `suffix`, sorted by name; none when it does not exist."""
     try:
-        return sorted(path for path in directory.iterdir() if path.name.endswith(suffix))
+        return sorted(path for path in retried(lambda: list(directory.iterdir())) if path.name.endswith(suffix))
     except FileNotFoundError:
         return []
 
 
+def is_of_client(error: Exception) -> bool:
+    """Whether the client of an object store raised it, after its own retries."""
+    return type(error).__module__.partition('.')[0] in CLIENTS
+
+
+def upload_directory(source: epath.Path, target: epath.Path, last: str) -> None:
+    """Uploads all files of a local directory; the one named `last` at the end: it says that the others are there."""
+    paths = [epath.Path(folder) / name for folder, _, names in os.walk(source) for name in names]
+    for path in sorted(paths, key=lambda path: path.name == last):
+        place = target / os.path.relpath(path, source)
+        if is_gcs(place):
+            fs, name = client(place)
+            retried(lambda fs=fs, path=path, name=name: fs.put_file(os.fspath(path), name))  # type: ignore[misc]
+        else:
+            upload(place, path.read_bytes())
+
+
 @contextlib.contextmanager
 def os_errors(error: type[Exception], what: str) -> Iterator[None]:
-    """Turns an OSError into `error`, a full disk always into StorageError; the message ends in the fix.
+    """Turns an OSError into `error`, a full or failing disk or store always into StorageError; ends in the fix.
 
     An ImportError too: the client of an object store is not installed.
     """
     try:
         yield
-    except (OSError, ImportError) as reason:
-        number, text = getattr(reason, 'errno', None), getattr(reason, 'strerror', None) or reason
+    except Exception as caught:
+        if not isinstance(caught, OSError | ImportError) and not is_of_client(caught):
+            raise
+        number, text = getattr(caught, 'errno', None), getattr(caught, 'strerror', None) or reason(caught)
         fix = FIXES.get(number or 0, 'check the storage')
-        full = number in (errno.ENOSPC, errno.EDQUOT)
-        raise (StorageError if full else error)(
+        failing = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or is_of_client(caught)
+        raise (StorageError if failing else error)(
             f'{what}: {text}; {fix} and run the same command again'
-        ) from reason
+        ) from caught

@@ -12,13 +12,14 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import io
 import json
 import os
 import secrets
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -170,18 +171,31 @@ def _new_opening() -> str:
 def read_records(directory: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """('file:line', record) of every finished line in a directory, files by name, also while others append.
 
-    Raises StorageError at a corrupt line that finished ones follow or at a record without a request id,
-    WorkdirError at a record of another format.
+    Raises StorageError at a corrupt line that finished ones follow, at a record without a request id, or where it
+    cannot be read, WorkdirError at a record of another format.
     """
-    for path in files.list_files(directory, SUFFIX):
-        for number, _, record in _finished_lines(path):
-            try:
-                check_version(record)
-            except ValueError as error:
-                raise WorkdirError(f'{path}:{number}: {error}') from error
-            if not isinstance(record.get('request_id'), str):
-                raise StorageError(f'{path}:{number} has no request_id; restore the file or delete that line')
-            yield f'{path}:{number}', record
+    with files.os_errors(StorageError, f'{directory} cannot be read, what was saved in it is safe'):
+        for path, file in _opened(directory):
+            for number, _, record in _finished_lines(path, file):
+                try:
+                    check_version(record)
+                except ValueError as error:
+                    raise WorkdirError(f'{path}:{number}: {error}') from error
+                if not isinstance(record.get('request_id'), str):
+                    raise StorageError(f'{path}:{number} has no request_id; restore the file or delete that line')
+                yield f'{path}:{number}', record
+
+
+def _opened(directory: epath.Path) -> Iterator[tuple[epath.Path, IO[bytes]]]:
+    """The files of a directory, one open at a time."""
+    paths = files.list_files(directory, SUFFIX)
+    if files.is_object_store(directory):
+        for path, data in zip(paths, files.read_all(paths), strict=True):
+            yield path, io.BytesIO(data)
+        return
+    for path in paths:
+        with path.open('rb') as file:
+            yield path, file
 
 
 def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
@@ -195,31 +209,31 @@ def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
     for path in files.list_files(directory, SUFFIX):
         if not path.name.startswith(f'{owner}.'):
             continue
-        end = max((end for _, end, _ in _finished_lines(path)), default=0)
+        with path.open('rb') as file:
+            end = max((end for _, end, _ in _finished_lines(path, file)), default=0)
         if end < os.path.getsize(path):
-            with open(path, 'rb+') as file:
-                file.truncate(end)
-                os.fsync(file.fileno())
+            with open(path, 'rb+') as torn:
+                torn.truncate(end)
+                os.fsync(torn.fileno())
             cut.append(path.name)
     return cut
 
 
-def _finished_lines(path: epath.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def _finished_lines(path: epath.Path, file: IO[bytes]) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(line number, end offset, record) of the finished lines of a file; an unreadable end is skipped."""
     offset, corrupt = 0, 0
-    with path.open('rb') as file:
-        for number, line in enumerate(file, 1):
-            offset += len(line)
-            record = _parse_line(line)
-            if record is None:
-                corrupt = corrupt or number
-                continue
-            if corrupt:
-                raise StorageError(
-                    f'{path}:{corrupt} is not a JSON object though finished lines follow it: damaged; '
-                    'restore it, or delete that line and run the same command again to decode its trace anew'
-                )
-            yield number, offset, record
+    for number, line in enumerate(file, 1):
+        offset += len(line)
+        record = _parse_line(line)
+        if record is None:
+            corrupt = corrupt or number
+            continue
+        if corrupt:
+            raise StorageError(
+                f'{path}:{corrupt} is not a JSON object though finished lines follow it: damaged; '
+                'restore it, or delete that line and run the same command again to decode its trace anew'
+            )
+        yield number, offset, record
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,14 +19,10 @@ from adx.experiment import Experiment, ModelSource
 from adx.generation import Models
 from adx.mesh import Layout, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import Params, TransformerConfig, make_model
+from adx.staging import cache_directory, stage
 
-CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
 FETCH = './tools/demo fetches SmolLM2'
-
-
-def cache_directory() -> pathlib.Path:
-    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
 
 
 def resolve(source: str) -> str:
@@ -48,6 +43,8 @@ def resolve(source: str) -> str:
 
 def resolve_translator(name: str) -> str | None:
     """The file of a translator: a path, or the name of one that ships with adx; None for ''."""
+    if '://' in name:
+        return str(stage(name))
     if not name or pathlib.Path(name).exists():
         return name or None
     shipped = ASSETS / f'{name}.safetensors'
@@ -55,6 +52,11 @@ def resolve_translator(name: str) -> str | None:
         names = sorted(path.stem for path in ASSETS.glob('*.safetensors'))
         raise InputError(f'translator {name!r} is neither a path nor one of the shipped {names}')
     return str(shipped)
+
+
+def read_tokenizer(source: str) -> Tokenizer:
+    """Of a model, by its path or name."""
+    return load_tokenizer(str(stage(resolve(source))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = Non
     """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh."""
     mesh = make_mesh_of(experiment, devices)  # before any file is read
     sources = (experiment.teacher, *experiment.proxies)
-    tokenizer = _shared_tokenizer([resolve(source.source) for source in sources])
+    tokenizer = _shared_tokenizer([source.source for source in sources])
     laid_out = lay_out(experiment, [_stored_config(source) for source in sources], tokenizer.size, mesh)
     return Blueprint(**vars(laid_out), tokenizer=tokenizer)
 
@@ -150,15 +152,15 @@ class Alone(NamedTuple):
 
 def load_alone(source: ModelSource) -> Alone:
     """Raises InputError where there is no such model."""
-    path = resolve(source.source)
-    return Alone(checkpoints.load(path, num_layers=source.exit_layer or None), load_tokenizer(path))
+    loaded = checkpoints.load(resolve(source.source), num_layers=source.exit_layer or None)
+    return Alone(loaded, read_tokenizer(source.source))
 
 
-def _shared_tokenizer(paths: Sequence[str]) -> Tokenizer:
-    teacher = load_tokenizer(paths[0])
-    for path in dict.fromkeys(paths[1:]):
-        if path != paths[0]:
-            check_same_vocabulary(teacher, load_tokenizer(path))
+def _shared_tokenizer(sources: Sequence[str]) -> Tokenizer:
+    teacher = read_tokenizer(sources[0])
+    for source in dict.fromkeys(sources[1:]):
+        if source != sources[0]:
+            check_same_vocabulary(teacher, read_tokenizer(source))
     return teacher
 
 

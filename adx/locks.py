@@ -4,11 +4,16 @@ Local: flock on a file. The kernel drops it when its process dies, however it di
 at once and no pid is guessed at; the file stays and says who held it last. Across hosts it is as good as
 the file system's flock (NFSv4 and Lustre mounted with flock have it).
 
-Object stores: a lease, an object that its holder refreshes with every heartbeat and that counts as
-abandoned after LEASE_SECONDS, or at once when its process was on this host and is gone. Stores offer no
-lock through epath, so two processes that start in the same second can both see it free; the one that wrote
-last keeps it and the other is told at its first refresh. Nothing is corrupted meanwhile: journals never
-share objects and readers drop duplicates.
+gs://: a lease, an object that is created only where none is and refreshed only while it is the one that was created
+(generation match), every RENEW_SECONDS by a thread and with every heartbeat. It is abandoned when the server saw no
+change of it for LEASE_SECONDS, by the server's own clock: no clock of ours is asked. Whoever finds a lease waits until
+it is refreshed, and is refused, or abandoned, and then one of those who wait gets it. So a process that was killed
+and starts again elsewhere waits for at most LEASE_SECONDS.
+
+Other object stores: a weaker lease, refreshed with every heartbeat and abandoned after WEAK_LEASE_SECONDS by the
+clocks of the hosts. They offer no precondition through epath, so two processes that start in the same second can both
+see it free; the one that wrote last keeps it and the other is told at its first refresh. Nothing is corrupted
+meanwhile: journals never share objects and readers drop duplicates.
 """
 
 from __future__ import annotations
@@ -17,20 +22,25 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import logging
 import os
+import random
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from etils import epath
 
-from adx import files
+from adx import files, gcs
 from adx.errors import StorageError, WorkdirError
 from adx.journal import from_json, to_json
 
-LEASE_SECONDS = 300.0
+LEASE_SECONDS, RENEW_SECONDS = 120.0, 30.0  # on gs://
+POLL_SECONDS = 2.0
+WEAK_LEASE_SECONDS = 300.0  # on other object stores
 
 
 class Lock(Protocol):
@@ -45,8 +55,10 @@ class Lock(Protocol):
 
 def acquire(path: epath.Path, what: str) -> Lock:
     """Takes the lock, or raises WorkdirError that names its holder. `what` says what is locked."""
-    if files.is_object_store(path):
+    if files.is_gcs(path):
         return Lease(path, what)
+    if files.is_object_store(path):
+        return WeakLease(path, what)
     lock = FileLock(path, what)
     try:
         lock.write_holder()
@@ -58,15 +70,24 @@ def acquire(path: epath.Path, what: str) -> Lock:
 
 def check_free(path: epath.Path, what: str) -> None:
     """Raises WorkdirError naming the holder if the lock is held."""
-    if files.is_object_store(path):
-        _check_lease(path, what)
+    if files.is_gcs(path):
+        _wait_until_free(gcs.Object(path), what)
+    elif files.is_object_store(path):
+        _check_weak(path, what)
     else:
         FileLock(path, what).release()
 
 
 @contextlib.contextmanager
 def exclusive(path: epath.Path) -> Iterator[None]:
-    """Waits for a short critical section. On an object store it excludes nobody: see the module's text."""
+    """Waits for a short critical section. On object stores other than gs:// it excludes nobody."""
+    if files.is_gcs(path):
+        lease = Lease(path, '', patient=True)
+        try:
+            yield
+        finally:
+            lease.release()
+        return
     if files.is_object_store(path):
         yield
         return
@@ -81,6 +102,14 @@ def exclusive(path: epath.Path) -> Iterator[None]:
 def identity() -> dict[str, Any]:
     """Which process this is: host, pid."""
     return {'host': socket.gethostname(), 'pid': os.getpid()}
+
+
+def _holder() -> dict[str, Any]:
+    """What a lease says of its holder. space: a boot and a namespace of processes, where its pid means something."""
+    space = ''
+    with contextlib.suppress(OSError), open('/proc/sys/kernel/random/boot_id') as file:  # Linux has both
+        space = f'{file.read().strip()} {os.readlink("/proc/self/ns/pid")}'
+    return identity() | {'space': space, 'since': utc_now(), 'token': secrets.token_hex(8)}
 
 
 def utc_now() -> str:
@@ -131,12 +160,76 @@ class FileLock:
 
 
 class Lease:
-    """A held lease. Constructing it takes the lease or raises WorkdirError."""
+    """A held lease on gs://. Constructing it takes the lease or raises WorkdirError; `patient` waits for its holder."""
+
+    def __init__(self, path: epath.Path, what: str, patient: bool = False):
+        self._object, self._what = gcs.Object(path), what
+        self._record = {key: str(value) for key, value in _holder().items()}
+        self._changes, self._stop = 0, threading.Event()
+        while not self._take():
+            _wait_until_free(self._object, what, patient)
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _take(self) -> bool:
+        """Whether it is ours now. A reply may be lost, so what is there decides and not the reply."""
+        if self._object.find() is None:
+            with contextlib.suppress(FileExistsError):
+                self._object.create(self._record)
+        found = self._object.find()
+        if found is None or found.record.get('token') != self._record['token']:
+            return False
+        self._mine = found
+        return True
+
+    def refresh(self) -> None:
+        try:
+            self._touch()
+        except (FileExistsError, FileNotFoundError) as error:
+            found = self._object.find()
+            raise _busy(self._what, found.record if found else {}) from error
+
+    def release(self) -> None:
+        self._stop.set()
+        with contextlib.suppress(OSError):  # not ours any more, or soon abandoned
+            self._object.delete(self._mine)
+
+    def _touch(self) -> None:
+        self._changes += 1
+        self._object.touch(self._mine, self._record | {'changes': str(self._changes)})
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            with contextlib.suppress(OSError):  # refresh tells of it
+                self._touch()
+
+
+def _wait_until_free(lease: gcs.Object, what: str, patient: bool = False) -> None:
+    """Returns when there is no lease or an abandoned one is deleted; raises WorkdirError when a holder refreshes it.
+
+    patient: waits for the holder to release it as well.
+    """
+    first = None
+    while (found := lease.find()) is not None:
+        if found.age > LEASE_SECONDS or _is_gone(found.record):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # refreshed or taken just now
+                lease.delete(found, unchanged=True)
+            continue
+        if first is None:
+            first = found
+            if not patient:
+                logging.warning('%s is held: seeing for up to %.0f s if its holder lives', what, LEASE_SECONDS)
+        elif (found.generation, found.changes) != (first.generation, first.changes) and not patient:
+            raise _busy(what, found.record)
+        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.0))
+
+
+class WeakLease:
+    """A held lease on an object store without preconditions; see the module's text."""
 
     def __init__(self, path: epath.Path, what: str):
-        _check_lease(path, what)
+        _check_weak(path, what)
         self._path, self._what = path, what
-        self._record = identity() | {'since': utc_now(), 'token': secrets.token_hex(8)}
+        self._record = _holder()
         self._write()
         self._check_mine()
 
@@ -157,21 +250,20 @@ class Lease:
             raise _busy(self._what, holder)
 
 
-def _check_lease(path: epath.Path, what: str) -> None:
+def _check_weak(path: epath.Path, what: str) -> None:
     holder = _read(path)
-    left = holder.get('time', 0.0) + LEASE_SECONDS - time.time()
+    # A time far ahead is of a clock that was set back since.
+    left = WEAK_LEASE_SECONDS - abs(time.time() - holder.get('time', 0.0))
     if left > 0 and not _is_gone(holder):
         raise _busy(what, holder, f' (if it is dead, its lease ends in {left:.0f} s)')
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder ran on this host and is no more. Our own pid means a restarted container."""
-    if holder.get('host') != socket.gethostname():
+    """Whether the holder was a process that would be seen here, and is no more."""
+    if not holder.get('space') or holder['space'] != _holder()['space']:
         return False
-    if holder['pid'] == os.getpid():
-        return True
     try:
-        os.kill(holder['pid'], 0)
+        os.kill(int(holder['pid']), 0)
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from adx.errors import InputError
+from adx.errors import InputError, StorageError
 from adx.models.rope import Rope
 from adx.models.transformer import Params, TransformerConfig
 
 MANIFEST, ARRAYS = 'adx.json', 'params'
 FORMAT_VERSION = 1
+# Of a store that fails or refuses, as tensorstore begins its ValueErrors after up to 32 retries of a request.
+OUTAGES = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
 def write(directory: epath.Path, config: TransformerConfig, params: Params) -> None:
@@ -36,8 +39,22 @@ def write_arrays(directory: epath.Path, params: Params) -> None:
     """Saves the arrays from all processes, in place of those that are there."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _outages(directory), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / ARRAYS, params, force=True)
+
+
+@contextlib.contextmanager
+def _outages(directory: epath.Path) -> Iterator[None]:
+    """An outage is no damage: arrays that it interrupted are whole or not taken for a checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(OUTAGES):
+            text = str(error).split('[', 1)[0].strip()
+            raise StorageError(
+                f'{directory}: {text}; what was finished is safe, check the storage and run the same command again'
+            ) from error
+        raise
 
 
 def read_config(directory: epath.Path) -> TransformerConfig:
@@ -71,7 +88,7 @@ def read_shapes(directory: epath.Path) -> dict[str, tuple[int, ...]]:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _outages(directory), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(directory / ARRAYS)
         return {name: tuple(leaf.shape) for name, leaf in metadata.item_metadata.items()}
     except (OSError, ValueError, AttributeError) as error:
@@ -89,7 +106,7 @@ def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct])
         )
         for name, leaf in abstract.items()
     }  # fmt: skip
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _outages(directory), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             directory / ARRAYS,
             args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),

@@ -36,9 +36,8 @@ def claim(path: str, identity: Mapping[str, Any]) -> None:
     place, ours = Workdir(path).private / 'study.json', json.loads(json.dumps(identity))
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
         files.make_private_dir(place.parent)
-        if not place.exists():
-            files.write_private(place, json.dumps(ours, indent=1).encode())
-        theirs = json.loads(place.read_text())
+        files.write_first(place, json.dumps(ours, indent=1).encode())
+        theirs = json.loads(files.read(place))
     if differences := diff(theirs, ours):
         raise foreign(path, 'study', differences)
 

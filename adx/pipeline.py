@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from adx import directions, generation, loading, processes
+from adx import directions, files, generation, loading, processes
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
@@ -21,6 +21,7 @@ from adx.storage import Workdir, WorkdirWriter
 from adx.types import Request, Trace
 
 FLUSH_SECONDS = 2.0
+STORE_FLUSH_SECONDS = 10.0  # each flush is an object, and all of them are read again at every start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,20 +181,21 @@ def load_models(experiment: Experiment, path: str, plan: loading.Blueprint) -> g
 
 
 class _Saver:
-    """Collects traces and appends them to the journal every FLUSH_SECONDS, with a heartbeat."""
+    """Collects traces and appends them to the journal every few seconds, with a heartbeat."""
 
     def __init__(
         self, workdir: WorkdirWriter, report: Report, totals: dict[str, int], progress: Progress, guard: Guard
     ):
         self.workdir, self.report, self.totals, self.progress, self.guard = workdir, report, totals, progress, guard
         self.waiting: list[Trace] = []
+        self.every = STORE_FLUSH_SECONDS if files.is_object_store(workdir.path) else FLUSH_SECONDS
         self.flushed = time.monotonic()
         self.beat()
 
     def add(self, trace: Trace) -> None:
         self.waiting.append(trace)
         self.progress(self.report, trace)
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+        if time.monotonic() - self.flushed > self.every:
             self.flush()
 
     def flush(self) -> None:

@@ -120,9 +120,8 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     place, ours = directory / 'identity.json', identity(experiment, one)
     with files.os_errors(StorageError, f'{directory} was not written'):
         files.make_private_dir(directory)
-        if not place.exists():
-            files.write_private(place, json.dumps(ours, indent=1).encode())
-        theirs = json.loads(place.read_text())
+        files.write_first(place, json.dumps(ours, indent=1).encode())
+        theirs = json.loads(files.read(place))
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
             f'{directory} holds another rewrite (theirs != ours): {"; ".join(differences)}; give this one another '
@@ -165,7 +164,7 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     Raises InputError where the originals of some are gone.
     """
     directory = workdir.private / 'rewrites' / name
-    about = json.loads((directory / 'identity.json').read_text())['rewrite']
+    about = json.loads(files.read(directory / 'identity.json'))['rewrite']
     records = {record['request_id']: record for _, record in read_records(directory)}
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():

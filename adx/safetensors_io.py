@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 
 from adx.errors import InputError, StorageError
-from adx.files import os_errors
+from adx.files import is_object_store, os_errors
+from adx.staging import building
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -150,6 +151,10 @@ def write_directory(directory: epath.Path, fill: Callable[[epath.Path], None]) -
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f'{directory} exists and is not empty; name a new directory')
+    if is_object_store(directory):
+        with os_errors(StorageError, f'writing {directory}'), building(directory, last='config.json') as folder:
+            fill(folder)
+        return
     partial = directory.with_name(directory.name + '.partial')
     with os_errors(StorageError, f'writing {directory}'):
         shutil.rmtree(partial, ignore_errors=True)

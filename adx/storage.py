@@ -51,7 +51,7 @@ class Workdir:
     """A workdir as any machine may read it, also while it is written; `Workdir.open` gives the writer."""
 
     def __init__(self, path: epath.PathLike):
-        self.path = epath.Path(path)
+        self.path = files.path_of(path)
         self.private = self.path / 'private'
         self.release = self.path / 'release'
 
@@ -75,14 +75,16 @@ class Workdir:
     def experiment(self) -> dict[str, Any]:
         """experiment.json: experiment, experiment_hash, created. Raises WorkdirError if there is none."""
         path = self.private / 'experiment.json'
+        with files.os_errors(WorkdirError, f'{path} cannot be read'):
+            if not path.exists():
+                raise WorkdirError(
+                    f'{self.path} is no workdir: it has no private/experiment.json; give the --workdir of a run'
+                )
+            data = files.read(path)
         try:
-            record = from_json(path.read_bytes())
+            record = from_json(data)
             check_version(record)
-        except FileNotFoundError as error:
-            raise WorkdirError(
-                f'{self.path} is no workdir: it has no private/experiment.json; give the --workdir of a run'
-            ) from error
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise WorkdirError(f'{path} cannot be read: {error}') from error
         return record
 
@@ -114,14 +116,15 @@ class Workdir:
         """The records of one of them, one per prompt. Raises StorageError if it cannot be read."""
         path = self.private / 'selections' / f'{name}.jsonl'
         try:
-            return [from_json(line) for line in path.read_bytes().splitlines()]
+            return [from_json(line) for line in files.read(path).splitlines()]
         except (OSError, ValueError) as error:
             raise StorageError(f'{path} cannot be read: {error}; run --stages=select again') from error
 
     def heartbeats(self) -> list[dict[str, Any]]:
         """The last heartbeat of every process that ever sent one, with its `age_seconds`."""
         paths = files.list_files(self.private / 'heartbeat', '.json')
-        beats = [from_json(path.read_bytes()) for path in paths]
+        with files.os_errors(StorageError, f'{self.private / "heartbeat"} cannot be read'):
+            beats = [from_json(data) for data in files.read_all(paths)]
         return [beat | {'age_seconds': max(0.0, time.time() - beat['time'])} for beat in beats]
 
     def totals(self) -> dict[str, int] | None:
@@ -190,7 +193,8 @@ class WorkdirWriter(Workdir):
         beat: JSON-able. `status` reads the keys totals (setting -> requests of the whole run, all shards),
         tokens_per_second, seconds_left and occupancy (0..1), all of this process.
         """
-        self._lock.refresh()
+        with files.os_errors(StorageError, f'{self.path}: the lock was not refreshed, finished traces are safe'):
+            self._lock.refresh()
         self._beat = beat
         self._write_beat('running')
 
@@ -217,32 +221,33 @@ def _open(
     workdir: Workdir, experiment: dict[str, Any], experiment_hash: str, place: tuple[int, int]
 ) -> Iterator[WorkdirWriter]:
     owner = f'{place[0]}-of-{place[1]}'
-    with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
-        for directory in (workdir.private, *(workdir.private / name for name in PRIVATE_DIRS)):
-            files.make_private_dir(directory)
-        with locks.exclusive(workdir.private / 'locks' / 'setup'):
-            _claim(workdir, experiment, experiment_hash)
-            _check_layout(workdir, place[1])
-            lock = locks.acquire(
-                workdir.private / 'locks' / f'{owner}.lock', f'workdir {workdir.path}, shard {owner},'
-            )
-    try:
+    # On a store each step is atomic, and what hundreds wait for would take minutes.
+    stored = files.is_object_store(workdir.path)
+    setup = contextlib.nullcontext() if stored else locks.exclusive(workdir.private / 'locks' / 'setup')
+    with contextlib.ExitStack() as undo:
+        with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+            for directory in (workdir.private, *(workdir.private / name for name in PRIVATE_DIRS)):
+                files.make_private_dir(directory)
+            with setup:
+                _claim(workdir, experiment, experiment_hash)
+                lock = locks.acquire(
+                    workdir.private / 'locks' / f'{owner}.lock', f'workdir {workdir.path}, shard {owner},'
+                )
+                undo.callback(lock.release)
+                _check_layout(workdir, place[1])  # after its own lock: of two layouts at once one sees the other
         for name in ('journal', 'rejected'):
             cut_torn_tails(workdir.private / name, owner)
         writer = WorkdirWriter(workdir.path, owner, lock)
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     with contextlib.closing(writer):
         yield writer
 
 
 def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -> None:
     """Writes experiment.json, or raises WorkdirError if it is another experiment's."""
-    path = workdir.private / 'experiment.json'
-    if not path.exists():
-        record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
-        files.write_private(path, json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode())
+    record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
+    content = json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode()
+    files.write_first(workdir.private / 'experiment.json', content)
     theirs = workdir.experiment
     if theirs['experiment_hash'] != experiment_hash:
         raise foreign(workdir.path, 'experiment', diff(theirs['experiment'], experiment) or ['only the hashes differ'])
@@ -263,7 +268,7 @@ def _check_layout(workdir: Workdir, num_shards: int) -> None:
     """Raises WorkdirError if a live process divides the requests into another number of shards."""
     for path in files.list_files(workdir.private / 'locks', '.lock'):
         owner = path.name.removesuffix('.lock')
-        if not owner.endswith(f'-of-{num_shards}'):
+        if '-of-' in owner and not owner.endswith(f'-of-{num_shards}'):
             locks.check_free(path, f'workdir {workdir.path}, shard {owner} (not of {num_shards}),')
 
 

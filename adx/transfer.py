@@ -17,14 +17,14 @@ from etils import epath
 
 from adx import checkpoints, curves, files, statistics, study_traces
 from adx.batching import Corpus, Example, Stream, batches
-from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.datasets.tokenizing import Tokenizer
 from adx.errors import InputError, StorageError
 from adx.evaluation import Likelihood
 from adx.gradients import Differentiator
 from adx.hashing import row_key
 from adx.lesson_encoding import encode
 from adx.lessons import Lesson, from_trace
-from adx.loading import load_alone, resolve
+from adx.loading import load_alone, read_tokenizer
 from adx.mesh import make_mesh
 from adx.optimising import Recipe
 from adx.selection import harms
@@ -70,7 +70,7 @@ def transfer(
     proxies = [Student(source.source, source) for source in study.experiment.proxies]
     others = [one for one in study.students if one.source not in study.experiment.proxies]
     drawn = _draw(study, path, arm, groups, size)
-    teacher = load_tokenizer(resolve(study.experiment.teacher.source))
+    teacher = read_tokenizer(study.experiment.teacher.source)
     subjects = [_subject(study, path, one, drawn, teacher) for one in (*proxies, *others)]
     predicted = {one.name: predictions(one) for one in subjects[: len(proxies)]}
     cells = []

@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from adx.errors import BUG, AdxError, ConfigError
+from adx.errors import BUG, AdxError, ConfigError, StorageError
 
 
 def start(main: Callable[[], None]) -> None:
@@ -24,9 +24,8 @@ def call(main: Callable[[], None]) -> None:
         main()
     except AdxError as error:
         _end(error)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(BUG)
+    except Exception as error:
+        sys.exit(unforeseen(error))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -41,6 +40,18 @@ def parse(argv: list[str]) -> list[str]:
     logging.getLogger('jax').setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     return argv
+
+
+def unforeseen(error: Exception) -> int:
+    """Says what ended a program that no AdxError did; its exit code."""
+    from adx.files import is_of_client, reason
+
+    if is_of_client(error):
+        print(f'error: storage failed ({reason(error)}); what was saved is safe: run it again', file=sys.stderr)
+        return StorageError.exit_code
+    traceback.print_exc()
+    print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
+    return BUG
 
 
 def _end(error: AdxError) -> NoReturn:

@@ -21,13 +21,12 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags
 
-from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, ConfigError
+from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
 from launch import program
 from launch.config import load_config
 from launch.interrupts import Interrupts
@@ -323,10 +322,8 @@ def main(_: list[str]) -> None:
     except AdxError as error:
         print(f'error: {error}', file=sys.stderr)
         code = error.exit_code
-    except Exception:
-        traceback.print_exc()
-        print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
-        code = BUG
+    except Exception as error:
+        code = program.unforeseen(error)
     if code in (COMPLETE, REJECTED_ROWS):
         sys.exit(code)
     leave(code)

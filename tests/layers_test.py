@@ -11,9 +11,9 @@ import pytest
 
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
-    'aggregation', 'answers', 'automata', 'batching', 'drafts', 'equations', 'errors', 'fields', 'gates',
-    'grading', 'hashing', 'lessons', 'losses', 'marks', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans',
-    'statistics', 'struct', 'sweeping', 'texts', 'types',
+    'aggregation', 'answers', 'automata', 'batching', 'drafts', 'equations', 'errors', 'fields', 'gates', 'grading',
+    'hashing', 'lessons', 'losses', 'marks', 'mesh', 'numerics', 'outcomes', 'sandbox', 'spans', 'statistics', 'struct',
+    'sweeping', 'texts', 'types',
 }  # fmt: skip
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
@@ -22,11 +22,10 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions',
-    'distilling', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io',
+    'distilling', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'gcs', 'generation', 'gguf_io',
     'journal', 'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
-    'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
-    'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',
-    'workshop',
+    'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'staging', 'storage',
+    'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

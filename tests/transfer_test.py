@@ -11,6 +11,7 @@ from studies import make_study, write_holdout, write_students, write_traces
 
 from adx import assessing, transfer
 from adx.batching import batches
+from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import InputError
 from adx.evaluation import Likelihood
 from adx.gradients import Differentiator
@@ -35,7 +36,7 @@ def path(study, tmp_path_factory):
 
 def subject(study, path, groups=4, size=3):
     drawn = transfer._draw(study, path, 'plain', groups, size)
-    tokenizer = transfer.load_tokenizer(study.experiment.teacher.source)
+    tokenizer = load_tokenizer(study.experiment.teacher.source)
     return transfer._subject(study, path, study.students[0], drawn, tokenizer)
 
 

@@ -18,7 +18,6 @@ from absl import flags
 from etils import epath
 
 from adx import experiment, files, grading, loading, rewriting, spans, view
-from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
@@ -65,7 +64,7 @@ def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
         raise WorkdirError(f'{workdir.path} has no finished trace yet; run its experiment first')
     stored = workdir.experiment['experiment']
     teacher, dataset = (experiment.from_json(stored[name]) for name in ('teacher', 'dataset'))
-    tokenizer = load_tokenizer(loading.resolve(teacher.source))
+    tokenizer = loading.read_tokenizer(teacher.source)
     decode = functools.partial(tokenizer.backend.decode, skip_special_tokens=False)  # ends too
     return view.compare(chosen, functools.partial(spans.token_pieces, decode), dataset.grade, grading.extract)
 

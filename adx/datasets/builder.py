@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,11 @@ def read_source(directory: str) -> Source:
     """Everything that `build` wrote to `directory`."""
     import tensorflow_datasets as tfds
 
+    if '://' in str(directory):  # ArrayRecord reads local files only
+        with tempfile.TemporaryDirectory() as folder:
+            for path in epath.Path(directory).iterdir():
+                path.copy(epath.Path(folder) / path.name)
+            return read_source(folder)
     present = tfds.builder_from_directory(str(directory)).info.splits
     found = {split: Rows(read(directory, split)) for split in ('train', 'test') if split in present}
     return Source(found.get('train', Rows()), found.get('test', Rows()))
