@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from adx import directions, generation, loading, processes
+from adx import directions, environments, forgetting, generation, loading, processes
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
@@ -25,11 +25,15 @@ FLUSH_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Which share of the requests this process takes; `writes` is False on all but one process of one program."""
+    """Which share of the requests this process takes; `writes` is False on all but one process of one program.
+
+    may_change: go on in an environment that the workdir does not know, see environments.py.
+    """
 
     shard: int = 0
     num_shards: int = 1
     writes: bool = True
+    may_change: bool = False
 
 
 @dataclasses.dataclass
@@ -138,12 +142,16 @@ def _open(
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
     if experiment.policy is not None:
         workdir.keep_policy(experiments.policy_hash(experiment), experiments.to_json(experiment.policy))
-    known = workdir.rejected()
+    known, is_forgotten = workdir.rejected(), forgetting.is_forgotten(workdir)
     for id_, reason in made.rejected.items():
-        if known.get(id_) != reason:
+        if known.get(id_) != reason and not is_forgotten(id_):
             workdir.reject(id_, reason)
     finished = workdir.finished()
-    return workdir, [id_ for id_ in made.requests if id_ not in finished]
+    left = [id_ for id_ in made.requests if id_ not in finished and not is_forgotten(id_)]
+    if left:  # a complete run may be looked at anywhere
+        owner = f'{place.shard}-of-{place.num_shards}'
+        environments.enter(workdir, owner, environments.current(experiment.mesh), place.may_change)
+    return workdir, left
 
 
 def _digest(experiment: Experiment, made: generation.Requests) -> str:

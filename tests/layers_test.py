@@ -22,9 +22,10 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
-    'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal',
+    'environments', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'forgetting', 'generation',
+    'gguf_io', 'journal',
     'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
-    'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
+    'processes', 'readings', 'retention', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
     'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',
     'workshop',
 }  # fmt: skip
