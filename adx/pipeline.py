@@ -41,7 +41,8 @@ class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
     left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
-    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers.
+    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the environment, as
+    `environments.changes` says them.
     """
 
     total: int
@@ -53,6 +54,7 @@ class Report:
     seconds: float = 0.0
     occupancy: float = 0.0
     fallbacks: int = 0
+    changes: list[str] = dataclasses.field(default_factory=list)
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -106,6 +108,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         if workdir is None:
             collections.deque(traces, maxlen=0)
             return report
+        report.changes = environments.changes(workdir)
         saver = _Saver(workdir, report, job.totals, progress, guard)
         progress(report, None)
         try:
