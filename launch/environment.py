@@ -49,7 +49,7 @@ def keep_programs(place: str) -> None:
     if place == 'none':
         jax.config.update('jax_enable_compilation_cache', False)
         return
-    if not place and jax.config.read('jax_compilation_cache_dir'):  # as the variable says
+    if not place and getattr(jax.config, 'jax_compilation_cache_dir', None):  # as the variable says
         return
     from adx.loading import cache_directory
 
