@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,6 +17,7 @@ from etils import epath
 
 from adx.errors import StorageError
 
+CACHE = 'ADX_CACHE'  # environment variable that names another directory than ~/.cache/adx
 ATTEMPTS = 4  # of one upload, 1, 2 and 4 seconds apart
 FIXES = {
     errno.ENOSPC: 'free some space',
@@ -23,6 +25,11 @@ FIXES = {
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }
+
+
+def cache_directory() -> pathlib.Path:
+    """Where downloaded and converted models are, and compiled programs."""
+    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
 
 
 def is_object_store(path: epath.Path) -> bool:

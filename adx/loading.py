@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,17 +16,13 @@ from adx.datasets.tokenizing import Tokenizer, check_same_vocabulary, load_token
 from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.errors import ConfigError, InputError
 from adx.experiment import Experiment, ModelSource
+from adx.files import cache_directory
 from adx.generation import Models
 from adx.mesh import Layout, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import Params, TransformerConfig, make_model
 
-CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded and converted models
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
 FETCH = './tools/demo fetches SmolLM2'
-
-
-def cache_directory() -> pathlib.Path:
-    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
 
 
 def resolve(source: str) -> str:

@@ -7,11 +7,13 @@ import os
 import pathlib
 import platform
 import stat
+import sys
 from typing import Any
 
 from absl import flags
 
 from adx.errors import ConfigError
+from adx.files import cache_directory
 
 COMPILE_CACHE = flags.DEFINE_string(
     'compile_cache', '', 'Where compiled programs are kept, local or gs://; "none" keeps none. '
@@ -44,21 +46,24 @@ def keep_programs(place: str) -> None:
     replicas share a directory; the first that is there stays. Under --distributed process 0 alone writes. A file that a
     killed process left half written is not taken: that program is compiled again, with a warning of jax.
     """
-    import jax
-
     if place == 'none':
-        jax.config.update('jax_enable_compilation_cache', False)
+        _tell_jax('jax_enable_compilation_cache', False)
         return
-    if not place and getattr(jax.config, 'jax_compilation_cache_dir', None):  # as the variable says
+    if not place and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
-    from adx.loading import cache_directory
-
-    place = place or str(cache_directory() / 'programs' / _processor())
+    place = os.path.expanduser(place or str(cache_directory() / 'programs' / _processor()))
     if '://' not in place:
-        _make_private(os.path.expanduser(place))
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(place))
+        _make_private(place)
+    _tell_jax('jax_compilation_cache_dir', place)
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', SECONDS)
+        _tell_jax('jax_persistent_cache_min_compile_time_secs', SECONDS)
+
+
+def _tell_jax(name: str, value: Any) -> None:
+    """As a variable, for processes that start later and where jax is not loaded yet."""
+    os.environ[name.upper()] = str(value)
+    if 'jax' in sys.modules:
+        sys.modules['jax'].config.update(name, value)
 
 
 def _processor() -> str:
