@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from adx import directions, environments, forgetting, generation, loading, processes
+from adx import ahead, directions, environments, forgetting, generation, loading, processes
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
@@ -169,7 +169,8 @@ def _traces(
     """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
-    models = load_models(experiment, path, job.plan)
+    with ahead.compiling(experiment, job.plan, pending):
+        models = load_models(experiment, path, job.plan)
     processes.check_same('weights', lambda: json.dumps(models.hashes))
     began = time.monotonic()
     for engine, trace in generation.decode(experiment, models, job.made, pending):

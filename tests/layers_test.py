@@ -21,7 +21,7 @@ STAGES = {
     'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
-    'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
+    'ahead', 'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
     'environments', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'forgetting', 'generation',
     'gguf_io', 'journal',
     'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
