@@ -62,7 +62,8 @@ def compile_programs(experiment: Experiment, plan: Blueprint, pending: Sequence[
 def abstract_weights(plan: Blueprint, dtype: str) -> Weights:
     """The shapes, dtypes and places of the weights of teacher and proxies."""
     ensemble = plan.ensemble
-    groups = []
+    teacher: Any = checkpoints.abstract_params(ensemble.teacher, ensemble.teacher_layout, dtype)
+    groups: list[Any] = []
     for group in ensemble.groups:
         alone = checkpoints.abstract_params(group.model, group.layout, dtype)
         groups.append({
@@ -71,4 +72,4 @@ def abstract_weights(plan: Blueprint, dtype: str) -> Weights:
             )
             for path, leaf in alone.items()
         })  # fmt: skip
-    return Weights(checkpoints.abstract_params(ensemble.teacher, ensemble.teacher_layout, dtype), tuple(groups))
+    return Weights(teacher, tuple(groups))
