@@ -2,7 +2,8 @@
 
 A run that finds them there does not compile; it traces them once more. Nothing is gained without a cache, or on a CPU,
 whose cores read the weights; and it is left out in one program across hosts, whose processes compile together, and with
-rules that want derivatives, whose directions are laid out as they are read.
+rules that want derivatives, whose directions are laid out as they are read. On meshes that shard a model some program
+is compiled again by the run (seen on 1x2x2): what XLA makes of its results' places is known only then.
 """
 
 from __future__ import annotations

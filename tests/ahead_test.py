@@ -17,7 +17,6 @@ from adx.mesh import make_mesh
 from launch.config import load_config
 from tests import fakes, tiny
 
-MESHES = (2, 1, 1), (1, 2, 2)
 MISSES, HITS = '/jax/compilation_cache/cache_misses', '/jax/compilation_cache/cache_hits'
 
 
@@ -34,7 +33,7 @@ def events():
     jax.config.update('jax_persistent_cache_min_compile_time_secs', before)
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1), *(pytest.param(m, marks=pytest.mark.slow) for m in MESHES)])
+@pytest.mark.parametrize('mesh', [(1, 1, 1), pytest.param((2, 1, 1), marks=pytest.mark.slow)])
 def test_what_was_compiled_from_shapes_is_what_runs(events, mesh):
     ensemble, weights = fakes.make_ensemble(make_mesh(*mesh))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), weights)
