@@ -1,65 +1,35 @@
-"""adx: anti-distillation for language models, in JAX. Importing it starts no device backend."""
+"""adx: anti-distillation for language models, in JAX.
 
-from adx.datasets import CompetitionMath, Gsm8k, Jsonl, Mmlu
-from adx.decoding.engine import DecodeConfig
-from adx.defences import (
-    Antidistillation,
-    Bank,
-    Budget,
-    Chain,
-    Controller,
-    CrossModelHard,
-    CrossModelReweight,
-    CrossModelSoft,
-    CrossModelWeighted,
-    EntropyGate,
-    EqualKl,
-    Permutation,
-    ProbabilityFloor,
-    ProductOfExperts,
-    Schedule,
-    Undefended,
-)
-from adx.experiment import Arm, Derivative, Experiment, MeshShape, ModelSource
-from adx.policy import Customer, Policy, Terms
-from adx.selection import Selection
-from adx.session import Run, decode, load, prepare
-from adx.types import Sampling
+Importing it loads nothing and starts no device backend: a name brings its module along when it is first used.
+"""
 
-__all__ = [
-    'Antidistillation',
-    'Arm',
-    'Bank',
-    'Budget',
-    'Chain',
-    'CompetitionMath',
-    'Controller',
-    'CrossModelHard',
-    'CrossModelReweight',
-    'CrossModelSoft',
-    'CrossModelWeighted',
-    'Customer',
-    'DecodeConfig',
-    'Derivative',
-    'EntropyGate',
-    'EqualKl',
-    'Experiment',
-    'Gsm8k',
-    'Jsonl',
-    'MeshShape',
-    'Mmlu',
-    'ModelSource',
-    'Permutation',
-    'Policy',
-    'ProbabilityFloor',
-    'ProductOfExperts',
-    'Run',
-    'Sampling',
-    'Schedule',
-    'Selection',
-    'Terms',
-    'Undefended',
-    'decode',
-    'load',
-    'prepare',
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    'adx.datasets': ('CompetitionMath', 'Gsm8k', 'Jsonl', 'Mmlu'),
+    'adx.decoding.engine': ('DecodeConfig',),
+    'adx.defences': (
+        'Antidistillation', 'Bank', 'Budget', 'Chain', 'Controller', 'CrossModelHard', 'CrossModelReweight',
+        'CrossModelSoft', 'CrossModelWeighted', 'EntropyGate', 'EqualKl', 'Permutation', 'ProbabilityFloor',
+        'ProductOfExperts', 'Schedule', 'Undefended',
+    ),
+    'adx.experiment': ('Arm', 'Derivative', 'Experiment', 'MeshShape', 'ModelSource'),
+    'adx.policy': ('Customer', 'Policy', 'Terms'),
+    'adx.selection': ('Selection',),
+    'adx.session': ('Run', 'decode', 'load', 'prepare'),
+    'adx.types': ('Sampling',),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f'adx has no {name!r}; it has {__all__}')
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from adx import (
+    environments,
     equations,
     files,
     forcing,
@@ -200,6 +201,10 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
         transfer=[
             (one.arm, one.predictor, one.model, f'{one.rho.value:.2f} [{one.rho.low:.2f}, {one.rho.high:.2f}]')
             for one in transfer.read(path)
+        ],
+        environments=[
+            f'seed {seed}, {line}'
+            for seed in study.seeds for line in environments.changes(Workdir(seed_path(path, seed)))
         ],
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )

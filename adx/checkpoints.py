@@ -93,7 +93,7 @@ def load(
         config = dataclasses.replace(config, translator=True)
         parts.append(_open_translator(absolute(translator), config))
     model = make_model(config)
-    abstract = _abstract(model, layout, param_dtype)
+    abstract = abstract_params(model, layout(model.config) if layout else None, param_dtype)
     params: Params = {}
     for part in parts:  # a translator from a file of its own replaces one that was saved with the model
         params |= part.fetch(abstract)
@@ -191,11 +191,8 @@ def early_exit(config: TransformerConfig, num_layers: int | None, source: str) -
     return dataclasses.replace(config, num_layers=num_layers)
 
 
-def _abstract(
-    model: Model, layout: Callable[[TransformerConfig], Layout] | None, param_dtype: str
-) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_params(model: Model, placed: Layout | None, param_dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape, dtype and sharding of every weight."""
-    placed = None if layout is None else layout(model.config)
     first = None if placed else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def leaf(path: str) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,7 @@ from typing import Any
 
 from adx.drafts import Draft, Rewriter, Tools
 from adx.gates import UNLIKELY, Gates, Senses
-from adx.types import Trace, check_range
+from adx.types import NAMING, Trace, check_range, is_name
 
 NONE = 'no draft'
 Nll = Callable[[Sequence[tuple[Trace, str]]], Sequence[float]]  # nats a token of texts behind the prompts of traces
@@ -115,8 +115,8 @@ def check_rewrites(
     """Raises ValueError naming the rewrite. tools: those that the run lacks, and why."""
     taken = [*arms, *selections]
     for one in rewrites:
-        if not one.name or '/' in one.name or one.name in taken:
-            raise ValueError(f'rewrites has one named {one.name!r}; it needs a name without "/" that is not of {taken}')
+        if not is_name(one.name) or one.name in taken:
+            raise ValueError(f'rewrites has one named {one.name!r}; it needs a name that is not of {taken}, {NAMING}')
         if one.of not in taken:
             raise ValueError(f'rewrite {one.name!r} is of {one.of!r} and before it there are {taken}')
         taken.append(one.name)

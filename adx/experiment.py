@@ -21,7 +21,7 @@ from adx.policy import Customer, Policy, Terms, check_policy
 from adx.selection import Selection, check_selections
 from adx.settings import COPY_DTYPES, METHODS, SCALES, Arm, Derivative, MeshShape, ModelSource
 from adx.sweeping import follow, swept
-from adx.types import Dataset, Sampling, check_choice, check_range
+from adx.types import NAMING, Dataset, Sampling, check_choice, check_range, is_name
 
 DISCLOSURES = ('public', 'contract', 'none: <reason>')
 DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkpoints.DTYPES)
@@ -216,8 +216,8 @@ def check(experiment: Experiment) -> None:
     if e.dtype not in DTYPES:
         raise ConfigError(f'dtype = {e.dtype!r} is unknown; it must be one of {DTYPES}{hint(e.dtype, DTYPES)}')
     names = [arm.name for arm in e.arms]
-    if not names or len(set(names)) < len(names) or any(not name or '/' in name for name in names):
-        raise ConfigError(f'arms are named {names}; each needs its own name, without "/"')
+    if not names or len(set(names)) < len(names) or not all(map(is_name, names)):
+        raise ConfigError(f'arms are named {names}; each needs its own name, {NAMING}')
     _check_arms(e)
     if any(not isinstance(stop, str) or not stop for stop in e.stop_strings):
         raise ConfigError(f'stop_strings = {e.stop_strings!r} is not allowed; each must be text, and not empty')

@@ -69,7 +69,8 @@ def export(
                 FORMATS[out_format](rows, folder, licence)
                 (folder / CARD).write_text(card)
                 _publish(source, folder)
-            record = {'format_version': FORMAT_VERSION, 'fingerprint': fingerprint}
+            recipe = {'out_format': out_format, 'setting': setting, 'licence': licence, 'disclosure': disclosure}
+            record = {'format_version': FORMAT_VERSION, 'fingerprint': fingerprint, 'recipe': recipe}
             files.write_private(source.private / 'export.json', to_json(record).encode())
     return source.release
 

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import pathlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from adx.errors import StorageError
 
 T = TypeVar('T')
 
+CACHE = 'ADX_CACHE'  # environment variable that names another directory than ~/.cache/adx
 ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read; none is begun after so long
 FIRST_WAIT = 1.0  # seconds after the first attempt, at most; then twice as long each time
 REQUEST_SECONDS = 60.0  # one request of a client with its answer; what is read or written in one is a few MB
@@ -39,6 +41,11 @@ FIXES = {
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }
+
+
+def cache_directory() -> pathlib.Path:
+    """Where downloaded and converted models are, and compiled programs."""
+    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
 
 
 def is_object_store(path: epath.PathLike) -> bool:

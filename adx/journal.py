@@ -18,7 +18,7 @@ import os
 import secrets
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from etils import epath
@@ -29,6 +29,8 @@ from adx.types import Trace
 
 FORMAT_VERSION = 1
 SUFFIX = '.jsonl'
+# Format of a record -> what makes a record of this version of it; the one before this, at least, stays here.
+READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record}
 
 
 def to_json(record: dict[str, Any]) -> str:
@@ -60,7 +62,7 @@ def trace_from_json(text: str | bytes) -> Trace:
 
 def trace_from_record(record: dict[str, Any]) -> Trace:
     """A trace from its parsed JSON object. Raises ValueError as trace_from_json does."""
-    check_version(record)
+    record = upgrade(record)
     hints = _hints()
     required = {f.name for f in dataclasses.fields(Trace) if _is_required(f)}
     if problems := (required - set(record)) | (set(record) - set(hints)):
@@ -68,13 +70,15 @@ def trace_from_record(record: dict[str, Any]) -> Trace:
     return Trace(**{name: _decode(value, hints[name], name) for name, value in record.items()})
 
 
-def check_version(record: dict[str, Any]) -> None:
-    """Raises ValueError unless the record is of this adx's format."""
+def upgrade(record: dict[str, Any]) -> dict[str, Any]:
+    """The record in this adx's format. Raises ValueError for one of a format that it does not read."""
     version = record.get('format_version')
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if isinstance(version, bool) or not isinstance(version, int) or version not in READERS:
         raise ValueError(
-            f'format_version is {version!r} and this adx reads {FORMAT_VERSION}; use the adx that wrote it'
+            f'format_version is {version!r} and this adx reads {", ".join(map(str, READERS))}; '
+            'use the adx that wrote it'
         )
+    return READERS[version](record)
 
 
 def _refuse_constant(name: str) -> None:
@@ -178,7 +182,7 @@ def read_records(directory: epath.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, file in _opened(directory):
             for number, _, record in _finished_lines(path, file):
                 try:
-                    check_version(record)
+                    record = upgrade(record)
                 except ValueError as error:
                     raise WorkdirError(f'{path}:{number}: {error}') from error
                 if not isinstance(record.get('request_id'), str):
@@ -217,6 +221,25 @@ def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
                 os.fsync(torn.fileno())
             cut.append(path.name)
     return cut
+
+
+def drop_records(directory: epath.Path, drop: Callable[[dict[str, Any]], bool]) -> int:
+    """Takes the records for which `drop` holds out of the journals, and unfinished ends; how many records went.
+
+    Each file is replaced whole, so that a restart after a crash finds it as it was or as it is to be. The caller sees
+    to it that nobody appends.
+    """
+    dropped = 0
+    for path, file in _opened(directory):
+        every = [record for _, _, record in _finished_lines(path, file)]
+        kept = [record for record in every if not drop(record)]
+        data = ''.join(f'{to_json(record)}\n' for record in kept).encode()
+        if not data:
+            path.unlink()
+        elif data != path.read_bytes():
+            files.write_private(path, data)
+        dropped += len(every) - len(kept)
+    return dropped
 
 
 def _finished_lines(path: epath.Path, file: IO[bytes]) -> Iterator[tuple[int, int, dict[str, Any]]]:

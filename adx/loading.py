@@ -16,10 +16,11 @@ from adx.datasets.tokenizing import Tokenizer, check_same_vocabulary, load_token
 from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.errors import ConfigError, InputError
 from adx.experiment import Experiment, ModelSource
+from adx.files import cache_directory
 from adx.generation import Models
 from adx.mesh import Layout, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import Params, TransformerConfig, make_model
-from adx.staging import cache_directory, stage
+from adx.staging import stage
 
 ASSETS = pathlib.Path(__file__).parent / 'models' / 'assets'
 FETCH = './tools/demo fetches SmolLM2'

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from adx import directions, files, generation, loading, processes
+from adx import ahead, directions, environments, files, forgetting, generation, loading, processes
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
@@ -26,11 +26,15 @@ STORE_FLUSH_SECONDS = 10.0  # each flush is an object, and all of them are read 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Which share of the requests this process takes; `writes` is False on all but one process of one program."""
+    """Which share of the requests this process takes; `writes` is False on all but one process of one program.
+
+    may_change: go on in an environment that the workdir does not know, see environments.py.
+    """
 
     shard: int = 0
     num_shards: int = 1
     writes: bool = True
+    may_change: bool = False
 
 
 @dataclasses.dataclass
@@ -38,7 +42,8 @@ class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
     left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
-    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers.
+    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the environment, as
+    `environments.changes` says them.
     """
 
     total: int
@@ -50,6 +55,7 @@ class Report:
     seconds: float = 0.0
     occupancy: float = 0.0
     fallbacks: int = 0
+    changes: list[str] = dataclasses.field(default_factory=list)
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -103,6 +109,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         if workdir is None:
             collections.deque(traces, maxlen=0)
             return report
+        report.changes = environments.changes(workdir)
         saver = _Saver(workdir, report, job.totals, progress, guard)
         progress(report, None)
         try:
@@ -139,12 +146,16 @@ def _open(
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
     if experiment.policy is not None:
         workdir.keep_policy(experiments.policy_hash(experiment), experiments.to_json(experiment.policy))
-    known = workdir.rejected()
+    known, is_forgotten = workdir.rejected(), forgetting.is_forgotten(workdir)
     for id_, reason in made.rejected.items():
-        if known.get(id_) != reason:
+        if known.get(id_) != reason and not is_forgotten(id_):
             workdir.reject(id_, reason)
     finished = workdir.finished()
-    return workdir, [id_ for id_ in made.requests if id_ not in finished]
+    left = [id_ for id_ in made.requests if id_ not in finished and not is_forgotten(id_)]
+    if left:  # a complete run may be looked at anywhere
+        owner = f'{place.shard}-of-{place.num_shards}'
+        environments.enter(workdir, owner, environments.current(experiment.mesh), place.may_change)
+    return workdir, left
 
 
 def _digest(experiment: Experiment, made: generation.Requests) -> str:
@@ -159,7 +170,8 @@ def _traces(
     """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
-    models = load_models(experiment, path, job.plan)
+    with ahead.compiling(experiment, job.plan, pending):
+        models = load_models(experiment, path, job.plan)
     processes.check_same('weights', lambda: json.dumps(models.hashes))
     began = time.monotonic()
     for engine, trace in generation.decode(experiment, models, job.made, pending):

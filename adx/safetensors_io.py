@@ -15,6 +15,7 @@ from etils import epath
 from adx.errors import InputError, StorageError
 from adx.files import is_object_store, os_errors
 from adx.staging import building
+from adx.types import is_name
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -52,13 +53,24 @@ def open_directory(directory: epath.Path, rename: Callable[[str], str | None]) -
     if (directory / SINGLE).is_file():
         files = [directory / SINGLE]
     elif (directory / INDEX).is_file():
-        weight_map = read_json(directory / INDEX).get('weight_map') or {}
-        files = [directory / name for name in sorted(set(weight_map.values()))]
+        files = [directory / name for name in _file_names(directory / INDEX)]
     else:
         raise InputError(f'{directory} has neither {SINGLE} nor {INDEX}; other weight files are not read')
     opened = open_files(files, rename)
     meta = (directory / 'config.json', *([directory / INDEX] if len(files) > 1 else []))
     return dataclasses.replace(opened, files=(*meta, *opened.files))
+
+
+def _file_names(index: epath.Path) -> list[str]:
+    """The files of an index, which stand beside it. Raises InputError where it names others."""
+    weight_map = read_json(index).get('weight_map')
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    wrong = [name for name in names if not isinstance(name, str) or not is_name(name)]
+    if wrong or not names:
+        raise InputError(
+            f'{index} names {wrong[0] if wrong else "no files"!r}; weight_map must give a file beside it a tensor'
+        )
+    return sorted(set(names))
 
 
 def open_files(files: list[epath.Path], rename: Callable[[str], str | None] = lambda name: name) -> Weights:

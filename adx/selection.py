@@ -23,7 +23,7 @@ from adx.decoding.ensemble import Ensemble
 from adx.fields import hint
 from adx.grading import stated_answer
 from adx.models.transformer import Model, Params
-from adx.types import Array, check_choice
+from adx.types import NAMING, Array, check_choice, is_name
 
 HOWS = ('first', 'random', 'max_length', 'max_nll', 'max_harm')
 CONTROLS = ('first', 'random')  # no defence: they look at nothing
@@ -73,8 +73,8 @@ def check_selections(selections: Sequence[Selection], arms: Sequence[str], has_p
     taken = list(arms)
     for selection in selections:
         name = selection.name
-        if not name or '/' in name or name in taken:
-            raise ValueError(f'selections has one named {name!r}; it needs a name without "/" that is not of {taken}')
+        if not is_name(name) or name in taken:
+            raise ValueError(f'selections has one named {name!r}; it needs a name that is not of {taken}, {NAMING}')
         taken.append(name)
         if selection.arm not in arms:
             raise ValueError(

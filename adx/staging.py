@@ -14,14 +14,10 @@ from etils import epath
 
 from adx import files
 from adx.errors import InputError, StorageError
+from adx.files import cache_directory
 from adx.orbax_io import ARRAYS
 
-CACHE = 'ADX_CACHE'  # environment variable; the directory of downloaded, converted and staged models
 BLOCK_BYTES = 2**23
-
-
-def cache_directory() -> pathlib.Path:
-    return pathlib.Path(os.environ.get(CACHE) or '~/.cache/adx').expanduser()
 
 
 def stage(source: epath.PathLike) -> epath.Path:

@@ -6,6 +6,8 @@
       rejected/         rows that could not be decoded, and why
       policies/         <hash>.json, every policy that rows were served under
       scores/ selections/   see selecting.py
+      environments/     what tokens depend on beside the experiment, see environments.py
+      forgotten.json    hashes of prompts that were removed, see forgetting.py
       heartbeat/        <shard>-of-<shards>.json, the last one of each process
       locks/
     release/   what may leave: see export.py
@@ -31,19 +33,20 @@ from adx.errors import StorageError, WorkdirError
 from adx.journal import (
     FORMAT_VERSION,
     Journal,
-    check_version,
     cut_torn_tails,
     from_json,
     read_records,
     to_json,
     trace_from_record,
     trace_to_json,
+    upgrade,
 )
 from adx.types import Trace
 
 LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
 SHOWN_DIFFERENCES = 5
 ABSENT = '(absent)'
+EXPIRED = 'expired.json'  # written by retention.py
 PRIVATE_DIRS = ('journal', 'rejected', 'policies', 'heartbeat', 'locks')
 
 
@@ -82,8 +85,7 @@ class Workdir:
                 )
             data = files.read(path)
         try:
-            record = from_json(data)
-            check_version(record)
+            record = upgrade(from_json(data))
         except ValueError as error:
             raise WorkdirError(f'{path} cannot be read: {error}') from error
         return record
@@ -128,9 +130,23 @@ class Workdir:
         return [beat | {'age_seconds': max(0.0, time.time() - beat['time'])} for beat in beats]
 
     def totals(self) -> dict[str, int] | None:
-        """Setting -> number of requests of the whole run, from the latest heartbeat that says; else None."""
+        """Setting -> number of requests of the whole run, from the latest heartbeat that says; else None.
+
+        Those of forgotten prompts are not counted.
+        """
         beats = [beat for beat in self.heartbeats() if 'totals' in beat]
-        return max(beats, key=lambda beat: beat['time'])['totals'] if beats else None
+        if not beats:
+            return None
+        gone = len(self.forgotten()) * self.experiment['experiment'].get('samples', 1)
+        return {name: total - gone for name, total in max(beats, key=lambda beat: beat['time'])['totals'].items()}
+
+    def forgotten(self) -> set[str]:
+        """Which prompts were removed for good, by hash: see forgetting.py. Raises StorageError."""
+        path = self.private / 'forgotten.json'
+        try:
+            return set(from_json(path.read_bytes())['prompts']) if path.exists() else set()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f'{path} cannot be read: {error!r}; restore it, or forget the requests again') from error
 
     def _traces(self) -> Iterator[tuple[str, dict[str, Any]]]:
         return read_records(self.private / 'journal')
@@ -248,6 +264,8 @@ def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -
     record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
     content = json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode()
     files.write_first(workdir.private / 'experiment.json', content)
+    if (workdir.private / EXPIRED).exists():
+        raise WorkdirError(f'the traces of workdir {workdir.path} were removed by age, see {EXPIRED}; give another')
     theirs = workdir.experiment
     if theirs['experiment_hash'] != experiment_hash:
         raise foreign(workdir.path, 'experiment', diff(theirs['experiment'], experiment) or ['only the hashes differ'])

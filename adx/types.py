@@ -228,6 +228,15 @@ def check_range(
         raise ValueError(f'{name} = {value!r} is not allowed; it must be finite and in {bracket}{low:g}, {high:g}]')
 
 
+NAMING = 'without "/" or "\\", printable, of at most 100 bytes, and not beginning with "."'
+
+
+def is_name(name: str) -> bool:
+    """Whether a name can be part of a request id and of a file's name, as NAMING says it."""
+    plain = name.isprintable() and not name.startswith('.') and not set(name) & set('/\\')
+    return plain and 0 < len(name.encode(errors='replace')) <= 100
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)

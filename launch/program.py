@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from adx.errors import BUG, AdxError, ConfigError, StorageError
+from launch import environment
 
 
 def start(main: Callable[[], None]) -> None:
@@ -39,6 +40,10 @@ def parse(argv: list[str]) -> list[str]:
     # JAX narrates which backends are not there, Orbax what it reads and writes; log lines of a run are JSON.
     logging.getLogger('jax').setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
+    try:
+        environment.begin()
+    except ConfigError as error:
+        _end(error)
     return argv
 
 

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 
 from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
-from launch import program
+from launch import environment, program
 from launch.config import load_config
 from launch.interrupts import Interrupts
 
@@ -171,7 +171,8 @@ def place_in_run() -> Any:
 
     from adx import pipeline
 
-    return pipeline.Place(*place_of_process(), not DISTRIBUTED.value or jax.process_index() == 0)
+    writes = not DISTRIBUTED.value or jax.process_index() == 0
+    return pipeline.Place(*place_of_process(), writes, environment.MAY_CHANGE.value)
 
 
 def generate(experiment: Any, path: str, interrupts: Interrupts) -> int:

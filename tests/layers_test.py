@@ -21,11 +21,12 @@ STAGES = {
     'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
-    'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions',
-    'distilling', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'gcs', 'generation', 'gguf_io',
-    'journal', 'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
-    'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'staging', 'storage',
-    'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'workshop',
+    'ahead', 'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions',
+    'distilling', 'environments', 'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'forgetting',
+    'gcs', 'generation', 'gguf_io', 'journal', 'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io',
+    'pipeline', 'policy', 'preparation', 'processes', 'readings', 'retention', 'rewriting', 'safetensors_io',
+    'selecting', 'session', 'settings', 'staging', 'storage', 'study', 'study_traces', 'supervision', 'suspects',
+    'teaching', 'timing', 'training_io', 'transfer', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}
@@ -81,10 +82,22 @@ def test_files_stay_small():
     assert not long
 
 
+def test_every_name_of_adx_is_there_and_another_is_an_error():
+    import adx
+
+    assert all(getattr(adx, name) for name in adx.__all__)
+    assert dir(adx) == adx.__all__ == sorted(adx.__all__)
+    with pytest.raises(AttributeError, match="adx has no 'decoode'"):
+        _ = adx.decoode
+
+
 def test_importing_starts_no_backend_and_loads_what_few_need_later():
     later = {'orbax', 'grain', 'tensorflow_datasets', 'array_record', 'safetensors', 'gguf', 'pyarrow', 'tqdm', 'scipy'}
+    heavy = later | {'jax', 'flax', 'optax', 'tokenizers', 'jinja2'}
     code = (
-        'import sys, adx, launch.run, jax; assert not jax._src.xla_bridge._backends; '
-        f'early = {later} & set(sys.modules); assert not early, early'
+        'import sys, adx, launch.run, launch.program, adx.errors; '
+        f'early = {heavy} & set(sys.modules); assert not early, early; '
+        'adx.Experiment, adx.decode, adx.Gsm8k; import jax; assert not jax._src.xla_bridge._backends; '
+        f'early = {later | {"jinja2"}} & set(sys.modules); assert not early, early'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ADX.parent)

@@ -22,7 +22,7 @@ def store(monkeypatch, tmp_path):
         for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
             monkeypatch.setenv(name, fake.url)
         monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'x')
-        monkeypatch.setenv(staging.CACHE, str(tmp_path / 'cache'))
+        monkeypatch.setenv(files.CACHE, str(tmp_path / 'cache'))
         yield fake
 
 

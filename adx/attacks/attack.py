@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from adx.lessons import RESOURCES, Lesson, Resources, Tally, Transform, finished, prompts_of, shuffled
 from adx.outcomes import ThreatModel
-from adx.types import Prompt, check_choice, check_range
+from adx.types import NAMING, Prompt, check_choice, check_range, is_name
 
 LOSSES = {
     'hard': (),
@@ -94,8 +94,8 @@ class Attack:
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
-        if not self.name or '/' in self.name:
-            raise ValueError(f'Attack.name = {self.name!r} is not allowed; it must be text without "/"')
+        if not is_name(self.name):
+            raise ValueError(f'Attack.name = {self.name!r} is not allowed; it must be text {NAMING}')
         check_choice('Attack.loss', self.loss, tuple(LOSSES))
         check_choice('Attack.knows', self.knows, KNOWS)
         check_range('Attack.longer', self.longer, 0.0, open_low=True)

@@ -10,6 +10,7 @@ from adx.datasets.rows import Messages, Row, Source, customer, read_source, row_
 from adx.datasets.splits import Splits, split_source
 from adx.errors import ConfigError, InputError
 from adx.grading import extract_choice, text_grade
+from adx.types import NAMING, is_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Jsonl(Questions):
     'customer' stands beside 'messages' as it does beside 'question': a policy serves each customer by its licence.
 
     path: a JSONL file, a directory with train.jsonl and test.jsonl, or what `builder.build` made.
-    name: what request ids call the dataset; it holds no '/'.
+    name: what request ids call the dataset, as `types.NAMING` says.
     instruction: follows every question, never a chat.
     skip_bad: goes on at a bad line and counts it in `source()`.
     Splits are the five of splits.py, and 'all': every row in the order of the file, near-duplicates included.
@@ -32,8 +33,8 @@ class Jsonl(Questions):
     skip_bad: bool = False
 
     def source(self) -> Source:
-        if not self.name or '/' in self.name:
-            raise ConfigError(f"dataset.name is {self.name!r}; it must not be empty and must not hold '/'")
+        if not is_name(self.name):
+            raise ConfigError(f'dataset.name is {self.name!r}; it must be text {NAMING}')
         return read_source(self.name, self.path, parse, self.skip_bad)
 
     def splits(self) -> Splits:

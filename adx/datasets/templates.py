@@ -1,98 +1,89 @@
-"""Chat templates: untrusted jinja2 text that turns messages into a prompt, rendered in a sandbox.
+"""Chat templates: untrusted jinja2 text that turns messages into a prompt, rendered in a process of its own.
 
-Renders what transformers' `apply_chat_template` renders, except that a template never reads the clock.
+Renders what transformers' `apply_chat_template` renders, except that a template never reads the clock. The process, see
+template_worker.py, has limits of time and memory; one that is ended by them is replaced at the next rendering.
 """
 
 from __future__ import annotations
 
-import datetime
+import atexit
+import contextlib
 import functools
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
-from adx.errors import AdxError, ConfigError, InputError
+from adx.errors import ConfigError, InputError
 
 Messages = Sequence[Mapping[str, str]]
 
 # Stands for the content of a message when a template is asked what it writes around one.
 _PROBE = 'adxprobe'
+_WORKER = pathlib.Path(__file__).with_name('template_worker.py')
+_KEPT = ('PATH', 'PYTHONPATH', 'PYTHONHOME', 'LD_LIBRARY_PATH')  # variables that an interpreter may need to start
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for a training mask; its body is rendered as it is."""
+class _Renderer:
+    """The process that renders, started when it is first asked."""
 
-    tags = {'generation'}  # noqa: RUF012 - as jinja2 declares it
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(
-            parser.parse_statements(('name:endgeneration',), drop_needle=True), lineno=line
-        )
+    def ask(self, template: str, date: str, context: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Its answer; {'failed': 'limits'} where it ended."""
+        line = json.dumps({'template': template, 'date': date, 'context': context})
+        with self._lock:
+            if self._process is None:
+                self._process = self._start()
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            reply = ''
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(f'{line}\n')
+                self._process.stdin.flush()
+                reply = self._process.stdout.readline()
+            if reply.endswith('\n'):
+                return json.loads(reply)
+            self._end()
+        why = 'it takes more than 2 s of CPU time or 1 GiB of memory, or ended its interpreter'
+        return {'failed': 'limits', 'why': why}
+
+    def _start(self) -> subprocess.Popen[str]:
+        atexit.register(self._end)
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        return subprocess.Popen(
+            [sys.executable, '-P', str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    """Plain JSON: jinja2's own filter escapes HTML characters."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols']
-    )
-    environment.filters['tojson'] = _to_json
-    environment.globals['raise_exception'] = _raise_exception
-    return environment
+_RENDERER = _Renderer()
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(template: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """The compiled template and the names it reads from outside."""
-    environment = _environment()
-    try:
-        names = jinja2.meta.find_undeclared_variables(environment.parse(template))
-        return environment.from_string(template), frozenset(names)
-    except jinja2.TemplateError as error:
-        raise InputError(
-            f'chat template does not parse as jinja2: {_one_line(error)}; fix its text'
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
-
-
-def _clock(date: str) -> Any:
-    """The `strftime_now` of a template: tells `date` (YYYY-MM-DD), so that a prompt is the same tomorrow."""
-
-    def strftime_now(pattern: str) -> str:
-        if not date:
-            raise ConfigError(
-                "the chat template prints today's date, so its prompts would change from day to day; "
-                "set prompting.date to a fixed day such as '2025-01-31'"
-            )
-        try:
-            return datetime.date.fromisoformat(date).strftime(pattern)
-        except ValueError as error:
-            raise ConfigError(f"prompting.date is {date!r}; give a day as '2025-01-31'") from error
-
-    return strftime_now
+def _names(template: str) -> frozenset[str]:
+    """The names that a template reads from outside. Raises InputError where it does not parse."""
+    answer = _RENDERER.ask(template, '', None)
+    if 'failed' in answer:
+        raise InputError(f'chat template does not parse as jinja2: {answer["why"]}; fix its text')
+    return frozenset(answer['names'])
 
 
 def check_arguments(template: str, arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError for an argument that the template never reads (jinja2 would ignore it)."""
-    names = _compile(template)[1]
+    names = _names(template)
     unknown = sorted(set(arguments) - names)
     if unknown:
         raise ConfigError(
@@ -110,23 +101,25 @@ def render_template(
 ) -> str:
     """Renders `messages` ({'role', 'content'}).
 
-    variables: names of special tokens ('bos_token', ...) and template arguments ('enable_thinking', ...).
+    variables: names of special tokens ('bos_token', ...) and template arguments ('enable_thinking', ...), JSON-able.
     date: the day (YYYY-MM-DD) that `strftime_now` tells. Raises InputError for whatever goes wrong in the
     template, `raise_exception` included, and ConfigError when it asks for the date and there is none.
     """
-    compiled, _ = _compile(template)
-    context = {'tools': None, 'documents': None, 'strftime_now': _clock(date), **variables}
     conversation = [dict(message) for message in messages]
-    try:
-        return compiled.render(messages=conversation, add_generation_prompt=add_generation_prompt, **context)
-    except AdxError:
-        raise
-    except Exception as error:  # the template is a program of somebody else's: any exception is its own
-        roles = [message.get('role') for message in conversation]
-        raise InputError(
-            f'chat template refuses messages of roles {roles}: {_one_line(error)}; change the messages or '
-            'prompting.system, or give another template as prompting.template'
-        ) from error
+    context = {'tools': None, 'documents': None, **variables}
+    context |= {'messages': conversation, 'add_generation_prompt': add_generation_prompt}
+    answer = _RENDERER.ask(template, date, context)
+    if 'text' in answer:
+        return answer['text']
+    if answer['failed'] == 'date':
+        raise ConfigError(answer['why'])
+    if answer['failed'] == 'parse':
+        raise InputError(f'chat template does not parse as jinja2: {answer["why"]}; fix its text')
+    roles = [message.get('role') for message in conversation]
+    raise InputError(
+        f'chat template refuses messages of roles {roles}: {answer["why"]}; change the messages or '
+        'prompting.system, or give another template as prompting.template'
+    )
 
 
 def closing(template: str, variables: Mapping[str, Any], date: str = '') -> str:

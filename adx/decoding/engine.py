@@ -14,7 +14,7 @@ from jax import lax
 from adx.automata import Spans
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches, Ensemble, Weights
-from adx.decoding.slots import Slots, StopFn, request_rows
+from adx.decoding.slots import Slots, StopFn, bucket_of, request_rows
 from adx.errors import ConfigError, InputError
 from adx.types import Array, Completion, Defence, Request, RequestId, Sampling
 
@@ -177,6 +177,18 @@ class Engine:
             rows, caches, *_ = self._chunk(self.weights, rows, caches, self.constants)
         jax.block_until_ready(self.resize(caches, config.cache_lengths[0]))
 
+    def compile(self, requests: Sequence[Request]) -> None:
+        """Compiles what `generate` needs for the requests with the shortest caches that hold prompts of their lengths,
+        into jax's persistent cache. The weights may be shapes."""
+        size, config = self.config.prefill_rows, self.config
+        idle = dataclasses.replace(requests[0], tokens=(0,))
+        rows, caches = _shaped(self._start, jax.tree.map(np.float32, idle.defence))
+        new, at = request_rows([idle] * size, 0), np.zeros(size, np.int32)
+        for bucket in sorted({bucket_of(len(request.tokens), config.buckets) for request in requests}):
+            prefix = _shaped(self._prefill, self.weights, np.zeros((size, bucket), np.int32))
+            rows, caches = _shaped(self._insert, rows, caches, new, prefix, at, at)
+        _shaped(self._chunk, self.weights, rows, caches, self.constants)
+
     def compiled_programs(self) -> int:
         """How many programs were compiled so far. It stays put after `warm_up`, and where there are no short caches
         after one request per bucket."""
@@ -222,6 +234,17 @@ class Engine:
         if len(structures) > 1:
             raise ConfigError(f'one engine serves one defence structure, got {sorted(map(str, structures))}')
         yield from Slots(self, requests, stop_fn).completions()
+
+
+def _shaped(program: Any, *arguments: Any) -> Any:
+    """Compiles a program; the shapes and places of its results."""
+    lowered = program.lower(*arguments)
+    places = lowered.compile().output_shardings
+
+    def leaf(x: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    return jax.tree.map(leaf, lowered.out_info, places)
 
 
 def _resized(x: Array, length: int, axis: int, sharding: jax.sharding.Sharding) -> Array:

@@ -83,7 +83,7 @@ class Slots:
 
     def prefill(self, batch: list[list[Request]]) -> _Prefix:
         config = self.engine.config
-        length = _bucket(len(batch[0][0].tokens), config.buckets)
+        length = bucket_of(len(batch[0][0].tokens), config.buckets)
         tokens_BL = np.zeros((config.prefill_rows, length), np.int32)
         for b, samples in enumerate(batch):
             prompt = samples[0].tokens
@@ -121,7 +121,7 @@ class Slots:
         """How many columns of the cache a row has filled after the next chunk at most."""
         config, length = self.engine.config, len(live.request.tokens)
         new = min(live.dispatched + config.chunk, live.request.max_new_tokens)
-        return max(length - 1 + new, _bucket(length, config.buckets))
+        return max(length - 1 + new, bucket_of(length, config.buckets))
 
     def dispatch(self) -> _Chunk:
         engine = self.engine
@@ -183,7 +183,7 @@ class Slots:
             occupancy.busy_slot_steps += slot_steps
 
 
-def _bucket(length: int, buckets: Sequence[int]) -> int:
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if length <= bucket)
 
 
@@ -194,7 +194,7 @@ def _prefill_batches(requests: Sequence[Request], config: DecodeConfig) -> colle
         by_prompt[request.tokens].append(request)
     by_bucket: dict[int, list[list[Request]]] = collections.defaultdict(list)
     for tokens, samples in by_prompt.items():
-        by_bucket[_bucket(len(tokens), config.buckets)].append(samples)
+        by_bucket[bucket_of(len(tokens), config.buckets)].append(samples)
     size = config.prefill_rows
     return collections.deque(
         group[i : i + size] for _, group in sorted(by_bucket.items()) for i in range(0, len(group), size)

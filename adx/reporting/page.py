@@ -29,7 +29,7 @@ class Facts:
     """What the report says besides its figures. readings: of the test split; samples: traces to look at.
 
     proxies: arm -> families of its proxies, for the matrix against the students' families. transfer: (arm, proxy,
-    model, rank correlation with its interval) of the transfer matrix.
+    model, rank correlation with its interval) of the transfer matrix. environments: changes of what tokens depend on.
     """
 
     testbed: str
@@ -41,6 +41,7 @@ class Facts:
     samples: Sequence[Sample] = ()
     transfer: Sequence[tuple[str, str, str, str]] = ()
     proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    environments: Sequence[str] = ()
 
 
 def sentence(rows: Sequence[Row], testbed: str) -> str:

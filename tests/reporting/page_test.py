@@ -44,13 +44,15 @@ def test_the_page_parses_loads_nothing_and_escapes():
     given = [dataclasses.replace(o, arm=evil) if o.arm == 'hot' else o for o in outcomes()]
     found = rows(given)
     samples = [Sample(evil, '4', {evil: (evil, True), 'plain': ('4', False)})]
-    text = page(found, given, VERDICTS, dataclasses.replace(FACTS, testbed=evil, samples=samples))
+    text = page(found, given, VERDICTS, dataclasses.replace(FACTS, testbed=evil, samples=samples, environments=[evil]))
     reader = Reader()
     reader.feed(text.replace('<!doctype html>', ''))
     assert not reader.open
     assert not {'script', 'link', 'img'} & {tag for tag, _ in reader.tags}
     assert not {'src', 'href'} & {name for _, attrs in reader.tags for name in attrs}
     assert evil not in text
+    assert 'Decoded in another environment' in text
+    assert "content=\"default-src 'none'; style-src 'unsafe-inline'\"" in text
     assert '&lt;script&gt;' in text
     assert text.count('<th scope="row">' + 'damage_attacked') == sum(r.figure == 'damage_attacked' for r in found)
     assert len([t for t in reader.tags if t[0] == 'svg']) == 2

@@ -1,0 +1,197 @@
+"""Removes a request from a workdir: all samples and settings of its prompt, from private files and the release.
+
+    private/forgotten.json   hashes of the prompts that were removed, written first: nobody decodes them again, and what
+                             was stopped halfway goes on when it is run again
+
+A request is named by the first three parts of its id, dataset/split/row; what follows in a longer id is left out, since
+samples and settings of one prompt hold the same words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from adx import export, files, journal, locks, rewriting, storage
+from adx.errors import InputError, StorageError
+from adx.journal import FORMAT_VERSION, from_json, to_json
+from adx.storage import Workdir
+
+FORGOTTEN = 'forgotten.json'
+PARTS = 3  # of a request id, that name the prompt
+BEYOND = (
+    'copies of the release and of pages (show_traces, blind_review, report) that were taken elsewhere',
+    'backups, snapshots and old versions of files or objects',
+)
+
+
+@dataclasses.dataclass
+class Found:
+    """What was removed, a line each, and what stays or has to be done by hand."""
+
+    removed: list[str] = dataclasses.field(default_factory=list)
+    left: list[str] = dataclasses.field(default_factory=list)
+
+
+def prompt_of(request_id: str) -> str:
+    """The first three parts of a request id. Raises InputError where it has fewer, or an empty one."""
+    parts = request_id.split('/')[:PARTS]
+    if len(parts) < PARTS or not all(parts):
+        raise InputError(f'request id {request_id!r} names no prompt; give dataset/split/row, as traces have it')
+    return '/'.join(parts)
+
+
+def _hash(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def is_forgotten(workdir: Workdir) -> Callable[[str], bool]:
+    """Whether a request id is of a prompt that was removed."""
+    gone = workdir.forgotten()
+    return lambda id_: bool(gone) and _hash(prompt_of(id_)) in gone
+
+
+def forget(path: epath.PathLike, request_id: str) -> Found:
+    """Removes the request from a workdir and those inside it, and says what it could not undo.
+
+    Stopped at any moment the same call goes on. Raises InputError where nothing is known of the request, WorkdirError
+    while a process works in a workdir.
+    """
+    prompt, found = prompt_of(request_id), Found()
+    places = list(inside(Workdir(path)))
+    if not places:
+        _ = Workdir(path).experiment  # says that it is no workdir
+    with contextlib.ExitStack() as stack, files.os_errors(StorageError, f'{path} was not cleaned'):
+        stack.enter_context(alone([Workdir(path), *places]))
+        known = [place for place in places if _knows(place, prompt)]
+        if not known:
+            raise InputError(f'{path} has nothing of request {prompt!r}; check the id, its parts are dataset/split/row')
+        for place in places:
+            if place in known or place.experiment['experiment'].get('split') == prompt.split('/')[1]:
+                _note(place, prompt)
+        for place in known:
+            _remove(place, prompt, found)
+        _remove_report(Workdir(path), found)
+    for place in known:
+        _release(place, found)
+        _say_what_stays(place, found)
+    _say_what_learnt(Workdir(path), found)
+    found.left += BEYOND
+    return found
+
+
+def inside(workdir: Workdir) -> Iterator[Workdir]:
+    """The workdir, if it is one itself, and those of holdout traces and of a study's seeds within it."""
+    if (workdir.private / 'experiment.json').exists():
+        yield workdir
+    seeds = workdir.private / 'seeds'
+    nested = [workdir.private / 'holdout', *(sorted(seeds.iterdir()) if seeds.exists() else ())]
+    for place in nested:
+        if place.exists():
+            yield from inside(Workdir(place))
+
+
+@contextlib.contextmanager
+def alone(workdirs: Sequence[Workdir]) -> Iterator[None]:
+    """Nobody begins to write the workdirs meanwhile. Raises WorkdirError naming who does already."""
+    places = {workdir.path: workdir for workdir in workdirs if (workdir.private / 'locks').exists()}
+    with contextlib.ExitStack() as stack:
+        for workdir in places.values():
+            _take(workdir, stack)
+        yield
+
+
+def _take(workdir: Workdir, stack: contextlib.ExitStack) -> None:
+    place = workdir.private / 'locks'
+    stack.enter_context(locks.exclusive(place / 'setup'))
+    for path in files.list_files(place, '.lock'):
+        if path.name not in ('select.lock', 'rewrite.lock'):
+            locks.check_free(path, f'workdir {workdir.path}, {path.name.removesuffix(".lock")},')
+    for stage in ('select', 'rewrite'):
+        stack.enter_context(storage.held(workdir, stage, ()))
+
+
+def _is_of(prompt: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda record: record['request_id'].startswith(f'{prompt}/')
+
+
+def _knows(workdir: Workdir, prompt: str) -> bool:
+    """Whether it has records of the prompt, or has begun to forget it."""
+    records = (record for name in ('journal', 'rejected') for _, record in journal.read_records(workdir.private / name))
+    return _hash(prompt) in workdir.forgotten() or any(map(_is_of(prompt), records))
+
+
+def _note(workdir: Workdir, prompt: str) -> None:
+    hashes = sorted(workdir.forgotten() | {_hash(prompt)})
+    record = {'format_version': FORMAT_VERSION, 'prompts': hashes}
+    files.write_private(workdir.private / FORGOTTEN, to_json(record).encode())
+
+
+def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
+    private = workdir.private
+    journals = [private / 'journal', private / 'rejected', private / 'scores' / 'nll', private / 'scores' / 'harm']
+    journals += [private / 'rewrites' / name for name in rewriting.names(workdir)]
+    for directory in journals:
+        if count := journal.drop_records(directory, _is_of(prompt)):
+            found.removed.append(f'{directory}: {count} records')
+    for name in workdir.selections():
+        choices = workdir.selection(name)
+        kept = [choice for choice in choices if choice['prompt'] != prompt]
+        if len(kept) < len(choices):
+            place = private / 'selections' / f'{name}.jsonl'
+            files.write_private(place, ''.join(f'{to_json(choice)}\n' for choice in kept).encode())
+            found.removed.append(f'{place}: its choice')
+
+
+def _remove_report(workdir: Workdir, found: Found) -> None:
+    """The report shows traces, and its figures count them."""
+    for name in ('report.html', 'report.json'):
+        place = workdir.private / 'report' / name
+        if place.exists():
+            place.unlink()
+            found.removed.append(f'{place}: as a whole; make it anew with --stages=report')
+
+
+def _release(workdir: Workdir, found: Found) -> None:
+    """Writes the release again from what is left, or takes it away where that cannot be."""
+    if not files.is_object_store(workdir.path):
+        for name in ('export.new', 'export.old'):  # of an export that was killed
+            shutil.rmtree(workdir.private / name, ignore_errors=True)
+    if not workdir.release.exists():
+        return
+    try:
+        recipe = from_json((workdir.private / 'export.json').read_bytes())['recipe']
+        export.export(workdir.path, **recipe)
+        found.removed.append(f'{workdir.release}: written again without it')
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+        workdir.release.rmtree()
+        again = f'python -m tools.export_traces --workdir={workdir.path}'
+        found.removed.append(f'{workdir.release}: as a whole ({error}); write it again with {again}')
+
+
+def _say_what_stays(workdir: Workdir, found: Found) -> None:
+    data = workdir.experiment['experiment'].get('dataset') or {}
+    named = f'{data.get("type", "")!r} {data.get("path", "")!r}'
+    found.left.append(f'the data set {named} of {workdir.path} has the prompt')
+    above = workdir.path.parent  # a holdout workdir stands in private/ of the one whose directions it serves
+    if workdir.path.name == 'holdout' and (above / 'directions').exists():
+        found.left.append(
+            f'{above / "directions"} was taken on it, and so were tokens served along it; delete it and '
+            'run --stages=prepare for a new one'
+        )
+
+
+def _say_what_learnt(workdir: Workdir, found: Found) -> None:
+    names = [record['request_id'] for _, record in journal.read_records(workdir.private / 'outcomes')]
+    if names:
+        found.left.append(
+            f'{len(names)} students are graded in {workdir.private / "outcomes"}; those trained before now may have '
+            'learnt from it, and figures of quality count it: run the study in a new workdir where that matters'
+        )
+    found.left.append('models trained on these traces outside of adx')

@@ -1,0 +1,73 @@
+"""Removes the private traces of runs that nobody went on with for some days.
+
+    private/expired.json   when and by which rule, written first: the workdir is not continued, and what was stopped
+                           halfway goes on when it is run again
+
+What holds words of requests goes: traces, rejected rows, scores, selections, rewrites, holdout traces, directions and
+reports. The experiment, policies, environments and figures stay, and so does release/, which left by decision.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+
+from etils import epath
+
+from adx import files, locks
+from adx.errors import ConfigError, StorageError
+from adx.forgetting import alone, inside
+from adx.journal import FORMAT_VERSION, to_json
+from adx.storage import EXPIRED, Workdir
+
+DAY = 86400.0  # seconds
+GOES = (
+    'journal', 'rejected', 'scores', 'selections', 'rewrites', 'directions', 'report', 'evolved', 'export.new',
+    'export.old',
+)  # fmt: skip
+
+
+def age(workdir: Workdir) -> float:
+    """Days since the last heartbeat of any process, else since the workdir was made."""
+    times = [beat['time'] for beat in workdir.heartbeats()]
+    made = datetime.datetime.fromisoformat(workdir.experiment['created']).timestamp()
+    return (time.time() - max(times, default=made)) / DAY
+
+
+def expire(path: epath.PathLike, days: float) -> list[str]:
+    """Removes what is older than so many days, of the workdir and those inside it; a line for each workdir.
+
+    Raises ConfigError for a number of days that is none, WorkdirError while a process works in the workdir.
+    """
+    if not 0 < days < 36500:
+        raise ConfigError(f'--retention_days={days:g} is not allowed; it must be more than 0 and less than 36500')
+    places, lines = list(inside(Workdir(path))), []
+    if not places:
+        _ = Workdir(path).experiment  # says that it is no workdir
+    ages = {place.path: age(place) for place in places}
+    with alone([Workdir(path), *places]), files.os_errors(StorageError, f'{path} was not cleaned'):
+        for place in places:
+            if ages[place.path] <= days:
+                lines.append(f'{place.path}: stays, it is {ages[place.path]:.1f} days old')
+            else:
+                lines.append(f'{place.path}: {_expire(place, days)}, it was {ages[place.path]:.1f} days old')
+        if min(ages.values()) > days:  # a study's own pages show traces of all its seeds
+            _remove(Workdir(path), ('report',))
+    return lines
+
+
+def _expire(workdir: Workdir, days: float) -> str:
+    count, place = len(workdir.finished()), workdir.private / EXPIRED
+    if not place.exists():
+        record = {'format_version': FORMAT_VERSION, 'retention_days': days, 'traces': count, 'removed': locks.utc_now()}
+        files.write_private(place, to_json(record).encode())
+    _remove(workdir, GOES)
+    return f'{count} traces and what was made of them were removed'
+
+
+def _remove(workdir: Workdir, names: tuple[str, ...]) -> None:
+    for name in names:
+        place = workdir.private / name
+        if place.exists():
+            place.rmtree() if files.is_object_store(place) else shutil.rmtree(place)

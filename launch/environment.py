@@ -1,0 +1,90 @@
+"""What every program does before its work: files of its own only, compiled programs kept, nothing fetched unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import platform
+import stat
+import sys
+from typing import Any
+
+from absl import flags
+
+from adx.errors import ConfigError
+from adx.files import cache_directory
+
+COMPILE_CACHE = flags.DEFINE_string(
+    'compile_cache', '', 'Where compiled programs are kept, local or gs://; "none" keeps none. '
+    'Else JAX_COMPILATION_CACHE_DIR, else programs/ in the cache of models.',
+)  # fmt: skip
+MAY_CHANGE = flags.DEFINE_bool(
+    'allow_environment_change', False,
+    'Go on with a workdir under another jax, adx, device or mesh: tokens may differ at near ties. It is reported.',
+)  # fmt: skip
+# Libraries beside adx that would ask a service by themselves; who wants that says so in the environment.
+SECONDS = 0.2  # of compilation, from which a program is kept
+OFFLINE = {
+    'HF_HUB_OFFLINE': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TRANSFORMERS_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1',
+    'WANDB_MODE': 'disabled',
+}  # fmt: skip
+
+
+def begin() -> None:
+    """Called once, after flags are parsed. Raises ConfigError for a compile cache that others could have written."""
+    os.umask(0o077)
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    keep_programs(COMPILE_CACHE.value)
+
+
+def keep_programs(place: str) -> None:
+    """Makes jax keep compiled programs in a directory, `place` or a default; 'none' keeps none. Starts no backend.
+
+    A program is found by its code, its flags and the versions and devices that it is for, so any number of runs and
+    replicas share a directory; the first that is there stays. Under --distributed process 0 alone writes. A file that a
+    killed process left half written is not taken: that program is compiled again, with a warning of jax.
+    """
+    if place == 'none':
+        _tell_jax('jax_enable_compilation_cache', False)
+        return
+    if not place and os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        return
+    place = os.path.expanduser(place or str(cache_directory() / 'programs' / _processor()))
+    if '://' not in place:
+        _make_private(place)
+    _tell_jax('jax_compilation_cache_dir', place)
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        _tell_jax('jax_persistent_cache_min_compile_time_secs', SECONDS)
+
+
+def _tell_jax(name: str, value: Any) -> None:
+    """As a variable, for processes that start later and where jax is not loaded yet."""
+    os.environ[name.upper()] = str(value)
+    if 'jax' in sys.modules:
+        sys.modules['jax'].config.update(name, value)
+
+
+def _processor() -> str:
+    """Names what the host can compute: jax finds programs for its CPU by the name 'cpu' alone."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    able = next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+    return hashlib.sha256(f'{platform.machine()} {able}'.encode()).hexdigest()[:12]
+
+
+def _make_private(place: str) -> None:
+    """What is in there is run: nobody else may have put it there."""
+    try:
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        about: Any = os.stat(place)
+    except OSError as error:
+        raise ConfigError(f'--compile_cache={place} cannot be made: {error.strerror}; name another, or none') from error
+    if about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f'--compile_cache={place} may be written by others, and what is in it is run; run: chmod 700 {place}, or '
+            'name a directory of your own, or none'
+        )

@@ -1,0 +1,215 @@
+"""A forgotten request is gone from every file, also after a kill, and nothing else is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from adx import export, forgetting, retention, storage
+from adx.errors import ConfigError, InputError, WorkdirError
+from adx.journal import FORMAT_VERSION
+from adx.storage import Workdir
+from adx.types import RequestId
+from tests.export_test import read_chat, read_parquet, read_tfds
+from tests.storage_test import make_trace, open_workdir
+from tools import forget as program
+
+GONE, SECRET = 'gsm8k/test/1', 'Question 1?'
+READERS = {'chat': read_chat, 'parquet': read_parquet, 'tfds': read_tfds}
+EXPERIMENT = {'samples': 2, 'split': 'test', 'dataset': {'type': 'jsonl', 'path': 'data/asked.jsonl'}}
+
+
+def trace(row: int, sample: int, setting: str):
+    one = make_trace(row, setting)
+    return dataclasses.replace(one, request_id=str(RequestId.parse(one.request_id)._replace(sample=sample)))
+
+
+def write(place: pathlib.Path, *records: dict) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(''.join(json.dumps({'format_version': FORMAT_VERSION} | one) + '\n' for one in records))
+
+
+def make(path: pathlib.Path) -> Workdir:
+    """Rows 1, 2 and 11 under two arms, two samples each; scores, a selection and a rewrite of them."""
+    rows = (1, 2, 11)
+    with open_workdir(path, EXPERIMENT) as workdir:
+        workdir.append([trace(row, sample, arm) for row in rows for sample in (0, 1) for arm in ('plain', 'poe')])
+        workdir.reject('gsm8k/test/1/0/other', f'too long: {SECRET}')
+        workdir.heartbeat({'totals': {'plain': 6, 'poe': 6}})
+    ids = [trace(row, 0, 'plain').request_id for row in rows]
+    private = path / 'private'
+    write(private / 'scores' / 'nll' / 'select.a.jsonl', *({'request_id': id_, 'scores': [1.0]} for id_ in ids))
+    write(private / 'selections' / 'short.jsonl', *(
+        {'prompt': id_.rsplit('/', 2)[0], 'request_id': id_, 'sample': 0, 'how': 'max_length', 'candidates': []}
+        for id_ in ids
+    ))  # fmt: skip
+    (private / 'rewrites' / 'said').mkdir(parents=True)
+    (private / 'rewrites' / 'said' / 'identity.json').write_text(json.dumps({'rewrite': {'of': 'plain'}}))
+    refused = {'accepted': None, 'refusals': []}
+    write(private / 'rewrites' / 'said' / 'rewrite.a.jsonl', *(
+        {'request_id': id_, 'text': f'Of question {row}?'} | refused for id_, row in zip(ids, rows, strict=True)
+    ))  # fmt: skip
+    return Workdir(path)
+
+
+def holding(path: pathlib.Path, *words: str) -> list[str]:
+    """The files under a directory that hold any of the words."""
+    found = [pathlib.Path(root) / name for root, _, names in os.walk(path) for name in names]
+    return sorted(str(one.relative_to(path)) for one in found if any(word in one.read_text() for word in words))
+
+
+def test_all_samples_and_settings_go_and_others_stay(tmp_path):
+    workdir = make(tmp_path)
+    assert holding(tmp_path, GONE + '/', SECRET)
+    found = forgetting.forget(tmp_path, f'{GONE}/0/plain')  # the rest of a longer id is left out
+    assert holding(tmp_path, GONE + '/', SECRET) == []
+    assert {RequestId.parse(id_).row for id_ in workdir.finished()} == {'2', '11'}
+    assert len(workdir.finished()) == 8
+    assert workdir.totals() == {'plain': 4, 'poe': 4}
+    assert [one['prompt'] for one in workdir.selection('short')] == ['gsm8k/test/2', 'gsm8k/test/11']
+    assert any('journal: 4 records' in line for line in found.removed)
+    assert any('data/asked.jsonl' in line for line in found.left)
+    assert any('backups' in line for line in found.left)
+    assert (tmp_path / 'private' / 'forgotten.json').read_text().count(hashlib.sha256(GONE.encode()).hexdigest()) == 1
+    is_forgotten = forgetting.is_forgotten(workdir)
+    assert is_forgotten(f'{GONE}/1/poe')
+    assert not is_forgotten('gsm8k/test/11/0/plain')
+    again = forgetting.forget(tmp_path, GONE)
+    assert again.removed == []
+
+
+@pytest.mark.parametrize('out_format', ['chat', 'parquet', 'tfds'])
+def test_the_release_is_written_again_without_it(tmp_path, out_format):
+    make(tmp_path)
+    export.export(tmp_path, out_format, 'plain', 'cc-by-4.0')
+
+    def released() -> set[str]:
+        return {row['id'] for row in READERS[out_format](tmp_path / 'release')}
+
+    assert f'{GONE}/0' in released()
+    found = forgetting.forget(tmp_path, GONE)
+    assert released() == {f'gsm8k/test/{row}/{sample}' for row in (2, 11) for sample in (0, 1)}
+    assert any('written again' in line for line in found.removed)
+
+
+@pytest.mark.parametrize('damage', ['{}', 'nonsense', '{"recipe": {"setting": "gone"}}'])
+def test_a_release_that_cannot_be_written_again_is_withdrawn(tmp_path, damage):
+    make(tmp_path)
+    export.export(tmp_path, 'chat', 'plain', 'cc-by-4.0')
+    (tmp_path / 'private' / 'export.json').write_text(damage)
+    found = forgetting.forget(tmp_path, GONE)
+    assert not (tmp_path / 'release').exists()
+    assert any('python -m tools.export_traces' in line for line in found.removed)
+
+
+def test_killed_anywhere_it_goes_on(tmp_path, monkeypatch):
+    """Every replacement of a file fails once, with what was done before it left in place."""
+    make(tmp_path)
+    replace, left = os.replace, [0]
+
+    def failing(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, 'replace', failing)
+    for allowed in range(20):
+        left[0] = allowed
+        try:
+            forgetting.forget(tmp_path, GONE)
+            break
+        except KeyboardInterrupt:
+            assert Workdir(tmp_path).forgotten() or not allowed
+    assert 3 < allowed < 20
+    assert holding(tmp_path, GONE + '/', SECRET) == []
+    assert len(Workdir(tmp_path).finished()) == 8
+
+
+def test_seeds_and_holdout_traces_inside_a_study_are_cleaned_and_its_report_goes(tmp_path):
+    seeds = tmp_path / 'private' / 'seeds'
+    first, second = make(seeds / '0'), make(seeds / '1')
+    holdout = make(seeds / '0' / 'private' / 'holdout')
+    (seeds / '0' / 'private' / 'directions').mkdir()
+    report = tmp_path / 'private' / 'report' / 'report.html'
+    report.parent.mkdir()
+    report.write_text(SECRET)
+    write(tmp_path / 'private' / 'outcomes' / 'distil.a.jsonl', {'request_id': '0/student/sft'})
+    found = forgetting.forget(tmp_path, GONE)
+    assert holding(tmp_path, GONE + '/', SECRET) == []
+    assert not report.exists()
+    assert [len(one.finished()) for one in (first, second, holdout)] == [8, 8, 8]
+    assert any('1 students are graded' in line for line in found.left)
+    assert any('directions was taken on it' in line for line in found.left)
+
+
+@pytest.mark.parametrize('id_', ['', 'gsm8k', 'gsm8k/test', 'gsm8k//1', '/test/1', 'gsm8k/test/7', '../../x'])
+def test_an_id_that_names_nothing_removes_nothing(tmp_path, id_):
+    workdir = make(tmp_path)
+    with pytest.raises(InputError):
+        forgetting.forget(tmp_path, id_)
+    assert len(workdir.finished()) == 12
+    assert not workdir.forgotten()
+
+
+def test_a_workdir_at_work_is_refused_and_what_is_none_is_named(tmp_path):
+    make(tmp_path / 'run')
+    with open_workdir(tmp_path / 'run', EXPERIMENT), pytest.raises(WorkdirError, match='0-of-1'):
+        forgetting.forget(tmp_path / 'run', GONE)
+    with (
+        storage.held(Workdir(tmp_path / 'run'), 'rewrite', ()),
+        pytest.raises(WorkdirError, match='rewrite'),
+    ):
+        forgetting.forget(tmp_path / 'run', GONE)
+    with pytest.raises(WorkdirError, match='is no workdir'):
+        forgetting.forget(tmp_path / 'none', GONE)
+
+
+def test_old_runs_lose_their_traces_and_are_not_continued(tmp_path, monkeypatch):
+    workdir = make(tmp_path)
+    export.export(tmp_path, 'chat', 'plain', 'cc-by-4.0')
+    (line,) = retention.expire(tmp_path, 30)
+    assert 'stays, it is 0.0 days old' in line
+    assert len(workdir.finished()) == 12
+    now = retention.time.time()
+    monkeypatch.setattr(retention.time, 'time', lambda: now + 31 * retention.DAY)
+    (line,) = retention.expire(tmp_path, 30)
+    assert '12 traces' in line
+    assert holding(tmp_path / 'private', 'Question', 'gsm8k/test/') == []
+    assert (tmp_path / 'release').exists()
+    record = json.loads((tmp_path / 'private' / 'expired.json').read_text())
+    assert (record['traces'], record['retention_days']) == (12, 30)
+    with pytest.raises(WorkdirError, match='removed by age'), open_workdir(tmp_path, EXPERIMENT):
+        pass
+    retention.expire(tmp_path, 30)
+    assert json.loads((tmp_path / 'private' / 'expired.json').read_text()) == record
+
+
+@pytest.mark.parametrize('days', [0, -1, float('nan'), float('inf')])
+def test_days_that_are_none_remove_nothing(tmp_path, days):
+    workdir = make(tmp_path)
+    with pytest.raises(ConfigError, match='--retention_days'):
+        retention.expire(tmp_path, days)
+    assert len(workdir.finished()) == 12
+
+
+def test_the_program_says_what_it_removed_and_what_stays(tmp_path, capsys):
+    make(tmp_path)
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(workdir=str(tmp_path), request_id=GONE):
+        program.main()
+    removed, left = capsys.readouterr().out.split('cannot be undone here:')
+    assert 'journal: 4 records' in removed
+    assert 'models trained on these traces' in left
+    with flagsaver.flagsaver(workdir=str(tmp_path), retention_days=30.0):
+        program.main()
+    assert 'stays' in capsys.readouterr().out
+    with flagsaver.flagsaver(workdir=str(tmp_path)), pytest.raises(ConfigError, match='either'):
+        program.main()

@@ -1,0 +1,73 @@
+"""Workdirs of every format that is read stay readable: the files in goldens/workdir_v* are never written again."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import pytest
+
+from adx import environments, export, forgetting, journal, rewriting, storage
+from adx.errors import WorkdirError
+from adx.journal import FORMAT_VERSION, READERS
+from adx.storage import Workdir
+from tests.storage_test import make_trace
+
+GOLDENS = sorted((pathlib.Path(__file__).parent / 'goldens').glob('workdir_v*'))
+DIGEST = '238b42100c0469676b61d37996badecb'  # of the traces in all of them
+
+
+def test_there_is_one_of_every_format_and_the_previous_is_read():
+    assert [path.name for path in GOLDENS] == [f'workdir_v{version}' for version in READERS]
+    assert {FORMAT_VERSION, max(1, FORMAT_VERSION - 1)} <= set(READERS)
+    assert make_trace(1).format_version == FORMAT_VERSION
+
+
+@pytest.mark.parametrize('golden', GOLDENS, ids=lambda path: path.name)
+def test_everything_in_it_is_read(golden):
+    workdir = Workdir(golden)
+    traces = list(workdir.traces())
+    assert storage.digest(storage.hashes(golden)).startswith(DIGEST)
+    first = next(trace for trace in traces if trace.request_id == 'gsm8k/test/1/0/poe')
+    assert first.text == 'Because 0. 1 ✓'
+    assert first.statistics == {'kl': [0.0, 0.25, 1e-9], 'intervened': [False, True, False]}
+    assert (first.defence['gamma'], first.customer, first.policy) == (0.3, 'acme', 'p1')
+    assert workdir.rejected() == {'gsm8k/test/3/0/plain': 'it has 900 tokens and 320 fit'}
+    assert [one['sample'] for one in workdir.selection('long')] == [1, 1]
+    said = list(rewriting.rewritten(workdir, 'said'))
+    assert [trace.text for trace in said] == ['Because 0. 1 ✓', 'So. 1', 'Because 0. 2 ✓', 'So. 2']
+    state = storage.status(golden)
+    assert (state['done'], state['rejected'], state['total'], state['running']) == (8, 1, 9, 0)
+    assert [line.split(': ', 1)[1] for line in environments.changes(workdir)] == ['jax: 0.10.2 -> 0.11.0']
+    assert workdir.forgotten() == set()
+
+
+@pytest.mark.parametrize('golden', GOLDENS, ids=lambda path: path.name)
+def test_it_is_continued_released_and_cleaned(golden, tmp_path):
+    path = tmp_path / 'run'
+    shutil.copytree(golden, path)
+    stored = Workdir(path).experiment
+    with Workdir.open(path, stored['experiment'], stored['experiment_hash']) as workdir:
+        workdir.append([make_trace(9)])
+    assert len(Workdir(path).finished()) == 9
+    assert (export.export(path, 'chat', 'long', 'cc-by-4.0', 'public') / 'traces.jsonl').exists()
+    forgetting.forget(path, 'gsm8k/test/1')
+    assert len(Workdir(path).finished()) == 5
+
+
+@pytest.mark.parametrize('version', [0, 2, '1', True, None, 1.0])
+def test_another_format_is_refused_by_name(tmp_path, version):
+    path = tmp_path / 'run'
+    shutil.copytree(GOLDENS[0], path)
+    (file,) = (path / 'private' / 'journal').iterdir()
+    file.write_text(file.read_text().replace('"format_version":1', f'"format_version":{journal.json.dumps(version)}'))
+    with pytest.raises(WorkdirError, match='this adx reads 1; use the adx that wrote it'):
+        list(Workdir(path).traces())
+
+
+def test_an_older_record_goes_through_its_reader(monkeypatch):
+    """As it will once there are two formats."""
+    old = {'format_version': 0, 'id': 'a'}
+    reader = lambda record: {'format_version': 1, 'request_id': record['id']}  # noqa: E731
+    monkeypatch.setitem(journal.READERS, 0, reader)
+    assert journal.upgrade(old) == {'format_version': 1, 'request_id': 'a'}

@@ -1,0 +1,95 @@
+"""Measures how long the first token takes when nothing is compiled, and when all is: cold and warm starts.
+
+    python -m tools.bench.cold_start                    # appends to tools/bench/results/cold_start.json
+    python -m tools.bench.cold_start --tries=1 --config=configs/demo.py
+
+Each start is a run of its own of one prompt and one token, from the command to its end: an interpreter, imports,
+weights, programs, one token, the journal. Cold has an empty compile cache, warm the one that cold filled. A host's
+absolute times say little of another's, so ratios are published, of wall time and of CPU time, which other work on the
+machine moves less; seconds are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from absl import flags
+
+from adx.errors import InputError
+from launch import program
+from tools.bench import figures
+
+TABLE = 'cold_start'
+COMMAND = 'python -m tools.bench.cold_start'
+OVERRIDES = ('limit=1', 'samples=1', 'max_new_tokens=1')
+
+_CONFIG = flags.DEFINE_string('config', 'configs/smollm2_poe.py', 'What is run.', allow_override=True)
+_TRIES = flags.DEFINE_integer('tries', 3, 'Pairs of starts.', lower_bound=1, allow_override=True)
+_WRITE = flags.DEFINE_bool('append', True, 'Append to the published figures.', allow_override=True)
+
+
+class Taken(NamedTuple):
+    """Seconds of a process."""
+
+    wall: float
+    cpu: float
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds(command: list[str]) -> Taken:
+    """What a process takes. Raises InputError with its last line where it fails."""
+    begin, before = time.perf_counter(), _cpu_of_children()
+    cached = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+    without = {name: value for name, value in os.environ.items() if name not in cached}
+    done = subprocess.run(command, capture_output=True, text=True, env=without)
+    taken = Taken(time.perf_counter() - begin, _cpu_of_children() - before)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ['no output'])[-1]
+        raise InputError(f'{" ".join(command)} ended with {done.returncode}: {last}')
+    return taken
+
+
+def start(config: str, place: pathlib.Path, name: str) -> Taken:
+    """Of a run in a workdir of its own, with the compile cache in `place`."""
+    given = [f'--set={override}' for override in OVERRIDES]
+    where = [f'--config={config}', f'--workdir={place / name}', f'--compile_cache={place / "programs"}']
+    return seconds([sys.executable, '-m', 'launch.run', *where, *given])
+
+
+def measure(config: str, tries: int) -> list[tuple[Taken, Taken]]:
+    """Pairs, cold and warm."""
+    pairs = []
+    for _ in range(tries):
+        with tempfile.TemporaryDirectory(prefix='adx_cold_start_') as folder:
+            place = pathlib.Path(folder)
+            pairs.append((start(config, place, 'cold'), start(config, place, 'warm')))
+        for name, taken in zip(('cold', 'warm'), pairs[-1], strict=True):
+            print(f'{name} {taken.wall:.2f} s, {taken.cpu:.2f} s of CPU time')
+    return pairs
+
+
+def main() -> None:
+    imports = [seconds([sys.executable, '-c', 'import adx']).wall for _ in range(max(5, _TRIES.value))]
+    print(f'import adx: {min(imports):.3f} to {max(imports):.3f} s')
+    pairs = measure(_CONFIG.value, _TRIES.value)
+    if not _WRITE.value:
+        return
+    figures.append(TABLE, 'import_seconds', imports, unit='s', goal='< 1.5', command=COMMAND)
+    for kind in Taken._fields:
+        ratios = [getattr(warm, kind) / getattr(cold, kind) for cold, warm in pairs]
+        figures.append(TABLE, f'first_token_warm_over_cold_{kind}', ratios, unit='of cold', goal='< 1', command=COMMAND)
+
+
+if __name__ == '__main__':
+    program.start(main)
