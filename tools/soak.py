@@ -1,0 +1,218 @@
+"""Kills -9 real runs at moments drawn uniformly over their run time, restarts the same command until it is done, and
+compares what is there with an uninterrupted run and with what a witness saw come from the device.
+
+    python -m tools.soak --stage=generate --kills=100          # appends to tools/bench/results/faults.json
+
+Every start is a fork of one process that has imported everything and started no backend; compiled programs are
+shared in a cache. Only so are a hundred kills affordable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+
+from absl import flags
+
+from adx.errors import BUG, ConfigError
+from adx.statistics import binomial_interval
+from launch import program
+from tools import soak_stages, witness
+from tools.bench import figures
+from tools.soak_stages import STAGES, Stage
+
+TABLE = 'faults'
+LIMIT = 600.0  # seconds, after which a run hangs
+POLL = 0.005
+
+_STAGE = flags.DEFINE_enum('stage', 'generate', list(STAGES), 'What is killed.')
+_KILLS = flags.DEFINE_integer('kills', 100, 'How often.', lower_bound=1)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.', allow_override=True)
+_MINUTES = flags.DEFINE_float('minutes', 0.0, 'Begin no new run after so many; 0 goes on to the last kill.')
+_RECORD = flags.DEFINE_bool('record', False, 'Append the figures.', allow_override=True)
+
+
+@dataclasses.dataclass
+class Trial:
+    """One workdir from its first start to its end. lost: what was saved, or seen, and is not there as it was;
+    duplicated: ids that are there more than once; again: the share of the results that was computed again.
+    """
+
+    kills: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    identical: bool = False
+    again: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.lost or self.duplicated or not self.identical)
+
+
+def start(run: Callable[[], int], log: pathlib.Path) -> int:
+    """Forks a process that runs `run`, writes to `log` and exits with its code; the process's id."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = BUG
+    try:
+        with log.open('a') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else BUG
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """The exit code of a process, negative for a signal; None where it still runs after so long."""
+    until = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until:
+            return None
+        time.sleep(POLL)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+class Soak:
+    """One stage under kills. root: where its workdirs are; `again` a run that was not interrupted."""
+
+    def __init__(self, stage: Stage, root: pathlib.Path, rng: random.Random):
+        self.stage, self.root, self.rng = stage, root, rng
+        self.base, self.count = root / 'base', 0
+        for name, before in stage.before.items():
+            self._whole(before, self.base, name)
+        for name in ('first', 'second'):  # the first compiles
+            place = self._fresh(name)
+            began = time.monotonic()
+            self._whole(stage.run, place, name)
+            self.seconds = time.monotonic() - began
+        self.expected = stage.final(place)
+
+    def _fresh(self, name: str) -> pathlib.Path:
+        place = self.root / name
+        if self.base.exists():
+            shutil.copytree(self.base, place)
+        return place
+
+    def _start(self, run: Callable[[pathlib.Path], int], place: pathlib.Path) -> int:
+        def watched() -> int:
+            witness.flush_often(soak_stages.FLUSH_SECONDS, soak_stages.BATCH)
+            seer = witness.Witness(place.with_suffix('.seen'))
+            seer.watch()
+            return run(place, seer)
+
+        return start(watched, place.with_suffix('.log'))
+
+    def _whole(self, run: Callable[[pathlib.Path], int], place: pathlib.Path, name: str) -> None:
+        pid = self._start(run, place)
+        code = wait(pid, LIMIT)
+        if code is None:
+            kill(pid)
+        if code:
+            raise ConfigError(f'{name} ended with {code}; see {place.with_suffix(".log")}')
+
+    def trial(self) -> Trial:
+        """Starts the command again and again, each time killed at a moment of its own, until it ends first."""
+        self.count += 1
+        place, one = self._fresh(f'run{self.count}'), Trial()
+        while True:
+            pid = self._start(self.stage.run, place)
+            code = wait(pid, self.rng.uniform(0, self.seconds))
+            if code is not None:
+                break
+            kill(pid)
+            one.kills += 1
+            one.lost += len(witness.testify(place.with_suffix('.seen')).saved - set(self.stage.final(place)))
+        if code:
+            raise ConfigError(f'a restarted run ended with {code}; see {place.with_suffix(".log")}')
+        self._judge(one, place)
+        return one
+
+    def _judge(self, one: Trial, place: pathlib.Path) -> None:
+        told, found = witness.testify(place.with_suffix('.seen')), self.stage.final(place)
+        one.lost += sum(set(hashes) != {found.get(id_)} for id_, hashes in told.seen.items())
+        ids = self.stage.stored(place)
+        one.duplicated = len(ids) - len(set(ids))
+        one.identical = found == self.expected
+        one.again = told.again / max(1, sum(told.sizes.values()))
+        if not one.failed:
+            for path in (place.with_suffix('.seen'), place.with_suffix('.log')):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(place)
+
+
+def record(stage: str, trials: list[Trial], command: str) -> None:
+    """The figures of a stage, and those of all stages that there are."""
+    kills, failed = sum(one.kills for one in trials), sum(one.failed for one in trials)
+    counts = {
+        'kills': ([kills], '>= 100'), 'lost': ([sum(one.lost for one in trials)], '0'),
+        'duplicated': ([sum(one.duplicated for one in trials)], '0'),
+        'byte_identical': ([all(one.identical for one in trials)], '1'),
+    }  # fmt: skip
+    shares = {
+        'recomputed_share': ([one.again / one.kills for one in trials if one.kills], '<= 0.05'),
+        'failure_rate_upper': ([binomial_interval(failed, kills, 0.9).high], ''),
+    }
+    units = {'byte_identical': '1 is yes', 'recomputed_share': soak_stages.PER_KILL[stage], 'failure_rate_upper': UPPER}
+    for name, (samples, goal) in (counts | shares).items():
+        figures.append(
+            TABLE, f'{name}_{stage}', samples, unit=units.get(name, 'in all'), goal=goal, command=command
+        )  # fmt: skip
+    rows = {row['figure']: row['value'] for row in figures.read(TABLE)}
+    for name, (_, goal) in counts.items():
+        values = [rows[f'{name}_{one}'] for one in STAGES if f'{name}_{one}' in rows]
+        total = min(values) if name == 'byte_identical' else sum(values)
+        about = {'unit': units.get(name, 'over all stages'), 'goal': '' if name == 'kills' else goal}
+        figures.append(TABLE, name, [total], command='python -m tools.soak, once a stage', **about)
+
+
+UPPER = 'a kill, one-sided 95 % bound'
+
+
+def main() -> None:
+    began, trials = time.monotonic(), list[Trial]()
+    root = pathlib.Path(tempfile.mkdtemp(prefix='adx_soak_'))
+    soak_stages.set_up(root)
+    soak = Soak(STAGES[_STAGE.value], root, random.Random(f'{_SEED.value}/{_STAGE.value}'))
+    print(f'{_STAGE.value}: {len(soak.expected)} results in {soak.seconds:.1f} s uninterrupted', flush=True)
+    while sum(one.kills for one in trials) < _KILLS.value:
+        if _MINUTES.value and time.monotonic() - began > 60 * _MINUTES.value:
+            break
+        trials.append(soak.trial())
+        print(trials[-1], flush=True)
+    if _RECORD.value:
+        record(_STAGE.value, trials, f'python -m tools.soak --stage={_STAGE.value} --kills={_KILLS.value} --record')
+    failed = sum(one.failed for one in trials)
+    print(f'{sum(one.kills for one in trials)} kills in {len(trials)} runs; {failed} runs failed')
+    if failed:
+        print(f'they are kept in {root}')
+    else:
+        shutil.rmtree(root)
+
+
+if __name__ == '__main__':
+    program.start(main)
