@@ -20,7 +20,7 @@ from adx.drafting import Rewrite, Rewritten
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.storage import Workdir, diff
 from adx.types import RequestId, Trace
@@ -118,13 +118,18 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
         files.make_private_dir(directory)
         if not place.exists():
             files.write_private(place, json.dumps(ours, indent=1).encode())
-        theirs = json.loads(place.read_text())
+        theirs = _read_identity(directory)
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
             f'{directory} holds another rewrite (theirs != ours): {"; ".join(differences)}; give this one another '
             'name, or delete the directory'
         )
     return directory
+
+
+def _read_identity(directory: Any) -> dict[str, Any]:
+    fix = f'restore it, or delete {directory} and run --stages=rewrite again'
+    return read_object(directory / 'identity.json', ('rewrite',), StorageError, fix)
 
 
 def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
@@ -161,7 +166,7 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     Raises InputError where the originals of some are gone.
     """
     directory = workdir.private / 'rewrites' / name
-    about = json.loads((directory / 'identity.json').read_text())['rewrite']
+    about = _read_identity(directory)['rewrite']
     records = {record['request_id']: record for _, record in read_records(directory)}
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():

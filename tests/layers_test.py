@@ -22,7 +22,7 @@ STAGES = {
 }  # fmt: skip
 SHELL = {
     'assessing', 'attackers', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions', 'distilling',
-    'evolving', 'experiment', 'export', 'families', 'files', 'forcing', 'generation', 'gguf_io', 'journal',
+    'evolving', 'experiment', 'export', 'families', 'files', 'fitting', 'forcing', 'generation', 'gguf_io', 'journal',
     'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
     'processes', 'readings', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'storage',
     'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',

@@ -28,7 +28,7 @@ from tools.witness import Witness
 
 FLUSH_SECONDS = 0.1  # a run of seconds saves as often as one of hours does every two seconds, and not once
 BATCH = 8  # traces of a rewrite, for the same reason
-STEPS, EVERY = 60, 2  # of training, and between checkpoints
+STEPS, EVERY = 32, 2  # of training, and between checkpoints
 PER_KILL = {
     'generate': "of a run's tokens, a kill", 'rewrite': "of a run's traces, a kill",
     'distil': "of a run's students, a kill", 'train': "of a run's steps, a kill",

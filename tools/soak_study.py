@@ -2,21 +2,20 @@
 
 import dataclasses
 
+from adx.datasets import Arithmetic
 from adx.drafting import Rewrite
 from adx.gates import Gates
 from adx.rewriters.rendered import Rendered
 from adx.study import Study
 from configs import testbed_screen
 
-ARMS = ('plain', 'cross_soft')
-
 
 def study() -> Study:
     screen = testbed_screen.study()
     whole = screen.experiment
     experiment = dataclasses.replace(
-        whole, arms=tuple(arm for arm in whole.arms if arm.name in ARMS), limit=96, proxies=whole.proxies[:1],
-        decode=dataclasses.replace(whole.decode, slots=16),
+        whole, dataset=Arithmetic(size=48), limit=0, arms=whole.arms[:1], proxies=(),
+        decode=dataclasses.replace(whole.decode, slots=8),
         rewrites=(Rewrite('told', 'plain', Rendered(), Gates()),),
     )  # fmt: skip
     return dataclasses.replace(
