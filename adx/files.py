@@ -20,6 +20,7 @@ ATTEMPTS = 4  # of one upload, 1, 2 and 4 seconds apart
 FIXES = {
     errno.ENOSPC: 'free some space',
     errno.EDQUOT: 'raise the quota or free some space',
+    errno.EFBIG: 'raise the limit on the size of files',
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }

@@ -31,6 +31,16 @@ from tools.bench import figures
 from tools.soak_stages import STAGES, Stage
 
 TABLE = 'faults'
+UNITS = {
+    'kills': 'in all', 'lost': 'results', 'duplicated': 'results', 'byte_identical': '1 is yes',
+    'unsaved_share': "of a run's results, a kill",
+    'recomputed_share': "of a run's results, a kill, beyond the batch in flight",
+    'failure_rate_upper': 'a kill, one-sided 95 % bound',
+}  # fmt: skip
+TOTALS = {
+    'kills': ('over all stages', '>= 100 a stage'), 'lost': ('over all stages', '0'),
+    'duplicated': ('over all stages', '0'), 'byte_identical': ('1 is yes', '1'),
+}  # fmt: skip
 LIMIT = 600.0  # seconds, after which a run hangs
 POLL, PAUSE = 0.002, 0.05
 
@@ -44,14 +54,19 @@ _RECORD = flags.DEFINE_bool('record', False, 'Append the figures.', allow_overri
 @dataclasses.dataclass
 class Trial:
     """One workdir from its first start to its end. lost: what was saved, or seen, and is not there as it was;
-    duplicated: ids that are there more than once; again: the share of the results that was computed again.
+    duplicated: ids that are there more than once. unsaved: of each kill, the share of a run's results that the device
+    had finished and that were computed again; beyond: as much of it as is more than a batch.
     """
 
-    kills: int = 0
     lost: int = 0
     duplicated: int = 0
     identical: bool = False
-    again: float = 0.0
+    unsaved: list[float] = dataclasses.field(default_factory=list)
+    beyond: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        return len(self.unsaved)
 
     @property
     def failed(self) -> bool:
@@ -117,7 +132,9 @@ class Soak:
             self._whole(stage.run, place, name)
             after = os.times()
             self.seconds = after.children_user + after.children_system - before.children_user - before.children_system
-        self.expected = stage.final(place)
+        self.expected, told = stage.final(place), witness.what_was_told(place.with_suffix('.seen'))
+        self.total = sum(told.sizes.values())
+        self.batch = stage.batch * self.total / len(told.sizes)
 
     def _fresh(self, name: str) -> pathlib.Path:
         place = self.root / name
@@ -129,7 +146,7 @@ class Soak:
         def watched() -> int:
             witness.flush_often(soak_stages.FLUSH_SECONDS, soak_stages.BATCH)
             seer = witness.Witness(place.with_suffix('.seen'))
-            seer.watch()
+            seer.watch(self.stage is STAGES['generate'])
             return run(place, seer)
 
         return start(watched, place.with_suffix('.log'))
@@ -145,15 +162,19 @@ class Soak:
     def trial(self) -> Trial:
         """Starts the command again and again, each time killed at a moment of its own, until it ends first."""
         self.count += 1
-        place, one = self._fresh(f'run{self.count}'), Trial()
+        place, one, known = self._fresh(f'run{self.count}'), Trial(), 0
         while True:
             pid = self._start(self.stage.run, place)
             code = self._wait_for_a_moment(pid)
             if code is not None:
                 break
             kill(pid)
-            one.kills += 1
-            one.lost += len(witness.testify(place.with_suffix('.seen')).saved - set(self.stage.final(place)))
+            told, there = witness.what_was_told(place.with_suffix('.seen'), known), set(self.stage.final(place))
+            known += told.lines
+            one.lost += len(told.saved - there)
+            unsaved = sum(size for id_, size in told.sizes.items() if id_ not in there)
+            one.unsaved.append(unsaved / self.total)
+            one.beyond.append(max(0.0, unsaved - self.batch) / self.total)
         if code:
             raise ConfigError(f'a restarted run ended with {code}; see {place.with_suffix(".log")}')
         self._judge(one, place)
@@ -166,12 +187,11 @@ class Soak:
         return wait(pid, pause) if code is None else code
 
     def _judge(self, one: Trial, place: pathlib.Path) -> None:
-        told, found = witness.testify(place.with_suffix('.seen')), self.stage.final(place)
+        told, found = witness.what_was_told(place.with_suffix('.seen')), self.stage.final(place)
         one.lost += sum(set(hashes) != {found.get(id_)} for id_, hashes in told.seen.items())
         ids = self.stage.stored(place)
         one.duplicated = len(ids) - len(set(ids))
         one.identical = found == self.expected
-        one.again = told.again / max(1, sum(told.sizes.values()))
         if not one.failed:
             for path in (place.with_suffix('.seen'), place.with_suffix('.log')):
                 path.unlink(missing_ok=True)
@@ -181,29 +201,26 @@ class Soak:
 def record(stage: str, trials: list[Trial], command: str) -> None:
     """The figures of a stage, and those of all stages that there are."""
     kills, failed = sum(one.kills for one in trials), sum(one.failed for one in trials)
-    counts = {
+    found = {
         'kills': ([kills], '>= 100'), 'lost': ([sum(one.lost for one in trials)], '0'),
         'duplicated': ([sum(one.duplicated for one in trials)], '0'),
         'byte_identical': ([all(one.identical for one in trials)], '1'),
-    }  # fmt: skip
-    shares = {
-        'recomputed_share': ([one.again / one.kills for one in trials if one.kills], '<= 0.05'),
+        'unsaved_share': ([share for one in trials for share in one.unsaved], ''),
+        'recomputed_share': ([share for one in trials for share in one.beyond], '<= 0.05'),
         'failure_rate_upper': ([binomial_interval(failed, kills, 0.9).high], ''),
-    }
-    units = {'byte_identical': '1 is yes', 'recomputed_share': soak_stages.PER_KILL[stage], 'failure_rate_upper': UPPER}
-    for name, (samples, goal) in (counts | shares).items():
-        figures.append(
-            TABLE, f'{name}_{stage}', samples, unit=units.get(name, 'in all'), goal=goal, command=command
-        )  # fmt: skip
+    }  # fmt: skip
+    for name, (samples, goal) in found.items():
+        figures.append(TABLE, f'{name}_{stage}', samples, unit=UNITS[name], goal=goal, command=command)
+    total()
+
+
+def total() -> None:
+    """Over all stages that there are."""
     rows = {row['figure']: row['value'] for row in figures.read(TABLE)}
-    for name, (_, goal) in counts.items():
+    for name, (unit, goal) in TOTALS.items():
         values = [rows[f'{name}_{one}'] for one in STAGES if f'{name}_{one}' in rows]
-        total = min(values) if name == 'byte_identical' else sum(values)
-        about = {'unit': units.get(name, 'over all stages'), 'goal': '' if name == 'kills' else goal}
-        figures.append(TABLE, name, [total], command='python -m tools.soak, once a stage', **about)
-
-
-UPPER = 'a kill, one-sided 95 % bound'
+        value = min(values) if name == 'byte_identical' else sum(values)
+        figures.append(TABLE, name, [value], unit=unit, goal=goal, command='python -m tools.soak, once a stage')
 
 
 def main() -> None:
@@ -216,9 +233,11 @@ def main() -> None:
         if _MINUTES.value and time.monotonic() - began > 60 * _MINUTES.value:
             break
         trials.append(soak.trial())
-        print(trials[-1], flush=True)
+        last = trials[-1]
+        print(f'{last.kills} kills, {"FAILED" if last.failed else "ok"}: {last}', flush=True)
     if _RECORD.value:
-        record(_STAGE.value, trials, f'python -m tools.soak --stage={_STAGE.value} --kills={_KILLS.value} --record')
+        given = f'--stage={_STAGE.value} --kills={_KILLS.value} --minutes={_MINUTES.value:g} --record'
+        record(_STAGE.value, trials, f'python -m tools.soak {given}')
     failed = sum(one.failed for one in trials)
     print(f'{sum(one.kills for one in trials)} kills in {len(trials)} runs; {failed} runs failed')
     if failed:

@@ -29,10 +29,7 @@ from tools.witness import Witness
 FLUSH_SECONDS = 0.1  # a run of seconds saves as often as one of hours does every two seconds, and not once
 BATCH = 8  # traces of a rewrite, for the same reason
 STEPS, EVERY = 32, 2  # of training, and between checkpoints
-PER_KILL = {
-    'generate': "of a run's tokens, a kill", 'rewrite': "of a run's traces, a kill",
-    'distil': "of a run's students, a kill", 'train': "of a run's steps, a kill",
-}  # fmt: skip
+OF_AN_ARM = 2  # graded students, which are saved together
 Run = Callable[[pathlib.Path, Witness], int]
 
 
@@ -41,12 +38,13 @@ class Stage:
     """run: on a workdir, in a process of its own; its exit code. before: what must have been run in the workdir.
 
     final: id -> hash of everything finished in a workdir, also one that is not complete. stored: the ids as often as
-    they are stored.
+    they are stored. batch: how many results are in flight together.
     """
 
     run: Run
     final: Callable[[pathlib.Path], dict[str, str]]
     stored: Callable[[pathlib.Path], list[str]]
+    batch: int
     before: Mapping[str, Run] = dataclasses.field(default_factory=dict)
 
 
@@ -128,14 +126,14 @@ def steps(place: pathlib.Path) -> dict[str, str]:
 
 
 STAGES = {
-    'generate': Stage(launched('generate'), traces, lambda at: ids(seed(at).private / 'journal')),
+    'generate': Stage(launched('generate'), traces, lambda at: ids(seed(at).private / 'journal'), soak_study.SLOTS),
     'rewrite': Stage(
-        launched('rewrite'), rewrites, lambda at: ids(seed(at).private / 'rewrites' / 'told'),
+        launched('rewrite'), rewrites, lambda at: ids(seed(at).private / 'rewrites' / 'told'), BATCH,
         {'generate': launched('generate')},
     ),
     'distil': Stage(
-        launched('distil'), outcomes, lambda at: ids(Workdir(at).private / 'outcomes'),
+        launched('distil'), outcomes, lambda at: ids(Workdir(at).private / 'outcomes'), OF_AN_ARM,
         {'generate': launched('generate'), 'rewrite': launched('rewrite')},
     ),
-    'train': Stage(train, steps, lambda at: list(steps(at))),
+    'train': Stage(train, steps, lambda at: list(steps(at)), EVERY),
 }  # fmt: skip

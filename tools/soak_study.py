@@ -9,13 +9,15 @@ from adx.rewriters.rendered import Rendered
 from adx.study import Study
 from configs import testbed_screen
 
+SLOTS = 8
+
 
 def study() -> Study:
     screen = testbed_screen.study()
     whole = screen.experiment
     experiment = dataclasses.replace(
         whole, dataset=Arithmetic(size=48), limit=0, arms=whole.arms[:1], proxies=(),
-        decode=dataclasses.replace(whole.decode, slots=8),
+        decode=dataclasses.replace(whole.decode, slots=SLOTS),
         rewrites=(Rewrite('told', 'plain', Rendered(), Gates()),),
     )  # fmt: skip
     return dataclasses.replace(

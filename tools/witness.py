@@ -56,14 +56,18 @@ class Witness:
     def _note(self, record: list[Any]) -> None:
         os.write(self._fd, f'{json.dumps(record)}\n'.encode())
 
-    def watch(self) -> None:
-        """Puts itself around what brings results from the device in this process, and around what saves them."""
+    def watch(self, decoding: bool) -> None:
+        """Puts itself around what brings results from the device in this process, and around what saves them.
+
+        decoding: whether rows are results, and not answers in an exam.
+        """
         read, records, add = Slots.read, rewriting._records, outcomes_io.Log.add
         append, save = journal.Journal.append, training_io.save
 
         def reading(slots: Slots, chunk: Any) -> Iterator[Any]:
             for one in read(slots, chunk):
-                self.seen(str(one.id), decoded(one.tokens, one.stop), len(one.tokens))
+                if decoding:
+                    self.seen(str(one.id), decoded(one.tokens, one.stop), len(one.tokens))
                 yield one
 
         def rewritten(*given: Any) -> list[dict[str, Any]]:
@@ -98,29 +102,26 @@ def step(number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Testimony:
-    """seen: id -> hashes, one each time; sizes: id -> of one; saved: ids."""
+    """seen: id -> hashes, one each time; sizes: id -> of one; saved: ids; lines: of which this is made."""
 
     seen: dict[str, list[str]]
     sizes: dict[str, int]
     saved: set[str]
-
-    @property
-    def again(self) -> int:
-        """What was computed more than once."""
-        return sum(self.sizes[id_] * (len(hashes) - 1) for id_, hashes in self.seen.items())
+    lines: int
 
 
-def testify(path: pathlib.Path) -> Testimony:
-    """What a witness wrote."""
+def what_was_told(path: pathlib.Path, after: int = 0) -> Testimony:
+    """What a witness wrote after so many lines."""
     seen, sizes, saved = collections.defaultdict(list), {}, set()
-    for line in path.read_text().splitlines() if path.exists() else []:
+    lines = path.read_text().splitlines()[after:] if path.exists() else []
+    for line in lines:
         kind, *rest = json.loads(line)
         if kind == SEEN:
             seen[rest[0]].append(rest[1])
             sizes[rest[0]] = rest[2]
         else:
             saved |= set(rest[0])
-    return Testimony(dict(seen), sizes, saved)
+    return Testimony(dict(seen), sizes, saved, len(lines))
 
 
 def flush_often(seconds: float, batch: int) -> None:
