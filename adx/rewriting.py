@@ -58,7 +58,7 @@ def _rewrite(
     traces = originals(experiment, workdir, one.of)
     chosen, directory = _chosen(experiment, one, traces), _claim(experiment, workdir, one)
     cut_torn_tails(directory, OWNER)
-    known = {record['request_id']: record for _, record in read_records(directory)}
+    known = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
     left = [trace for trace in traces if trace.request_id not in known]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
         for start in range(0, len(left), BATCH):
@@ -129,7 +129,22 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
 
 def _read_identity(directory: Any) -> dict[str, Any]:
     fix = f'restore it, or delete {directory} and run --stages=rewrite again'
-    return read_object(directory / 'identity.json', ('rewrite',), StorageError, fix)
+    record = read_object(directory / 'identity.json', ('rewrite',), StorageError, fix)
+    of = record['rewrite'].get('of') if isinstance(record['rewrite'], dict) else None
+    if not isinstance(of, str) or of == directory.name:
+        raise StorageError(f'{directory / "identity.json"} is damaged (it is of {of!r}); {fix}')
+    return record
+
+
+def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A journal's record. Raises StorageError where a field is missing or mistyped."""
+    kinds: dict[str, Any] = {'text': str, 'accepted': int | None, 'refusals': list}
+    if record.get('accepted') is not None:
+        kinds |= {'tokens': list, 'reasoning': str, 'answer': str}
+    wrong = [name for name, kind in kinds.items() if name not in record or not isinstance(record[name], kind)]
+    if wrong:
+        raise StorageError(f'{where} is no rewrite (see {wrong}); restore the file or delete that line')
+    return record
 
 
 def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
@@ -167,7 +182,7 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     """
     directory = workdir.private / 'rewrites' / name
     about = _read_identity(directory)['rewrite']
-    records = {record['request_id']: record for _, record in read_records(directory)}
+    records = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():
         if trace.request_id in records:

@@ -54,7 +54,7 @@ def one_line(kind, *parts):
 
 
 class TestRows:
-    def test_a_poisoned_row_is_rejected_with_its_reason_and_the_others_are_kept(self, experiment, tmp_path, monkeypatch):
+    def test_a_poisoned_row_is_rejected_and_the_others_are_kept(self, experiment, tmp_path, monkeypatch):
         def poisoned(*given, decode=generation.decode):
             for i, (engine, trace) in enumerate(decode(*given)):
                 yield engine, dataclasses.replace(trace, stop=POISONED, tokens=trace.tokens[:2]) if i == 1 else trace
@@ -167,7 +167,8 @@ class TestClock:
                 workdir.append([make_trace(row)])
                 workdir.heartbeat({'totals': {'plain': 4}})
         monkeypatch.undo()
-        assert storage.hashes(tmp_path) == {make_trace(i).request_id: storage.trace_hash(make_trace(i)) for i in range(4)}
+        traces = [make_trace(row) for row in range(4)]
+        assert storage.hashes(tmp_path) == {one.request_id: storage.trace_hash(one) for one in traces}
         assert storage.status(tmp_path)['done'] == 4
         assert storage.status(tmp_path)['running'] == 0
 
@@ -241,11 +242,14 @@ class TestCheckpoints:
             for part in (whole[: len(whole) // 2], b''):
                 path.write_bytes(part)
                 try:
-                    assert (orbax_io.restore(directory, abstract)['x'] == x).all()  # a file that nothing depends on
+                    read = orbax_io.restore(directory, abstract)['x']
                 except InputError as error:
+                    read, reason = None, str(error)
+                if read is None:
                     refused += 1
-                    assert str(error).count('\n') == 0
-                    assert 'is damaged (' in str(error)
+                    assert 'is damaged (' in reason.splitlines()[0]
+                else:
+                    assert (read == x).all()  # nothing depends on the file
             path.write_bytes(whole)
         assert refused >= 4
 
