@@ -51,13 +51,21 @@ def open_directory(directory: epath.Path, rename: Callable[[str], str | None]) -
     if (directory / SINGLE).is_file():
         files = [directory / SINGLE]
     elif (directory / INDEX).is_file():
-        weight_map = read_json(directory / INDEX).get('weight_map') or {}
-        files = [directory / name for name in sorted(set(weight_map.values()))]
+        files = [directory / name for name in _shards(directory / INDEX)]
     else:
         raise InputError(f'{directory} has neither {SINGLE} nor {INDEX}; other weight files are not read')
     opened = open_files(files, rename)
     meta = (directory / 'config.json', *([directory / INDEX] if len(files) > 1 else []))
     return dataclasses.replace(opened, files=(*meta, *opened.files))
+
+
+def _shards(index: epath.Path) -> list[str]:
+    """The names of the files in an index. They lie beside it."""
+    weight_map = read_json(index).get('weight_map')
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name and os.path.basename(name) == name for name in names):
+        raise InputError(f'{index} has no weight_map of names of files beside it; download it again')
+    return sorted(set(names))
 
 
 def open_files(files: list[epath.Path], rename: Callable[[str], str | None] = lambda name: name) -> Weights:
