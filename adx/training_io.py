@@ -178,7 +178,7 @@ def restore(run: Run, state: TrainState) -> TrainState:
 
 def metrics(run: Run) -> list[dict[str, Any]]:
     """One record a step that finished checkpoints cover, ascending."""
-    last, by_step = last_step(run) or 0, {}
+    last, by_step = last_step(run) or 0, dict[int, dict[str, Any]]()
     for path in files.list_files(run.directory / METRICS, journal.SUFFIX):
         try:
             found = {record['step']: record for record in map(journal.from_json, path.read_bytes().splitlines())}
