@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from adx import gguf_io, orbax_io, safetensors_io
-from adx.errors import InputError
+from adx.errors import InputError, malformed
 from adx.files import absolute
 from adx.mesh import Layout
 from adx.models import GGUF_MENU, family_of, find_family
@@ -28,6 +28,11 @@ from adx.staging import building, stage
 DTYPES = ('float32', 'bfloat16', 'float16')
 MISFIT = 'its config and its weights are not of the same model'
 SHARD_BYTES = 2 * 2**30
+WIDE = 2**24
+LARGEST = {  # sizes beyond all models, which would take forever to lay out
+    'num_layers': 2**10, 'vocab_size': WIDE, 'embed_dim': WIDE, 'mlp_dim': WIDE, 'num_heads': WIDE,
+    'num_kv_heads': WIDE, 'head_dim': WIDE, 'max_length': 2**32,
+}  # fmt: skip
 HASHED_WHOLE = 2**30
 SAMPLES, SAMPLE_BYTES = 64, 2**16
 Abstract = Mapping[str, jax.ShapeDtypeStruct]
@@ -125,16 +130,28 @@ def _open(path: epath.Path) -> _Opened:
 def _open_hf(path: epath.Path) -> _Opened:
     config = safetensors_io.read_json(path / 'config.json')
     family = find_family(str(config.get('model_type')))
-    model = make_model(family.from_hf(config))
+    model = _model(path, lambda: family.from_hf(config))
     weights = safetensors_io.open_directory(path, family.hf_name)
     tied = {'lm_head.weight'} if model.config.tied else set()  # some files repeat the embedding
     return _open_weights(path, model, hf_tensors(family, model), weights, tied)
 
 
+def _model(path: epath.Path, read: Callable[[], TransformerConfig]) -> Model:
+    """The model of a file's config. Raises InputError where no model has such values."""
+    with malformed(f'{path}: its config is of no model', 'copy it anew from where the weights came from'):
+        config = read()
+        for name, most in LARGEST.items():
+            size = getattr(config, name)
+            if type(size) is not int or not 1 <= size <= most:
+                raise ValueError(f'{name} is {size!r}; it must be 1 to {most}')
+        return make_model(config)
+
+
 def _open_gguf(path: epath.Path) -> _Opened:
-    architecture, config, weights = gguf_io.open_gguf(path)
+    with malformed(f'{path} is no GGUF file of a model', 'download it again'):
+        architecture, config, weights = gguf_io.open_gguf(path)
     family = find_family(architecture, GGUF_MENU)
-    model = make_model(family.from_hf(config))
+    model = _model(path, lambda: family.from_hf(config))
     return _open_weights(path, model, gguf_tensors(family, model), weights, {gguf_io.ROPE_FACTORS})
 
 
@@ -157,7 +174,7 @@ def _open_translator(path: epath.Path, config: TransformerConfig) -> _Opened:
 
 
 def _open_orbax(path: epath.Path) -> _Opened:
-    model = make_model(orbax_io.read_config(path))
+    model = _model(path, lambda: orbax_io.read_config(path))
     check_shapes(path, model.shapes, orbax_io.read_shapes(path))
 
     def fetch(abstract: Abstract) -> Params:

@@ -5,6 +5,9 @@ Each carries the exit code of the process. Anything else that escapes is a bug a
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 COMPLETE, REJECTED_ROWS, BUG = 0, 5, 70
 
 
@@ -42,3 +45,13 @@ class Interrupted(AdxError):
     """A run that was stopped and can be resumed by the same command."""
 
     exit_code = 75
+
+
+@contextlib.contextmanager
+def malformed(what: str, fix: str) -> Iterator[None]:
+    """Turns what a file with values of the wrong kind makes code raise into an InputError. For borders only."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{what} ({type(error).__name__}: {reason}); {fix}') from error

@@ -14,7 +14,7 @@ from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.drafting import Rewrite, check_rewrites, written_under
 from adx.errors import ConfigError
-from adx.fields import check_field, hint, literal, set_field
+from adx.fields import check_field, check_kinds, hint, literal, set_field
 from adx.gates import Gates
 from adx.hashing import content_hash
 from adx.policy import Customer, Policy, Terms, check_policy
@@ -118,9 +118,10 @@ def from_json(value: Any, registry: Mapping[str, type] = REGISTRY) -> Any:
         return tuple(from_json(item, registry) for item in value)
     if not isinstance(value, dict) or 'type' not in value:
         return value
-    cls = registry.get(value['type'])
+    kind = str(value['type'])
+    cls = registry.get(kind)
     if cls is None:
-        raise ConfigError(f"unknown type {value['type']!r}; one of {sorted(registry)}{hint(value['type'], registry)}")
+        raise ConfigError(f'unknown type {kind!r}; one of {sorted(registry)}{hint(kind, registry)}')
     given = {name: from_json(item, registry) for name, item in value.items() if name != 'type'}
     for name in given:
         check_field(cls, name)
@@ -129,6 +130,7 @@ def from_json(value: Any, registry: Mapping[str, type] = REGISTRY) -> Any:
     missing = [name for name in needed if name not in given]
     if missing:
         raise ConfigError(f'{cls.__name__} lacks {missing}; it was given {sorted(given)}; add them')
+    check_kinds(cls, given)
     return cls(**given)
 
 

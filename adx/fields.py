@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from adx.errors import ConfigError
@@ -53,6 +56,33 @@ def check_field(cls: type, name: str) -> None:
         raise ConfigError(f'{cls.__name__} has no {name!r}; it has {names}{hint(name, names)}')
 
 
+def check_kinds(cls: type, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a value that is not of its field's annotated type, as far as JSON can tell."""
+    hints = typing.get_type_hints(cls)
+    for name, value in given.items():
+        if not _fits(value, hints[name]):
+            text = repr(value)
+            wanted = getattr(hints[name], '__name__', hints[name])
+            raise ConfigError(f'{cls.__name__}.{name} = {text[:80]} is not allowed; it must be {wanted}')
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    args = typing.get_args(kind)
+    if kind is Any:
+        return True
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in args)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and (args[1:] != (...,) or all(_fits(item, args[0]) for item in value))
+    if kind in (str, bool, int, types.NoneType):
+        return type(value) is kind
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, typing.cast(type, kind))
+    if getattr(kind, '_is_protocol', False):  # an option of a menu
+        return dataclasses.is_dataclass(value)
+    return type(value) in (int, float)  # a number, or an array of them while it is traced
+
+
 def hint(word: str, choices: Any) -> str:
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f'. Did you mean {near[0]!r}?' if near else ''
@@ -62,7 +92,7 @@ def literal(text: str) -> Any:
     """A Python literal; anything else is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the parser's ways to give up
         return text
 
 

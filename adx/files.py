@@ -38,6 +38,7 @@ FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError
 FIXES = {
     errno.ENOSPC: 'free some space',
     errno.EDQUOT: 'raise the quota or free some space',
+    errno.EFBIG: 'raise the limit on the size of files',
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }

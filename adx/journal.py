@@ -24,7 +24,7 @@ from typing import IO, Any
 from etils import epath
 
 from adx import files
-from adx.errors import StorageError, WorkdirError
+from adx.errors import AdxError, StorageError, WorkdirError
 from adx.types import Trace
 
 FORMAT_VERSION = 1
@@ -40,9 +40,23 @@ def to_json(record: dict[str, Any]) -> str:
 
 def from_json(text: str | bytes) -> dict[str, Any]:
     """Inverse of to_json. Raises ValueError if `text` is not one strict JSON object."""
-    record = json.loads(text, parse_constant=_refuse_constant)
+    try:
+        record = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError('it is nested too deeply') from error
     if not isinstance(record, dict):
         raise ValueError(f'expected a JSON object, got {type(record).__name__}')
+    return record
+
+
+def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], fix: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises `error` where it cannot be read or lacks a key of `wanted`."""
+    try:
+        record = from_json(files.read(path))
+    except (OSError, ValueError) as reason:
+        raise error(f'{path} is damaged ({reason}); {fix}') from reason
+    if lacking := sorted(set(wanted) - set(record)):
+        raise error(f'{path} is damaged (it has no {lacking}); {fix}')
     return record
 
 
@@ -265,5 +279,5 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         return from_json(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None

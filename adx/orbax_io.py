@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from adx.errors import InputError, StorageError
+from adx.errors import AdxError, InputError, StorageError
 from adx.models.rope import Rope
 from adx.models.transformer import Params, TransformerConfig
 
@@ -36,11 +36,25 @@ def write(directory: epath.Path, config: TransformerConfig, params: Params) -> N
 
 
 def write_arrays(directory: epath.Path, params: Params) -> None:
-    """Saves the arrays from all processes, in place of those that are there."""
+    """Saves the arrays from all processes, in place of those that are there. Raises StorageError."""
     import orbax.checkpoint as ocp
 
-    with _outages(directory), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / ARRAYS, params, force=True)
+    fix = 'what was saved before is safe: free some space or check the storage, and run the same command again'
+    explained = _explained(StorageError, f'{directory / ARRAYS} was not written', fix)
+    with explained, _outages(directory), ocp.StandardCheckpointer() as writer:
+        writer.save(directory / ARRAYS, params, force=True)
+
+
+@contextlib.contextmanager
+def _explained(kind: type[AdxError], what: str, fix: str) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise, bare Exceptions among it, into one line."""
+    try:
+        yield
+    except AdxError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise kind(f'{what} ({reason[:200]}); {fix}') from error
 
 
 @contextlib.contextmanager
@@ -67,7 +81,7 @@ def read_config(directory: epath.Path) -> TransformerConfig:
                 f'{FORMAT_VERSION}; install the adx that wrote it'
             )
         return _config(manifest['config'])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); save the model again') from error
 
 
@@ -87,17 +101,21 @@ def read_shapes(directory: epath.Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the arrays; InputError when they are not whole."""
     import orbax.checkpoint as ocp
 
-    try:
-        with _outages(directory), ocp.StandardCheckpointer() as checkpointer:
-            metadata: Any = checkpointer.metadata(directory / ARRAYS)
+    with _damaged(directory), _outages(directory), ocp.StandardCheckpointer() as checkpointer:
+        metadata: Any = checkpointer.metadata(directory / ARRAYS)
         return {name: tuple(leaf.shape) for name, leaf in metadata.item_metadata.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f'{directory / ARRAYS} is damaged ({reason}); save the model again') from error
+
+
+def _damaged(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+    fix = f'save it again, or remove {directory} where an earlier one is beside it'
+    return _explained(InputError, f'{directory / ARRAYS} is damaged', fix)
 
 
 def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
-    """The arrays of `abstract`, in its dtypes and on its shardings; more rows than were saved are zeros."""
+    """The arrays of `abstract`, in its dtypes and on its shardings; more rows than were saved are zeros.
+
+    Raises InputError where they are not whole.
+    """
     import orbax.checkpoint as ocp
 
     arguments = {
@@ -106,7 +124,7 @@ def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct])
         )
         for name, leaf in abstract.items()
     }  # fmt: skip
-    with _outages(directory), ocp.PyTreeCheckpointer() as checkpointer:
+    with _damaged(directory), _outages(directory), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             directory / ARRAYS,
             args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),

@@ -37,7 +37,7 @@ def claim(path: str, identity: Mapping[str, Any]) -> None:
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
         files.make_private_dir(place.parent)
         files.write_first(place, json.dumps(ours, indent=1).encode())
-        theirs = json.loads(files.read(place))
+        theirs = journal.read_object(place, (), WorkdirError, 'restore it, or give another workdir')
     if differences := diff(theirs, ours):
         raise foreign(path, 'study', differences)
 
@@ -48,14 +48,16 @@ def read(path: str) -> Known:
     for where, record in journal.read_records(Workdir(path).private / 'outcomes'):
         try:
             found.setdefault(record['request_id'], _from_record(record['outcome']))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f'{where} is no outcome ({error!r}); restore the file or delete that line') from error
     return found
 
 
 def _from_record(record: Mapping[str, Any]) -> Outcome:
     lists = {name: tuple(record[name]) for name in ('correct', 'curve')}
-    return Outcome(**dict(record) | lists | {'threat': ThreatModel(**record['threat'])})
+    found = Outcome(**dict(record) | lists | {'threat': ThreatModel(**record['threat'])})
+    name_of(found)  # what is no setting raises here
+    return found
 
 
 class Log:

@@ -12,16 +12,17 @@ from typing import Any
 
 import jax
 
-from adx import ahead, directions, environments, files, forgetting, generation, loading, processes
+from adx import ahead, directions, environments, files, fitting, forgetting, generation, loading, processes
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
 from adx.hashing import content_hash
 from adx.storage import Workdir, WorkdirWriter
-from adx.types import Request, Trace
+from adx.types import POISONED, Request, Trace
 
 FLUSH_SECONDS = 2.0
 STORE_FLUSH_SECONDS = 10.0  # each flush is an object, and all of them are read again at every start
+NOT_FINITE = 'the teacher gave nan or inf after {} tokens; mend its checkpoint, or try dtype float32'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,18 @@ class Report:
     changes: list[str] = dataclasses.field(default_factory=list)
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
+
+    def count(self, trace: Trace) -> None:
+        """Takes in a trace that was decoded; one that is poisoned is rejected."""
+        self.tokens += len(trace.tokens)
+        if trace.stop == POISONED:
+            self.rejected += 1
+            return
+        self.done += 1
+        self.stops[trace.stop] += 1
+        if trace.terms:
+            self.terms[trace.terms] += 1
+        self.fallbacks += sum(trace.statistics.get('fallback', ()))
 
     @property
     def tokens_per_second(self) -> float:
@@ -170,20 +183,16 @@ def _traces(
     """The traces of the pending requests, counted in the report. Weights are read only if there is one."""
     if not pending:
         return
-    with ahead.compiling(experiment, job.plan, pending):
-        models = load_models(experiment, path, job.plan)
-    processes.check_same('weights', lambda: json.dumps(models.hashes))
-    began = time.monotonic()
-    for engine, trace in generation.decode(experiment, models, job.made, pending):
-        report.done += 1
-        report.tokens += len(trace.tokens)
-        report.stops[trace.stop] += 1
-        if trace.terms:
-            report.terms[trace.terms] += 1
-        report.fallbacks += sum(trace.statistics.get('fallback', ()))
-        report.occupancy = engine.occupancy.share
-        report.seconds = time.monotonic() - began
-        yield trace
+    with fitting.explained(experiment, job.plan):
+        with ahead.compiling(experiment, job.plan, pending):
+            models = load_models(experiment, path, job.plan)
+        processes.check_same('weights', lambda: json.dumps(models.hashes))
+        began = time.monotonic()
+        for engine, trace in generation.decode(experiment, models, job.made, pending):
+            report.count(trace)
+            report.occupancy = engine.occupancy.share
+            report.seconds = time.monotonic() - began
+            yield trace
 
 
 def load_models(experiment: Experiment, path: str, plan: loading.Blueprint) -> generation.Models:
@@ -205,7 +214,11 @@ class _Saver:
         self.beat()
 
     def add(self, trace: Trace) -> None:
-        self.waiting.append(trace)
+        if trace.stop == POISONED:
+            with self.guard():
+                self.workdir.reject(trace.request_id, NOT_FINITE.format(len(trace.tokens)))
+        else:
+            self.waiting.append(trace)
         self.progress(self.report, trace)
         if time.monotonic() - self.flushed > self.every:
             self.flush()

@@ -20,7 +20,7 @@ from adx.drafting import Rewrite, Rewritten
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
 from adx.reporting.slices import inside
@@ -60,7 +60,7 @@ def _rewrite(
     traces = originals(experiment, workdir, one.of)
     chosen, directory = _chosen(experiment, one, traces), _claim(experiment, workdir, one)
     cut_torn_tails(directory, OWNER)
-    known = {record['request_id']: record for _, record in read_records(directory)}
+    known = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
     left = [trace for trace in traces if trace.request_id not in known]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
         for start in range(0, len(left), BATCH):
@@ -121,13 +121,33 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     with files.os_errors(StorageError, f'{directory} was not written'):
         files.make_private_dir(directory)
         files.write_first(place, json.dumps(ours, indent=1).encode())
-        theirs = json.loads(files.read(place))
+        theirs = _read_identity(directory)
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
             f'{directory} holds another rewrite (theirs != ours): {"; ".join(differences)}; give this one another '
             'name, or delete the directory'
         )
     return directory
+
+
+def _read_identity(directory: Any) -> dict[str, Any]:
+    fix = f'restore it, or delete {directory} and run --stages=rewrite again'
+    record = read_object(directory / 'identity.json', ('rewrite',), StorageError, fix)
+    of = record['rewrite'].get('of') if isinstance(record['rewrite'], dict) else None
+    if not isinstance(of, str) or of == directory.name:
+        raise StorageError(f'{directory / "identity.json"} is damaged (it is of {of!r}); {fix}')
+    return record
+
+
+def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A journal's record. Raises StorageError where a field is missing or mistyped."""
+    kinds: dict[str, Any] = {'text': str, 'accepted': int | None, 'refusals': list}
+    if record.get('accepted') is not None:
+        kinds |= {'tokens': list, 'reasoning': str, 'answer': str}
+    wrong = [name for name, kind in kinds.items() if name not in record or not isinstance(record[name], kind)]
+    if wrong:
+        raise StorageError(f'{where} is no rewrite (see {wrong}); restore the file or delete that line')
+    return record
 
 
 def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
@@ -164,8 +184,8 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     Raises InputError where the originals of some are gone.
     """
     directory = workdir.private / 'rewrites' / name
-    about = json.loads(files.read(directory / 'identity.json'))['rewrite']
-    records = {record['request_id']: record for _, record in read_records(directory)}
+    about = _read_identity(directory)['rewrite']
+    records = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():
         if trace.request_id in records:

@@ -41,7 +41,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         value = json.loads(path.read_text('utf-8'))
     except FileNotFoundError as error:
         raise InputError(f'{path} is missing; copy it from where the checkpoint came from') from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f'{path} is not readable as JSON ({error}); download it again') from error
     if not isinstance(value, dict):
         raise InputError(f'{path} holds a JSON {type(value).__name__}; it must be an object')

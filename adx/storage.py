@@ -87,7 +87,9 @@ class Workdir:
         try:
             record = upgrade(from_json(data))
         except ValueError as error:
-            raise WorkdirError(f'{path} cannot be read: {error}') from error
+            raise WorkdirError(f'{path} cannot be read: {error}; restore it, or give another workdir') from error
+        if lacking := sorted({'experiment', 'experiment_hash'} - set(record)):
+            raise WorkdirError(f'{path} has no {lacking}: damaged; restore it, or give another workdir')
         return record
 
     def finished(self) -> set[str]:
@@ -108,7 +110,7 @@ class Workdir:
     def rejected(self) -> dict[str, str]:
         """Request id -> the latest reason of its rejection. A later run may have finished the row."""
         records = read_records(self.private / 'rejected')
-        return {record['request_id']: record['reason'] for _, record in records}
+        return {record['request_id']: str(record.get('reason', 'unknown')) for _, record in records}
 
     def selections(self) -> list[str]:
         """The names of the selections that were made."""
@@ -126,8 +128,8 @@ class Workdir:
         """The last heartbeat of every process that ever sent one, with its `age_seconds`."""
         paths = files.list_files(self.private / 'heartbeat', '.json')
         with files.os_errors(StorageError, f'{self.private / "heartbeat"} cannot be read'):
-            beats = [from_json(data) for data in files.read_all(paths)]
-        return [beat | {'age_seconds': max(0.0, time.time() - beat['time'])} for beat in beats]
+            beats = [_read_beat(data) for data in files.read_all(paths)]
+        return [beat | {'age_seconds': max(0.0, time.time() - beat['time'])} for beat in beats if beat]
 
     def totals(self) -> dict[str, int] | None:
         """Setting -> number of requests of the whole run, from the latest heartbeat that says; else None.
@@ -288,6 +290,16 @@ def _check_layout(workdir: Workdir, num_shards: int) -> None:
         owner = path.name.removesuffix('.lock')
         if '-of-' in owner and not owner.endswith(f'-of-{num_shards}'):
             locks.check_free(path, f'workdir {workdir.path}, shard {owner} (not of {num_shards}),')
+
+
+def _read_beat(data: bytes) -> dict[str, Any]:
+    """Empty for one that is damaged: a heartbeat is news, and the next one replaces it."""
+    try:
+        beat = from_json(data)
+    except ValueError:
+        return {}
+    sound = isinstance(beat.get('time'), int | float) and isinstance(beat.get('state'), str)
+    return beat if sound and isinstance(beat.get('totals', {}), dict) else {}
 
 
 def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:

@@ -19,7 +19,7 @@ from etils import epath
 
 from adx import files, journal, orbax_io
 from adx.batching import Rows
-from adx.errors import InputError, Interrupted, WorkdirError
+from adx.errors import InputError, Interrupted, StorageError, WorkdirError
 from adx.training import Metrics, Trainer, TrainState
 
 MANIFEST, METRICS = 'training.json', 'metrics'
@@ -112,7 +112,8 @@ def _plain(x_N: Any) -> list[Any]:
 
 
 def _save(run: Run, state: TrainState, log: _Log, guard: Guard) -> None:
-    with guard():
+    unsaved = f'{run.directory}: step {int(state.step)} was not saved, the last checkpoint is safe'
+    with guard(), files.os_errors(StorageError, unsaved):
         log.write(int(state.step))
         save(run, state)
 
@@ -138,7 +139,7 @@ def steps(run: Run) -> list[int]:
     """The steps of the finished checkpoints, ascending."""
     if not run.directory.exists():
         return []
-    found = [path for path in run.directory.iterdir() if path.name.isdigit() and (path / MANIFEST).exists()]
+    found = [path for path in run.directory.iterdir() if path.name.isdecimal() and (path / MANIFEST).exists()]
     return sorted(int(path.name) for path in found)
 
 
@@ -157,7 +158,7 @@ def restore(run: Run, state: TrainState) -> TrainState:
         manifest = json.loads((directory / MANIFEST).read_text())
         given, found = json.loads(json.dumps(run.identity)), manifest['identity']
         shapes, version = {name: tuple(shape) for name, shape in manifest['shapes'].items()}, manifest['format_version']
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); remove {directory}') from error
     if version != FORMAT_VERSION:
         raise WorkdirError(
@@ -177,11 +178,13 @@ def restore(run: Run, state: TrainState) -> TrainState:
 
 def metrics(run: Run) -> list[dict[str, Any]]:
     """One record a step that finished checkpoints cover, ascending."""
-    last, by_step = last_step(run) or 0, {}
+    last, by_step = last_step(run) or 0, dict[int, dict[str, Any]]()
     for path in files.list_files(run.directory / METRICS, journal.SUFFIX):
-        for record in map(journal.from_json, path.read_text().splitlines()):
-            if record['step'] <= last:
-                by_step[record['step']] = record
+        try:
+            found = {record['step']: record for record in map(journal.from_json, path.read_bytes().splitlines())}
+            by_step |= {step: record for step, record in found.items() if step <= last}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f'{path} is damaged ({error!r}); delete it, the weights do not need it') from error
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -170,12 +170,15 @@ class Request:
     defended: bool = True
 
 
+POISONED = 'poisoned'
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """What decoding returns for one request.
 
     tokens: the new token ids, an end-of-sequence token included when that is why it stopped.
-    stop: 'eos', 'length' or 'stop_string'.
+    stop: 'eos', 'length' or 'stop_string'; POISONED where the teacher gave no finite numbers after these tokens.
     statistics: per-token lists of the same length as `tokens`, only what was asked for; 'fallback' wherever a token
       had to be the teacher's for want of a finite proxy.
     """

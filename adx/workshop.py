@@ -28,10 +28,11 @@ from adx.rewriters.gradient import Gradient
 from adx.rewriters.marked import Marked
 from adx.selection import ROWS, Scorer
 from adx.spans import token_pieces
-from adx.types import Prompt, RequestId, Trace
+from adx.types import POISONED, Prompt, RequestId, Trace
 
 SLOPES = 2**28  # elements of a batch's slopes [B, L, V], of which a search holds several
 UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
+PROBLEMS = {'length': UNENDED, POISONED: 'the writer gave nan or inf'}  # by what ended a draft
 
 
 class Workshop:
@@ -108,8 +109,8 @@ class Workshop:
             done = {trace.request_id: trace for _, trace in generation.decode(of, models, made, pending)}
             for id_ in made.requests:
                 one = done[id_]
-                problem = '' if one.stop != 'length' else UNENDED
-                written.setdefault(id_.split('/')[2], []).append(Draft(one.text, problem))
+                draft = Draft(one.text, PROBLEMS.get(one.stop, ''))
+                written.setdefault(id_.split('/')[2], []).append(draft)
         return [written.get(prompt.row, [Draft('', WINDOW)] * samples) for prompt in prompts]
 
     def _writer(self, arm: str) -> tuple[Experiment, generation.Models]:

@@ -50,10 +50,15 @@ def parse(argv: list[str]) -> list[str]:
 def unforeseen(error: Exception) -> int:
     """Says what ended a program that no AdxError did; its exit code."""
     from adx.files import is_of_client, reason
+    from adx.fitting import is_exhausted
 
     if is_of_client(error):
         print(f'error: storage failed ({reason(error)}); what was saved is safe: run it again', file=sys.stderr)
         return StorageError.exit_code
+    if is_exhausted(error):
+        fix = 'lower decode.slots or recipe.rows, or split the models with mesh.model'
+        print(f'error: the devices have no memory left; {fix}, what is finished is saved', file=sys.stderr)
+        return ConfigError.exit_code
     traceback.print_exc()
     print('error: this is a bug in adx; please report the lines above', file=sys.stderr)
     return BUG

@@ -92,7 +92,7 @@ def dry_run(experiment: Any) -> None:
     import jax
 
     from adx import experiment as experiments
-    from adx import generation, loading, needs, planning
+    from adx import fitting, generation, loading, needs, planning
     from launch.progress import left_out_line
 
     if hasattr(experiment, 'students'):
@@ -115,7 +115,7 @@ def dry_run(experiment: Any) -> None:
         print(directions_line(experiment))
     mesh, ensemble = experiment.mesh, needs.planned(blueprint.ensemble, experiment)
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
-    print(planning.plan_memory(ensemble, experiment.decode).table(device_memory(jax.local_devices()[0])))
+    print(planning.plan_memory(ensemble, experiment.decode).table(fitting.device_memory(jax.local_devices()[0])))
 
 
 def directions_line(experiment: Any) -> str:
@@ -128,16 +128,6 @@ def directions_line(experiment: Any) -> str:
     except InputError as error:
         return f'directions: {error}'
     return f'directions: there, of {len(experiment.proxies)} proxies'
-
-
-def device_memory(device: Any) -> int | None:
-    """Bytes that a device has; for a CPU the host's memory over its number of devices."""
-    import jax
-
-    limit = (device.memory_stats() or {}).get('bytes_limit')
-    if limit is None and device.platform == 'cpu':
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(jax.local_devices())
-    return limit
 
 
 def join() -> None:

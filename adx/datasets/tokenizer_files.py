@@ -93,7 +93,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path} is not JSON: {error}; download it again') from error
     if not isinstance(value, dict):
         raise InputError(f'{path} holds a {type(value).__name__}, not a JSON object; download it again')

@@ -15,7 +15,7 @@ from tokenizers import processors
 from adx.datasets.backends import SPACE
 from adx.datasets.templates import closing
 from adx.datasets.tokenizer_files import Description, read_directory, read_gguf
-from adx.errors import InputError
+from adx.errors import InputError, malformed
 
 BYTE = re.compile('<0x[0-9A-F]{2}>')  # how vocabularies with byte fallback spell a byte
 
@@ -94,10 +94,11 @@ def load_tokenizer(source: str) -> Tokenizer:
     is of a kind that is not supported.
     """
     path = pathlib.Path(source).expanduser()
-    if path.is_dir():
-        return _make_tokenizer(read_directory(path), source)
-    if path.is_file() and path.suffix == '.gguf':
-        return _make_tokenizer(read_gguf(path), source)
+    with malformed(f'{path}: its tokenizer cannot be built', 'copy its files anew from where the weights came from'):
+        if path.is_dir():
+            return _make_tokenizer(read_directory(path), source)
+        if path.is_file() and path.suffix == '.gguf':
+            return _make_tokenizer(read_gguf(path), source)
     what = 'is no such thing' if path.exists() else 'does not exist'
     raise InputError(f'tokenizer source {source!r} {what}: give a Hugging Face directory or a .gguf file')
 

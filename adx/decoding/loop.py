@@ -16,6 +16,7 @@ from adx.decoding.ensemble import Caches, Ensemble, Weights
 from adx.types import Array, Defence, Sampling, State
 
 RECORDS = ('none', 'scalars', 'top')
+IDLE, POISON = -1, -2  # what stands for a token of a row that idles, or whose teacher gave no finite numbers
 TOP = 20  # how many served log-probs a record of 'top' keeps per token
 
 
@@ -120,7 +121,10 @@ def advance(rows: Rows, constants: Constants, token_B: Array, state: State) -> R
 def chunk(
     ensemble: Ensemble, weights: Weights, rows: Rows, caches: Caches, constants: Constants, steps: int, record: str
 ) -> tuple[Rows, Caches, Array, dict[str, Array]]:
-    """`steps` tokens for every live row: (rows, caches, tokens_TB, statistics [T, B]); -1 where a row idles."""
+    """`steps` tokens for every live row: (rows, caches, tokens_TB, statistics [T, B]); IDLE where a row does.
+
+    A row that is poisoned ends with POISON.
+    """
 
     def step(carry: tuple[Rows, Caches], _: None):
         rows, caches = carry
@@ -128,10 +132,10 @@ def chunk(
         served = serve(rows, constants, *said)
         live_B = ~rows.done_B
         moved = advance(rows, constants, served.token, served.state)
-        ended_B = jnp.isin(served.token, constants.eos) | (moved.position_B >= rows.end_B)
+        ended_B = jnp.isin(served.token, constants.eos) | (moved.position_B >= rows.end_B) | served.poisoned
         after = jax.tree.map(lambda new, old: _where(live_B, new, old), moved, rows)
         after = dataclasses.replace(after, done_B=rows.done_B | ended_B)
-        tokens_B = jnp.where(live_B, served.token, -1)
+        tokens_B = jnp.where(live_B, jnp.where(served.poisoned, POISON, served.token), IDLE)
         return (after, caches), (tokens_B, statistics(served, record))
 
     (rows, caches), (tokens_TB, recorded) = lax.scan(step, (rows, caches), None, length=steps)

@@ -28,6 +28,7 @@ class Served:
     served_V, teacher_V: normalised log-probs on the truncation set, what was sampled from and the teacher's.
     undefended: the token the teacher alone would have drawn with the same noise.
     fallback: bool, the teacher was served because proxies or rule did not give finite numbers.
+    poisoned: bool, the teacher gave none either: the token means nothing.
     """
 
     token: Array
@@ -36,6 +37,7 @@ class Served:
     served_V: Array
     teacher_V: Array
     state: State
+    poisoned: Array | bool = False
 
 
 def tempered(logits: Array, temperature: Array) -> Array:
@@ -61,8 +63,9 @@ def centred(tangents_MBV: Array, logits_NBV: Array) -> Array:
     return jnp.where(logits_NBV[:, None] == numerics.MASKED, 0.0, tangents_NMBV - mean_NMB1).reshape(tangents_MBV.shape)
 
 
-def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
-    """allowed_BV: the tokens that pass top-k, top-p and min-p, each taken from the whole distribution.
+def truncation(log_probs_BV: Array, sampling: Sampling) -> tuple[Array, Array]:
+    """allowed_BV: the tokens that pass top-k, top-p and min-p, each taken from the whole distribution; and the rows
+    whose log-probs are nan, as the largest of them says, which a sharded vocabulary finds anyhow.
 
     Ties at a threshold are kept, and so is the token that crosses top-p. A token of probability 0 never passes.
     """
@@ -77,7 +80,7 @@ def truncation(log_probs_BV: Array, sampling: Sampling) -> Array:
     top_p_B = search(p_B < 1, lambda p: p, p_B)
     top_k_B = search(k_B > 0, jnp.ones_like, k_B)
     threshold_B = jnp.maximum(jnp.maximum(top_p_B, top_k_B), min_p_B * jnp.max(probs_BV, axis=-1))
-    return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0)
+    return (probs_BV >= threshold_B[:, None]) & (probs_BV > 0), jnp.isnan(threshold_B)
 
 
 def truncated(log_probs_BV: Array, allowed_BV: Array, sampling: Sampling) -> Array:
@@ -142,7 +145,7 @@ def serve(
     temperature_B = rows.sampling.temperature
     teacher_BV = tempered(logits_BV, temperature_B)
     proxies_NBV = tempered(proxy_logits_NBV, jnp.broadcast_to(temperature_B, proxy_logits_NBV.shape[:-1]))
-    allowed_BV = truncation(teacher_BV, rows.sampling)
+    allowed_BV, poisoned_B = truncation(teacher_BV, rows.sampling)
     teacher_BV = truncated(teacher_BV, allowed_BV, rows.sampling)
     tangents_MBV = None if tangents_MBV is None else centred(tangents_MBV, proxy_logits_NBV)
 
@@ -154,5 +157,6 @@ def serve(
     )  # fmt: skip
     axes: Any = jax.tree.map(lambda _: 0, views)
     axes = dataclasses.replace(axes, proxies_NV=1, tangents_MV=None if tangents_MBV is None else 1)
-    served_rows = jax.vmap(serve_row, in_axes=(0, 0, axes, 0, None, 0))
-    return served_rows(rows.defence, rows.state, views, key_B, protected_V, rows.defended_B)
+    serve_rows = jax.vmap(serve_row, in_axes=(0, 0, axes, 0, None, 0))
+    served = serve_rows(rows.defence, rows.state, views, key_B, protected_V, rows.defended_B)
+    return dataclasses.replace(served, poisoned=poisoned_B)

@@ -17,7 +17,7 @@ import numpy as np
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches
 from adx.hashing import row_key
-from adx.types import Completion, Request
+from adx.types import POISONED, Completion, Request
 
 if TYPE_CHECKING:
     from adx.decoding.engine import DecodeConfig, Engine
@@ -41,6 +41,7 @@ class _Live:
     tokens: list[int] = dataclasses.field(default_factory=list)
     statistics: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     dispatched: int = 0  # steps sent to the device, an upper bound of len(tokens)
+    poisoned: bool = False
     finished: bool = False
 
 
@@ -150,6 +151,7 @@ class Slots:
             live.tokens.extend(new[:count].tolist())
             for name, value in statistics.items():
                 live.statistics.setdefault(name, []).extend(value[:count, b].tolist())
+            live.poisoned = loop.POISON in new
             emitted += count
             completion = self.ended(live)
             if completion is not None:
@@ -163,6 +165,8 @@ class Slots:
         kept = self.stop_fn(live.tokens) if self.stop_fn else None
         if kept is not None:
             stop = 'stop_string'
+        elif live.poisoned:
+            kept, stop = len(live.tokens), POISONED
         elif live.tokens and live.tokens[-1] in self.engine.eos:
             kept, stop = len(live.tokens), 'eos'
         elif len(live.tokens) >= live.request.max_new_tokens:

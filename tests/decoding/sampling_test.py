@@ -109,7 +109,7 @@ def test_without_a_defence_nothing_is_intervened():
 def test_tokens_of_no_probability_are_never_candidates():
     """With top-p 1 a reference admitted them, and a rule that dislikes likely tokens then emits one."""
     logits_BV = jnp.where(jnp.arange(VOCAB) < 4, 0.0, -300.0)[None]
-    allowed_BV = sampling.truncation(
+    allowed_BV, _ = sampling.truncation(
         sampling.tempered(logits_BV, jnp.ones(1)), jax.tree.map(lambda x: jnp.full(1, x, jnp.float32), Sampling())
     )
     assert np.flatnonzero(allowed_BV[0]).tolist() == [0, 1, 2, 3]

@@ -1,0 +1,422 @@
+"""Malformed files of every format that adx reads end in one line that explains them, never in another error.
+
+Hypothesis takes a sound file and cuts it, changes bytes of it, or puts other values into its JSON. It must then be
+refused by an AdxError (a ValueError at the inner border of journals) or be read, within seconds. `./tools/test --slow`
+tries more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from etils import epath
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from storage_test import make_trace, open_workdir
+from studies import make_study
+
+from adx import checkpoints, export, journal, keys, orbax_io, outcomes_io, rewriting, safetensors_io, storage
+from adx.datasets import Jsonl
+from adx.datasets.tokenizing import load_tokenizer
+from adx.errors import AdxError
+from adx.experiment import check, from_json, override, sweep, to_json
+from adx.outcomes import Outcome, ThreatModel
+from adx.storage import Workdir
+from adx.study import check as check_study
+from launch.config import load_config
+from tests import tiny
+
+FEW, MANY, SECONDS = 25, 400, 20
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([-1, 0, 2**31, 2**63, 10**400, 1e308]))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(['\ud800', '../../etc/passwd'])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
+    max_leaves=6,
+)
+PATIENT = {'deadline': None, 'suppress_health_check': list(HealthCheck), 'derandomize': True, 'database': None}
+
+
+@st.composite
+def damaged(draw: Any, data: bytes) -> bytes:
+    """A file's bytes, cut, changed in a few places, or with something else inside."""
+    how = draw(st.sampled_from(['cut', 'change', 'insert', 'nothing', 'other']))
+    at = draw(st.integers(0, len(data)))
+    if how == 'cut':
+        return data[:at]
+    if how == 'insert':
+        return data[:at] + draw(st.binary(max_size=12)) + data[at:]
+    if how == 'other':
+        return draw(st.one_of(st.binary(max_size=64), st.just(b'[' * 100_000), st.just(b'{"a":' * 50_000)))
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(0, 4)) if how == 'change' else 0):
+        changed[draw(st.integers(0, max(0, min(len(data) - 1, 400))))] = draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+@st.composite
+def disturbed(draw: Any, value: Any) -> Any:
+    """A JSON value with another value somewhere in it, or a key less or more."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 9)):
+        key = draw(st.sampled_from(sorted(value)))
+        how = draw(st.sampled_from(['inside', 'inside', 'inside', 'without', 'more']))
+        if how == 'without':
+            return {name: one for name, one in value.items() if name != key}
+        if how == 'more':
+            return value | {draw(st.text(max_size=6)): draw(VALUES)}
+        return value | {key: draw(disturbed(value[key]))}
+    if isinstance(value, list) and value and draw(st.integers(0, 9)):
+        at = draw(st.integers(0, len(value) - 1))
+        return [*value[:at], draw(disturbed(value[at])), *value[at + 1 :]]
+    return draw(VALUES)
+
+
+def as_text(value: Any) -> bytes:
+    return json.dumps(value).encode('utf-8', 'surrogatepass')
+
+
+def malformed(path: pathlib.Path) -> st.SearchStrategy[bytes]:
+    """What may stand in a file instead: the same with faults."""
+    data = path.read_bytes()
+    found = [damaged(data)]
+    with contextlib.suppress(ValueError):
+        lines = [json.loads(line) for line in data.splitlines()] if path.suffix == '.jsonl' else json.loads(data)
+        if path.suffix == '.jsonl':
+            found.append(disturbed(lines).map(lambda rows: b'\n'.join(map(as_text, as_list(rows))) + b'\n'))
+        elif len(data) < 50_000:
+            found.append(disturbed(lines).map(as_text))
+    if path.suffix == '.safetensors':
+        found.append(disturbed(header(data)).map(lambda changed: with_header(data, changed)))
+    return st.one_of(found)
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def header(data: bytes) -> Any:
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+
+
+def with_header(data: bytes, changed: Any) -> bytes:
+    """safetensors: eight bytes of length, JSON, data."""
+    text = as_text(changed)
+    return len(text).to_bytes(8, 'little') + text + data[8 + int.from_bytes(data[:8], 'little') :]
+
+
+@contextlib.contextmanager
+def refused_or_read(kind: type[Exception] = AdxError) -> Iterator[None]:
+    """Any other error is a bug, and so is one without words, or a reader that hangs."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError(f'not read in {SECONDS} s')
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    except kind as error:
+        message = str(error)
+    else:
+        message = 'read'
+    finally:
+        signal.alarm(0)
+    assert message
+
+
+def tolerates(path: pathlib.Path, read: Callable[[], Any], examples: int) -> None:
+    """Reads the file with many faults in it, and then as it was."""
+    sound = path.read_bytes()
+
+    @settings(max_examples=examples, **PATIENT)
+    @given(malformed(path))
+    def check_one(data: bytes) -> None:
+        path.write_bytes(data)
+        with refused_or_read():
+            read()
+
+    try:
+        check_one()
+    finally:
+        path.write_bytes(sound)
+    read()
+
+
+counts = pytest.mark.parametrize('examples', [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=['few', 'many'])
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory) -> pathlib.Path:
+    return pathlib.Path(tiny.write_teacher(tmp_path_factory.mktemp('fuzz') / 'teacher'))
+
+
+@pytest.fixture
+def workdir(tmp_path) -> pathlib.Path:
+    with open_workdir(tmp_path) as writer:
+        writer.append([make_trace(row) for row in range(3)])
+        writer.reject('gsm8k/test/9/0/plain', 'too long')
+        writer.keep_policy('policy', {'a': 1})
+        writer.heartbeat({'totals': {'plain': 4}, 'tokens_per_second': 1.0, 'seconds_left': 2.0, 'occupancy': 0.5})
+    return tmp_path
+
+
+@counts
+@pytest.mark.parametrize('row', [
+    {'question': 'How many?', 'answer': '4', 'id': 'a', 'customer': 'c'},
+    {'messages': [{'role': 'user', 'content': 'How many?'}], 'answer': 4},
+], ids=['question', 'chat'])  # fmt: skip
+def test_prompts(tmp_path, row, examples):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(f'{json.dumps(row)}\n{json.dumps(row | {"id": "b"})}\n')
+    tolerates(path, lambda: Jsonl(str(path)).prompts('all'), examples)
+
+
+@counts
+def test_traces(workdir, examples):
+    (path,) = (workdir / 'private' / 'journal').iterdir()
+
+    def read():
+        place = Workdir(workdir)
+        place.finished()
+        list(place.traces())
+        storage.hashes(workdir)
+        with open_workdir(workdir):  # it may cut what is torn
+            pass
+
+    tolerates(path, read, examples)
+
+
+@counts
+def test_a_trace(examples):
+    line = journal.trace_to_json(make_trace(1))
+
+    @settings(max_examples=4 * examples, **PATIENT)
+    @given(st.one_of(disturbed(json.loads(line)).map(as_text), damaged(line.encode())))
+    def check_one(data):
+        with refused_or_read(ValueError):
+            storage.trace_hash(journal.trace_from_json(data))
+
+    check_one()
+
+
+@counts
+@pytest.mark.parametrize('name', ['experiment.json', 'heartbeat/0-of-1.json', 'rejected'])
+def test_the_rest_of_a_workdir(workdir, name, examples):
+    path = workdir / 'private' / name
+    path = next(path.iterdir()) if path.is_dir() else path
+
+    def read():
+        storage.status(workdir)
+        with open_workdir(workdir):
+            pass
+
+    tolerates(path, read, examples)
+
+
+@counts
+def test_selections(workdir, examples):
+    path = workdir / 'private' / 'selections' / 'first.jsonl'
+    path.parent.mkdir()
+    path.write_text(json.dumps({'request_id': make_trace(1).request_id, 'how': 'first'}))
+    tolerates(path, lambda: Workdir(workdir).selection('first'), examples)
+
+
+@counts
+@pytest.mark.parametrize('name', ['identity.json', 'rewrite.x.jsonl'])
+def test_rewrites(workdir, name, examples):
+    place = workdir / 'private' / 'rewrites' / 'said'
+    place.mkdir(parents=True)
+    (place / 'identity.json').write_text(json.dumps({'rewrite': {'of': 'plain', 'name': 'said'}}))
+    record = {
+        'format_version': 1, 'request_id': make_trace(1).request_id, 'text': 'b', 'accepted': 0, 'refusals': [],
+        'tokens': [1, 2], 'reasoning': 'b', 'answer': '',
+    }  # fmt: skip
+    (place / 'rewrite.x.jsonl').write_text(json.dumps(record) + '\n')
+    tolerates(place / name, lambda: list(rewriting.rewritten(Workdir(workdir), 'said')), examples)
+
+
+@counts
+@pytest.mark.parametrize('name', ['study.json', 'outcomes/distil-s-sft.x.jsonl'])
+def test_studies(tmp_path, name, examples):
+    outcomes_io.claim(str(tmp_path), {'a': {'b': [1, 2]}})
+    (tmp_path / 'private' / 'outcomes').mkdir()
+    one = Outcome(
+        arm='plain', role='defence', attack='sft', source='clean', student='s', seen=False, seed=0,
+        setting={'steps': 2}, split='tune', prompts='p', correct=(True,), rates={'unparsed': 0.5},
+        threat=ThreatModel(1, 1, 1, 1, 's', 1, 1), curve=({'step': 1},),
+    )  # fmt: skip
+    record = {'format_version': 1, 'request_id': 'x', 'outcome': dataclasses.asdict(one)}
+    (tmp_path / 'private' / 'outcomes' / 'distil-s-sft.x.jsonl').write_text(json.dumps(record) + '\n')
+
+    def read():
+        outcomes_io.claim(str(tmp_path), {'a': {'b': [1, 2]}})
+        outcomes_io.read(str(tmp_path))
+
+    tolerates(tmp_path / 'private' / name, read, examples)
+
+
+@counts
+def test_keys(tmp_path, examples):
+    path = tmp_path / 'a.1.key'
+    keys._write(epath.Path(path), b'k' * 32)
+    tolerates(path, lambda: (keys.read(path), keys.epochs(tmp_path, 'a')), examples)
+
+
+@counts
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+def test_checkpoints(teacher, tmp_path, name, examples):
+    place = tmp_path / 'model'
+    shutil.copytree(teacher, place)
+    tolerates(place / name, lambda: checkpoints.read_config(str(place)), examples)
+
+
+@counts
+def test_the_index_of_shards(teacher, tmp_path, examples):
+    place = tmp_path / 'model'
+    shutil.copytree(teacher, place)
+    os.replace(place / 'model.safetensors', place / 'part.safetensors')
+    names = sorted(header((place / 'part.safetensors').read_bytes()))
+    index = {'weight_map': {name: 'part.safetensors' for name in names if name != '__metadata__'}}
+    (place / safetensors_io.INDEX).write_text(json.dumps(index))
+    tolerates(place / safetensors_io.INDEX, lambda: checkpoints.read_config(str(place)), examples)
+
+
+@counts
+@pytest.mark.parametrize('name', ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json'])
+def test_tokenizers(teacher, tmp_path, name, examples):
+    place = tmp_path / 'model'
+    shutil.copytree(teacher, place)
+
+    def read():
+        tokenizer = load_tokenizer(str(place))
+        tokenizer.decode(tokenizer.encode('How many?'))
+
+    tolerates(place / name, read, examples)
+
+
+@counts
+def test_gguf(tmp_path, examples):
+    gguf = pytest.importorskip('gguf')
+    path = tmp_path / 'model.gguf'
+    writer = gguf.GGUFWriter(str(path), 'llama')
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_tokenizer_model('gpt2')
+    writer.add_token_list(['a', 'b'])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    @settings(max_examples=examples, **PATIENT)
+    @given(damaged(path.read_bytes()))
+    def check_one(data):
+        path.write_bytes(data)
+        for read in (checkpoints.read_config, load_tokenizer):
+            with refused_or_read():
+                read(str(path))
+
+    check_one()
+
+
+@counts
+def test_saved_models(tmp_path, examples):
+    model, params = tiny.make_params()
+    checkpoints.save_orbax(str(tmp_path / 'saved'), model, params)
+    path = tmp_path / 'saved' / orbax_io.MANIFEST
+    tolerates(path, lambda: orbax_io.read_config(epath.Path(path.parent)), examples)
+
+
+@counts
+def test_overrides_and_sweeps(teacher, tmp_path, examples):
+    experiment = load_config(tiny.write_config(tmp_path / 'config.py', str(teacher)))
+    study = make_study([str(teacher), str(teacher)])
+    words = st.one_of(st.sampled_from([
+        'seed', 'arms', 'arms.plain', 'arms.product_of_experts.defence.gamma', 'decode.slots', 'decode.buckets',
+        'teacher', 'proxies.0.exit_layer', 'stop_strings', 'samples', 'dataset.path', 'prompting', 'mesh.model',
+        'experiment.decode.slots', 'students.0.name', 'learning_rates', 'policy', 'arms.0.sampling.top_k',
+    ]), st.text(max_size=12))  # fmt: skip
+    odd = st.sampled_from(['()', '[1,2', '1e999', '{}', 'None', '-1', '(' * 300, '-' * 3000 + '1'])
+    given_values = st.one_of(VALUES.map(repr), st.text(max_size=20), odd)
+
+    @settings(max_examples=4 * examples, **PATIENT)
+    @given(st.builds('{}={}'.format, words, given_values), st.text(max_size=10))
+    def check_one(assignment, other):
+        for run in (
+            lambda: check(override(experiment, [assignment])),
+            lambda: check(sweep(experiment, [assignment])),
+            lambda: check_study(override(study, [assignment])),
+            lambda: override(experiment, [other]),
+        ):
+            with refused_or_read():
+                run()
+
+    check_one()
+
+
+@counts
+def test_experiments_as_json(teacher, tmp_path, examples):
+    """As policies and released cards hold them."""
+    experiment = load_config(tiny.write_config(tmp_path / 'config.py', str(teacher)))
+
+    @settings(max_examples=4 * examples, **PATIENT)
+    @given(disturbed(json.loads(json.dumps(to_json(experiment)))))
+    def check_one(value):
+        with refused_or_read():
+            found = from_json(value)
+            if isinstance(found, type(experiment)):
+                check(found)
+
+    check_one()
+
+
+@counts
+def test_configs(teacher, tmp_path, examples):
+    path = tmp_path / 'config.py'
+    tiny.write_config(path, str(teacher))
+    text = path.read_text()
+    new_texts = st.sampled_from(['', '(', ')', ',', '=', '0', '\0', 'é'])
+    edits = st.tuples(st.integers(0, len(text)), st.integers(0, 40), new_texts)
+
+    @settings(max_examples=examples, **PATIENT)
+    @given(edits)
+    def check_one(edit):
+        at, length, new = edit
+        path.write_text(text[:at] + new + text[at + length :])
+        with refused_or_read():
+            load_config(str(path))
+
+    check_one()
+
+
+def test_a_refused_checkpoint_leaves_nothing_that_looks_complete(teacher, tmp_path):
+    """Converted, exported or saved: what cannot be read whole is not there at all."""
+    broken, target = tmp_path / 'broken', tmp_path / 'converted'
+    shutil.copytree(teacher, broken)
+    whole = (broken / 'model.safetensors').read_bytes()
+    (broken / 'model.safetensors').write_bytes(whole[: len(whole) - 9])
+
+    def convert():
+        loaded = checkpoints.load(str(broken))
+        checkpoints.save_hf(str(target), loaded.model, loaded.params)
+
+    with pytest.raises(AdxError):
+        convert()
+    assert not target.exists()
+    with open_workdir(tmp_path / 'run') as writer:
+        writer.append([make_trace(row) for row in range(2)])
+    (path,) = (tmp_path / 'run' / 'private' / 'journal').iterdir()
+    path.write_bytes(path.read_bytes().replace(b'"text"', b'"test"', 1))
+    with pytest.raises(AdxError):
+        export.export(str(tmp_path / 'run'), 'chat', 'plain', 'Apache-2.0', 'public')
+    assert not (tmp_path / 'run' / 'release').exists()

@@ -1,0 +1,144 @@
+"""Killed before, within and after every write, fsync, rename and upload, a restart ends with the same things, once."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+
+import kill_points
+import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from kill_points import AFTER, BEFORE, HALF, everywhere, said, say
+from storage_test import EXPERIMENT, make_trace
+
+from adx import files, journal, outcomes_io, rewriting, storage
+from adx.outcomes import Outcome, ThreatModel
+from adx.storage import Workdir
+
+ROWS, BATCH = 6, 2
+TRACES = [make_trace(row, text='x' * 300) for row in range(ROWS)]
+IDS = {trace.request_id for trace in TRACES}
+
+
+def generate(path, place: pathlib.Path) -> None:
+    """As the stage does, without models: what is missing, batch by batch, with a heartbeat each."""
+    with Workdir.open(path, EXPERIMENT, 'hash') as workdir:
+        workdir.keep_policy('policy', {})
+        workdir.reject('gsm8k/test/99/0/plain', 'too long')
+        finished = workdir.finished()
+        left = [trace for trace in TRACES if trace.request_id not in finished]
+        for start in range(0, len(left), BATCH):
+            batch = left[start : start + BATCH]
+            workdir.append(batch)
+            say(place, [trace.request_id for trace in batch])
+            workdir.heartbeat({'totals': {'plain': ROWS}})
+
+
+def check_generated(path, place: pathlib.Path) -> None:
+    ids = [record['request_id'] for _, record in journal.read_records(Workdir(path).private / 'journal')]
+    assert sorted(ids) == sorted(IDS)  # nothing lost, nothing twice
+    assert said(place) <= IDS
+    assert storage.hashes(path) == {trace.request_id: storage.trace_hash(trace) for trace in TRACES}
+    assert storage.status(path)['done'] == ROWS
+
+
+def test_traces(tmp_path):
+    points = everywhere(
+        tmp_path, lambda place: generate(place / 'run', place), lambda place: check_generated(place / 'run', place),
+        (BEFORE, HALF, AFTER),
+    )  # fmt: skip
+    assert points > 40
+
+
+def test_nothing_that_was_said_to_be_saved_is_gone_before_the_restart(tmp_path):
+    """Also in the eyes of a reader who comes between the kill and the restart."""
+    at, code = 0, -9
+    while code:
+        at += 1
+        place = tmp_path / str(at)
+        place.mkdir()
+        code = kill_points.killed(lambda place=place: generate(place / 'run', place), place, at, BEFORE)
+        if said(place):
+            assert said(place) <= Workdir(place / 'run').finished()
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """gs:// paths that lead to a directory, so that objects outlive a process."""
+
+    def lead_to(root):
+        store = DirFileSystem(str(root), LocalFileSystem(auto_mkdir=True))
+        monkeypatch.setattr(backend._FileSystemSpecBackend, 'fs', lambda self, path: Stripped(store))
+        return 'gs://bucket/run'
+
+    return lead_to
+
+
+class Stripped:
+    """A file system that knows nothing of the scheme."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        call = getattr(self._store, name)
+        return lambda path, *more, **named: call(str(path).removeprefix('gs://'), *more, **named)
+
+
+def test_traces_in_an_object_store(tmp_path, bucket, monkeypatch):
+    monkeypatch.setattr('adx.locks._is_gone', lambda holder: True)  # the killed process was here
+
+    def check(place):
+        check_generated(bucket(place), place)
+
+    assert everywhere(tmp_path, lambda place: generate(bucket(place), place), check) > 5
+
+
+def outcome(seed: int) -> Outcome:
+    return Outcome(
+        arm='plain', role='defence', attack='sft', source='clean', student='s', seen=False, seed=seed, setting={},
+        split='tune', prompts='p', correct=(True,), rates={}, threat=ThreatModel(1, 1, 1, 1, 's', 1, 1),
+    )  # fmt: skip
+
+
+def test_outcomes(tmp_path):
+    def run(place):
+        outcomes_io.claim(str(place), {'a': 1})
+        with outcomes_io.open_log(str(place), 's', ['sft'], contextlib.nullcontext) as log:
+            for seed in range(3):
+                if outcomes_io.name_of(outcome(seed)) not in log.known:
+                    log.add([outcome(seed)])
+
+    def check(place):
+        records = list(journal.read_records(Workdir(place).private / 'outcomes'))
+        assert len(records) == 3
+        assert sorted(one.seed for one in outcomes_io.read(str(place)).values()) == [0, 1, 2]
+
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
+
+
+def test_rewrites(tmp_path):
+    """The journal of a rewrite, as the stage keeps it."""
+
+    def run(place):
+        directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
+        files.make_private_dir(directory)
+        if not (directory / 'identity.json').exists():
+            files.write_private(directory / 'identity.json', b'{"rewrite": {"of": "plain"}}')
+        journal.cut_torn_tails(directory, rewriting.OWNER)
+        known = {record['request_id'] for _, record in journal.read_records(directory)}
+        kept = journal.Journal(directory, rewriting.OWNER)
+        for trace in TRACES:
+            if trace.request_id not in known:
+                kept.append([journal.to_json({'format_version': 1, 'request_id': trace.request_id, 'text': 'x' * 300})])
+        kept.close()
+
+    def check(place):
+        directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
+        assert [record['request_id'] for _, record in journal.read_records(directory)] == sorted(IDS)
+        assert rewriting._read_identity(directory)['rewrite'] == {'of': 'plain'}
+
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
