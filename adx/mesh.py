@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, PROXY, MODEL = 'data', 'proxy', 'model'
 MeshAxes = tuple[str, ...]
@@ -30,6 +30,11 @@ def make_mesh(data: int = 1, proxy: int = 1, model: int = 1, devices: Any = None
     return jax.make_mesh(
         (data, proxy, model), (DATA, PROXY, MODEL), axis_types=(AxisType.Auto,) * 3, devices=devices[:size]
     )
+
+
+def abstract_mesh(data: int = 1, proxy: int = 1, model: int = 1) -> AbstractMesh:
+    """A mesh of devices that are not there: enough for layouts, and for plans by them."""
+    return AbstractMesh((data, proxy, model), (DATA, PROXY, MODEL), axis_types=(AxisType.Auto,) * 3)
 
 
 @dataclasses.dataclass(frozen=True)
