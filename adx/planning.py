@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble
-from adx.mesh import Layout
+from adx.mesh import Layout, shard_bytes
 from adx.models.transformer import Model
+from adx.training import Trainer
 
 FLOAT32 = 4
 # Float32 arrays that are alive at once, as XLA allocates them on CPU (tests/planning_test.py). Of [B, V]: while a
@@ -85,7 +86,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
         directions=directions,
         caches=caches,
         prefix=sum(member_cache_bytes(member, config.prefill_rows, longest) for member in models),
-        workspace=max(_step_bytes(models, config), max(_prefill_bytes(m, config) for m in models)),
+        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models)),
         float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
         notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
     )
@@ -129,7 +130,7 @@ def member_cache_bytes(member: Member, rows: int, length: int) -> int:
     return one * (1 + member.directions)
 
 
-def _step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
+def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     """Temporaries of one decode step: the largest of a layer's attention, combining log-probs and drawing a token."""
     teacher, layout, *_ = models[0]
     per_copy = local_size(layout, 'B', config.slots) * local_size(layout, 'V', teacher.config.sizes['V']) * FLOAT32
@@ -149,7 +150,7 @@ def _attention_bytes(member: Member, config: DecodeConfig) -> int:
     return scores * _score_bytes(member, config.slots, 1, config.cache_length)
 
 
-def _prefill_bytes(member: Member, config: DecodeConfig) -> int:
+def prefill_bytes(member: Member, config: DecodeConfig) -> int:
     """Temporaries of a prefill: the larger of a layer's attention scores and the activations around its MLP."""
     model, layout, count, directions = member
     passes = 1 + 2 * directions  # x and dx of a direction, and both as rows of one matrix
@@ -170,3 +171,20 @@ def _score_bytes(member: Member, rows: int, queries: int, keys: int) -> int:
 def local_size(layout: Layout, axis: str, size: int) -> int:
     """How much of an axis of `size` a device has."""
     return -(-size // layout.ways(axis))
+
+
+def training_bytes(trainer: Trainer) -> int:
+    """Peak bytes per device of a training step: the state, the gradient, and while a piece of the rows is read the
+    weights in the compute dtype with the gradient of those that adapters are merged into, what passes between blocks
+    (remat), and the logits with their gradient.
+    """
+    config, layout, recipe = trainer.model.config, trainer.layout, trainer.recipe
+    item, state = jnp.dtype(config.dtype).itemsize, trainer.abstract_state()
+    sizes = {path: shard_bytes(x) * item // FLOAT32 for path, x in (state.base or state.weights).items()}
+    merged = sum(sizes[path] for path in sizes if f'{path}.a' in state.weights)
+    gradient = sum(shard_bytes(x) for x in state.weights.values())
+    tokens = recipe.length * local_size(layout, 'N', trainer.count)
+    tokens *= local_size(layout, 'B', recipe.rows // recipe.accumulate)
+    between = config.num_layers * tokens * config.embed_dim * item
+    logits = tokens * local_size(layout, 'V', config.sizes['V']) * (2 * FLOAT32 + item)
+    return trainer.state_bytes() + gradient + sum(sizes.values()) + merged + between + logits

@@ -111,10 +111,10 @@ def meshes(chips: int) -> Iterator[MeshSizes]:
                 yield data, proxy, chips // (data * proxy)
 
 
-def best(estimates: list[Estimate]) -> Estimate | None:
-    """The one with most tokens a second of those that can run, the smaller model axis among equals; None if none can."""
-    able = [one for one in estimates if not one.problem]
-    return max(able, key=lambda one: (one.tokens_per_second, -one.mesh[2]), default=None)
+def rank(one: Estimate) -> tuple[bool, float, MeshSizes]:
+    """Sorts those that can run before those that cannot, more tokens a second first; equal ones by the most data."""
+    data, proxy, model = one.mesh
+    return bool(one.problem), -one.tokens_per_second, (-data, model, proxy)
 
 
 def model_sums(num_layers: int) -> int:
