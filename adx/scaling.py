@@ -74,7 +74,7 @@ MACHINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of decoding on one mesh. Seconds are of a step, see the module; `problem` says why it cannot run, '' if it can."""
+    """Of decoding on one mesh. Seconds are of a step, see the module; problem: why it cannot run, '' if it can."""
 
     mesh: MeshSizes
     slots: int

@@ -79,8 +79,9 @@ def line(one: Estimate, price: float | None) -> str:
     if one.problem:
         return f'  {shape:<9}{one.slots:>6}  cannot: {one.problem}'
     cost = 'unknown' if price is None else f'{one.dollars_per_million(price):.2f}'
-    milliseconds = f'{1e3 * one.step:>9.2f}{1e3 * one.exchange:>10.2f}'
-    return f'  {shape:<9}{one.slots:>6}{one.memory.total / GIGABYTE:>11.1f}{milliseconds}{one.tokens_per_second:>10.0f}  {cost}'
+    size = one.memory.total / GIGABYTE if one.memory else 0.0
+    took = f'{1e3 * one.step:>9.2f}{1e3 * one.exchange:>11.2f}'
+    return f'  {shape:<9}{one.slots:>6}{size:>11.1f}{took}{one.tokens_per_second:>10.0f}  {cost}'
 
 
 def prices(given: list[str]) -> dict[str, float]:

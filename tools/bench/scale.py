@@ -29,7 +29,7 @@ from absl import flags
 
 from adx import loading, needs, planning
 from adx.batching import Rows
-from adx.decoding.engine import DecodeConfig, Engine
+from adx.decoding.engine import Engine
 from adx.decoding.ensemble import Ensemble
 from adx.defences import Antidistillation, ProductOfExperts
 from adx.errors import ConfigError, InputError
@@ -266,7 +266,7 @@ def main() -> None:
             if numbers['vocabulary_gathers'] or numbers['aliased_over_donated'] < 1:
                 broken.append(f'{name} on {place}')
     if broken:
-        raise InputError(f'{broken} gather logits over the vocabulary or reuse less than was donated; see the lines above')
+        raise InputError(f'{broken} gather the vocabulary or reuse less than was donated; the lines above say how')
 
 
 if __name__ == '__main__':
