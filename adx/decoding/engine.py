@@ -156,7 +156,7 @@ class Engine:
         One array at a time, so that at most one is held twice; through the lengths between, so that few programs do.
         """
 
-        def resize_one(x: Array, axes: str) -> Array:
+        def resize_one(x: Any, axes: str) -> Array:
             y = self._resize(x, lengths[at], axes.index('S'), x.sharding)
             y = y if y.format == x.format else jax.device_put(y, x.format)
             x.delete()

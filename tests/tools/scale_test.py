@@ -91,14 +91,14 @@ def test_nobody_else_imports_the_compiler():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the extra tpu-aot is not installed')
-@pytest.mark.parametrize('name', ['prefill', 'chunk', 'tangent'])
-def test_programs_compiled_for_a_tpu_keep_to_the_plan(name):
-    """Of two layers: few weights beside what a step works on, so the bound is wider than the published one."""
+@pytest.mark.parametrize(('name', 'error'), [('prefill', 0.5), ('chunk', 0.1), ('tangent', 0.1)])
+def test_programs_compiled_for_a_tpu_keep_to_the_plan(name, error):
+    """Of two layers. A prefill ends with the last layer's keys and values: of two it reads hardly more than one."""
     command = [sys.executable, '-m', 'tools.bench.scale', '--topologies=v5e-8', f'--programs={name}', '--layers=2']
     on_cpu = os.environ | {'JAX_PLATFORMS': 'cpu'}
     shown = subprocess.run(command, env=on_cpu, stdout=subprocess.PIPE, text=True, check=True).stdout
     numbers = json.loads(next(line for line in shown.splitlines() if line.startswith('{')))
-    assert abs(numbers['plan_error']) < 0.2
+    assert abs(numbers['plan_error']) < error
     assert numbers['temp_over_arguments'] < 0.1
     assert numbers['aliased_over_donated'] >= 1
     assert numbers['vocabulary_gathers'] == 0
