@@ -57,7 +57,7 @@ def test_a_machine_without_a_mesh_that_fits_says_so(capsys):
     [
         ({'machines': ['v5']}, "has 'v5'; there are"),
         ({'machines': ['v5e-0']}, "has 'v5e-0'; there are"),
-        ({'price': ['v5f=1']}, r"has 'v5f=1'; kinds of chips are .*Did you mean 'v5e'"),
+        ({'price': ['h20=1']}, r"has 'h20=1'; kinds of chips are .*Did you mean 'h200'"),
         ({'price': ['v5e=cheap']}, "has 'v5e=cheap'; it must be like v5e=1.2"),
     ],
 )
