@@ -48,7 +48,7 @@ def test_a_stack_is_written_as_each_of_it_alone():
 def test_derivatives_are_written_as_values_are(mapped):
     """Also along several directions of one cache, which is itself written once."""
     given, _ = arrays()
-    one = [jnp.asarray(x[0]) for x in given]
+    one = tuple(jnp.asarray(x[0]) for x in given)
     if mapped:
         values, tangents = jax.vmap(lambda *t: jax.jvp(run, one, t), out_axes=(None, 0))(*map(jnp.asarray, given))
     else:
