@@ -7,11 +7,14 @@ The teacher is never replicated over `proxy`: there its rows are split too, or i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental.layout import Format
+from jax.experimental.layout import Layout as DeviceLayout
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, PROXY, MODEL = 'data', 'proxy', 'model'
 MeshAxes = tuple[str, ...]
@@ -30,6 +33,11 @@ def make_mesh(data: int = 1, proxy: int = 1, model: int = 1, devices: Any = None
     return jax.make_mesh(
         (data, proxy, model), (DATA, PROXY, MODEL), axis_types=(AxisType.Auto,) * 3, devices=devices[:size]
     )
+
+
+def abstract_mesh(data: int = 1, proxy: int = 1, model: int = 1) -> AbstractMesh:
+    """A mesh of devices that are not there: enough for layouts, and for plans by them."""
+    return AbstractMesh((data, proxy, model), (DATA, PROXY, MODEL), axis_types=(AxisType.Auto,) * 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +59,10 @@ class Layout:
     def sharding(self, axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(axes))
 
+    def contiguous(self, axes: str, order: str) -> Format:
+        """The sharding, on devices that keep a tensor's axes in this `order`, the last one contiguous."""
+        return Format(DeviceLayout(tuple(map(axes.index, order))), self.sharding(axes))
+
     def shard(self, x: jax.Array, axes: str) -> jax.Array:
         """Constrains x inside jit. `axes` has one letter per dimension; '.' is an unsplit one."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
@@ -61,6 +73,12 @@ class Layout:
         for name in self.rules.get(axis, ()):
             size *= self.mesh.shape[name]
         return size
+
+
+def shard_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Of what one device holds of it."""
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _ways(mesh: Mesh, axes: MeshAxes) -> int:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble
-from adx.mesh import Layout
+from adx.mesh import Layout, shard_bytes
 from adx.models.transformer import Model
+from adx.training import Trainer
 
 FLOAT32 = 4
 # Float32 arrays that are alive at once, as XLA allocates them on CPU (tests/planning_test.py). Of [B, V]: while a
@@ -74,22 +75,27 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
     upcast: whether the devices compute bfloat16 in float32; None asks those of the mesh.
     """
     longest = config.buckets[-1]
-    models = [Member(ensemble.teacher, ensemble.teacher_layout, 1)]
-    models += [Member(group.model, group.layout, group.count, group.directions) for group in ensemble.groups]
+    models = members(ensemble)
     weights = [weight_bytes(*member[:3]) for member in models]
     directions = sum(size * member.directions for size, member in zip(weights, models, strict=True))
-    caches = sum(_cache_bytes(member, config.slots, config.cache_length) for member in models)
+    caches = sum(member_cache_bytes(member, config.slots, config.cache_length) for member in models)
     upcast = _upcasts(ensemble) if upcast is None else upcast
     return MemoryPlan(
         teacher_weights=weights[0],
         proxy_weights=sum(weights[1:]),
         directions=directions,
         caches=caches,
-        prefix=sum(_cache_bytes(member, config.prefill_rows, longest) for member in models),
-        workspace=max(_step_bytes(models, config), max(_prefill_bytes(m, config) for m in models)),
+        prefix=sum(member_cache_bytes(member, config.prefill_rows, longest) for member in models),
+        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models)),
         float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
         notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
     )
+
+
+def members(ensemble: Ensemble) -> list[Member]:
+    """The teacher and every group of proxies."""
+    groups = [Member(group.model, group.layout, group.count, group.directions) for group in ensemble.groups]
+    return [Member(ensemble.teacher, ensemble.teacher_layout, 1), *groups]
 
 
 def _upcasts(ensemble: Ensemble) -> bool:
@@ -100,7 +106,7 @@ def _upcasts(ensemble: Ensemble) -> bool:
 
 def weight_bytes(model: Model, layout: Layout, count: int) -> int:
     """Bytes of `count` stacked models on one device. Norm scales are float32."""
-    local = _local(layout, 'N', count)
+    local = local_size(layout, 'N', count)
     item = jnp.dtype(model.config.dtype).itemsize
 
     def one(path: str) -> int:
@@ -113,21 +119,21 @@ def weight_bytes(model: Model, layout: Layout, count: int) -> int:
 def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int) -> int:
     """Bytes of the keys and values of `rows` rows on one device."""
     c = model.config
-    heads = _local(layout, 'G', c.num_kv_heads)
+    heads = local_size(layout, 'G', c.num_kv_heads)
     per_row = 2 * c.num_layers * heads * c.head_dim * length * jnp.dtype(c.dtype).itemsize
-    return _local(layout, 'N', count) * rows * per_row
+    return local_size(layout, 'N', count) * rows * per_row
 
 
-def _cache_bytes(member: Member, rows: int, length: int) -> int:
+def member_cache_bytes(member: Member, rows: int, length: int) -> int:
     """Of all rows that a device holds, with the tangents."""
-    one = cache_bytes(*member[:3], _local(member.layout, 'B', rows), length)
+    one = cache_bytes(*member[:3], local_size(member.layout, 'B', rows), length)
     return one * (1 + member.directions)
 
 
-def _step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
+def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     """Temporaries of one decode step: the largest of a layer's attention, combining log-probs and drawing a token."""
     teacher, layout, *_ = models[0]
-    per_copy = _local(layout, 'B', config.slots) * _local(layout, 'V', teacher.config.sizes['V']) * FLOAT32
+    per_copy = local_size(layout, 'B', config.slots) * local_size(layout, 'V', teacher.config.sizes['V']) * FLOAT32
     proxies = sum(member.stacked for member in models[1:])
     tangents = sum(member.stacked * member.directions for member in models[1:])
     copies = SAMPLING_COPIES + tangents if proxies < 2 else proxies + COMBINE_COPIES
@@ -144,23 +150,41 @@ def _attention_bytes(member: Member, config: DecodeConfig) -> int:
     return scores * _score_bytes(member, config.slots, 1, config.cache_length)
 
 
-def _prefill_bytes(member: Member, config: DecodeConfig) -> int:
+def prefill_bytes(member: Member, config: DecodeConfig) -> int:
     """Temporaries of a prefill: the larger of a layer's attention scores and the activations around its MLP."""
     model, layout, count, directions = member
     passes = 1 + 2 * directions  # x and dx of a direction, and both as rows of one matrix
     c, length = model.config, config.buckets[-1]
     scores = PREFILL_SCORES * _score_bytes(member, config.prefill_rows, length, length)
-    width = 3 * _local(layout, 'F', c.mlp_dim) + 2 * c.embed_dim
-    tokens = _local(layout, 'N', count) * _local(layout, 'B', config.prefill_rows) * length
+    width = 3 * local_size(layout, 'F', c.mlp_dim) + 2 * c.embed_dim
+    tokens = local_size(layout, 'N', count) * local_size(layout, 'B', config.prefill_rows) * length
     return max(scores, tokens * width * jnp.dtype(c.dtype).itemsize) * passes
 
 
 def _score_bytes(member: Member, rows: int, queries: int, keys: int) -> int:
     """Bytes of one layer's float32 attention scores on one device."""
     model, layout, count, _ = member
-    heads = _local(layout, 'H', model.config.num_heads)
-    return _local(layout, 'N', count) * _local(layout, 'B', rows) * heads * queries * keys * FLOAT32
+    heads = local_size(layout, 'H', model.config.num_heads)
+    return local_size(layout, 'N', count) * local_size(layout, 'B', rows) * heads * queries * keys * FLOAT32
 
 
-def _local(layout: Layout, axis: str, size: int) -> int:
+def local_size(layout: Layout, axis: str, size: int) -> int:
+    """How much of an axis of `size` a device has."""
     return -(-size // layout.ways(axis))
+
+
+def training_bytes(trainer: Trainer) -> int:
+    """Peak bytes per device of a training step: the state, the gradient, and while a piece of the rows is read the
+    weights in the compute dtype with the gradient of those that adapters are merged into, what passes between blocks
+    (remat), and the logits with their gradient.
+    """
+    config, layout, recipe = trainer.model.config, trainer.layout, trainer.recipe
+    item, state = jnp.dtype(config.dtype).itemsize, trainer.abstract_state()
+    sizes = {path: shard_bytes(x) * item // FLOAT32 for path, x in (state.base or state.weights).items()}
+    merged = sum(sizes[path] for path in sizes if f'{path}.a' in state.weights)
+    gradient = sum(shard_bytes(x) for x in state.weights.values())
+    tokens = recipe.length * local_size(layout, 'N', trainer.count)
+    tokens *= local_size(layout, 'B', recipe.rows // recipe.accumulate)
+    between = config.num_layers * tokens * config.embed_dim * item
+    logits = tokens * local_size(layout, 'V', config.sizes['V']) * (2 * FLOAT32 + item)
+    return trainer.state_bytes() + gradient + sum(sizes.values()) + merged + between + logits

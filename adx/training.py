@@ -8,7 +8,6 @@ to rounding.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 
 from adx import struct
 from adx.batching import Rows
-from adx.mesh import proxy_layout
+from adx.mesh import proxy_layout, shard_bytes
 from adx.models import lora
 from adx.models.transformer import Model, Params, make_model
 from adx.objectives import Hard, Objective
@@ -105,13 +104,18 @@ class Trainer:
         shardings = jax.tree_util.tree_map_with_path(self._sharding, jax.eval_shape(make, params))
         return jax.jit(make, out_shardings=shardings)(params)
 
-    def state_bytes(self) -> int:
-        """Per device, of weights, a frozen base and moments; gradients and activations come on top of them."""
+    def abstract_state(self) -> TrainState:
+        """Shapes and places of the state."""
         params = {path: jax.ShapeDtypeStruct((self.count, *s), jnp.float32) for path, s in self.model.shapes.items()}
         numbers = jnp.stack([jax.random.key(0)] * self.count), jnp.zeros(self.count), jnp.zeros(self.count, jnp.int32)
-        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self._fresh, params, *numbers))
-        pieces = ((self._sharding(path, leaf).shard_shape(leaf.shape), leaf.dtype.itemsize) for path, leaf in leaves)
-        return sum(math.prod(shape) * size for shape, size in pieces)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(path, x)),
+            jax.eval_shape(self._fresh, params, *numbers),
+        )
+
+    def state_bytes(self) -> int:
+        """Per device, of weights, a frozen base and moments; gradients and activations come on top of them."""
+        return sum(map(shard_bytes, jax.tree.leaves(self.abstract_state())))
 
     def step(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """One step of all students on rows [N, B, ...] that lie on the host or the devices. Gives up `state`."""

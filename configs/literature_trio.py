@@ -2,7 +2,8 @@
 
 Claim:   none. It says what a study on the models of arXiv 2504.13146 would take; no weight of them ships with adx.
 Command: python -m tools.plan_memory --config=configs/literature_trio.py
-         checks the shapes and prints the memory per chip of decoding on three kinds of machine, without any weight.
+         checks the shapes and prints, for meshes of five kinds of machine, memory and the least time of decoding,
+         without any weight.
 Cost:    seconds.
 Result:  the tables that the command prints.
 """

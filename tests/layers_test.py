@@ -18,7 +18,7 @@ NOUNS = {
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
     'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives',
-    'optimising', 'pages', 'planning', 'quality', 'reporting', 'selection', 'training', 'view',
+    'optimising', 'pages', 'planning', 'quality', 'reporting', 'scaling', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {
     'ahead', 'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'curves', 'detecting', 'directions',

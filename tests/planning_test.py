@@ -12,9 +12,11 @@ import pytest
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble, Group
 from adx.defences import ProductOfExperts, Undefended
-from adx.mesh import make_mesh, proxy_layout, teacher_layout
+from adx.mesh import abstract_mesh, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import TransformerConfig, make_model
-from adx.planning import UPCAST_NOTE, plan_memory
+from adx.optimising import Recipe
+from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
+from adx.training import Trainer
 from tools.bench.memory import abstract_weights, chunk_over_plan
 
 MODEL = TransformerConfig(
@@ -114,3 +116,20 @@ def test_the_table_says_whether_it_fits():
     plan = plan_memory(make_ensemble(MODEL, (1, 1, 1), 1), DECODE)
     assert plan.table(plan.total).endswith('fits')
     assert plan.table(plan.total - 1).endswith('DOES NOT FIT')
+
+
+def test_training_with_adapters_by_hand():
+    """Two ways of rows and of weights, in bfloat16: a row of each device at a time."""
+    config = TransformerConfig(
+        vocab_size=64, num_layers=2, embed_dim=8, mlp_dim=16, num_heads=2, num_kv_heads=2, head_dim=4
+    )
+    recipe = Recipe(lora_rank=2, lora_on=('up',), rows=4, accumulate=2, length=10, dtype='bfloat16', remat=True)
+    trainer = Trainer(make_model(config), abstract_mesh(2, 1, 2), recipe)
+    split = 64 * 8 + 2 * (4 * 8 * 8 + 3 * 16 * 8)  # embeddings, and of two layers attention and MLP
+    norms = 5 * 8
+    adapters = 2 * (2 * 8 + 2 * 16 // 2)  # [2, 8] whole, and [16, 2] split
+    state = 4 * (split // 2 + norms + 3 * adapters) + 5 * 4  # two counts of Adam, three numbers of the student
+    compute = 2 * (split // 2 + norms) + 2 * (2 * 16 * 8 // 2)  # with the gradient of what adapters are merged into
+    between, logits = 2 * 10 * 8 * 2, 10 * 32 * (4 + 4 + 2)
+    assert trainer.state_bytes() == pytest.approx(state, abs=8)
+    assert training_bytes(trainer) == trainer.state_bytes() + 4 * adapters + compute + between + logits

@@ -118,18 +118,24 @@ class Engine:
         ends = jnp.asarray(list(eos) or [-1], jnp.int32)
         self.constants = loop.Constants(ends, jnp.asarray(protected_V), jax.tree.map(jnp.asarray, spans))
         self.occupancy = Occupancy()
+        first = config.cache_lengths[0]
+        formats = ensemble.formats(jax.eval_shape(lambda: ensemble.empty_caches(config.slots, first)))
         self._prefill = jax.jit(ensemble.prefill)
         self._insert = jax.jit(
-            lambda rows, caches, *new: loop.insert(ensemble, rows, caches, *new), donate_argnums=(0, 1)
+            lambda rows, caches, *new: loop.insert(ensemble, rows, caches, *new),
+            donate_argnums=(0, 1),
+            out_shardings=(None, formats),
         )
         self._chunk = jax.jit(
             lambda weights, rows, caches, constants: loop.chunk(
                 ensemble, weights, rows, caches, constants, config.chunk, config.record
             ),
             donate_argnums=(1, 2),
+            out_shardings=(None, formats, None, None),
         )
-        first = config.cache_lengths[0]
-        self._start = jax.jit(lambda defence: loop.start(ensemble, defence, config.slots, first))
+        self._start = jax.jit(
+            lambda defence: loop.start(ensemble, defence, config.slots, first), out_shardings=(None, formats)
+        )
         self._resize = jax.jit(_resized, static_argnums=(1, 2, 3))
 
     def start(self, defence: Defence) -> tuple[loop.Rows, Caches]:
@@ -150,8 +156,9 @@ class Engine:
         One array at a time, so that at most one is held twice; through the lengths between, so that few programs do.
         """
 
-        def resize_one(x: Array, axes: str) -> Array:
+        def resize_one(x: Any, axes: str) -> Array:
             y = self._resize(x, lengths[at], axes.index('S'), x.sharding)
+            y = y if y.format == x.format else jax.device_put(y, x.format)
             x.delete()
             return y
 

@@ -160,11 +160,28 @@ class Ensemble:
 
     def place(self, caches: Caches) -> Caches:
         """Constrains caches to their layouts, inside jit."""
+        return self._map(lambda layout, x, axes: layout.shard(x, axes), caches)
+
+    def formats(self, caches: Caches) -> Caches | None:
+        """How the devices are to keep caches of these shapes between programs, None where that makes no difference.
+
+        On a TPU the keys of a token are contiguous as its values are: a step writes them so, and would else have a
+        copy of all keys made for every chunk.
+        """
+        if self.teacher_layout.mesh.devices.flat[0].platform != 'tpu':
+            return None
+        keep = lambda layout, _, axes: layout.contiguous(axes, axes.replace('KS', 'SK'))  # noqa: E731
+        return self._map(keep, caches)
+
+    def _map(self, change: Callable[[Layout, Array, str], Any], caches: Caches) -> Caches:
+        """Applies change(layout, array, axes) to every array."""
         groups, tangents = [], []
         for group, cache, tangent in self._zip(caches.groups, caches.tangents):
-            groups.append(map_layout(group.layout.shard, cache, 'N'))
-            tangents += [map_layout(group.layout.shard, tangent, 'N')] if tangent else []
-        return Caches(map_layout(self.teacher_layout.shard, caches.teacher), tuple(groups), tuple(tangents))
+            one = functools.partial(change, group.layout)
+            groups.append(map_layout(one, cache, 'N'))
+            tangents += [map_layout(one, tangent, 'N')] if tangent else []
+        teacher = map_layout(functools.partial(change, self.teacher_layout), caches.teacher)
+        return Caches(teacher, tuple(groups), tuple(tangents))
 
     def _zip(self, *per_group: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         """Each group with what belongs to it; None from an empty tuple."""

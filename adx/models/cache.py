@@ -6,7 +6,7 @@ cache front to back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,17 +44,48 @@ def empty_cache(num_layers: int, rows: int, heads: int, length: int, head_dim: i
 
 
 def write(past: LayerCache | None, k_BLGK: Array, v_BLGK: Array, positions_BL: Array) -> LayerCache:
-    """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1).
-
-    A row's positions differ from each other. Said to XLA, because a scatter that may overlap is differentiated by
-    way of several more arrays of the cache's size.
-    """
+    """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1)."""
     if past is None:
         return LayerCache(rearrange(k_BLGK, 'B L G K -> B G K L'), rearrange(v_BLGK, 'B L G K -> B G L K'))
-    rows_B1 = jnp.arange(positions_BL.shape[0])[:, None]
-    k_BGKS = past.k_BGKS.at[rows_B1, :, :, positions_BL].set(k_BLGK.astype(past.k_BGKS.dtype), unique_indices=True)
-    v_BGSK = past.v_BGSK.at[rows_B1, :, positions_BL].set(v_BLGK.astype(past.v_BGSK.dtype), unique_indices=True)
+    k_BGKS = _put_columns(past.k_BGKS, k_BLGK.astype(past.k_BGKS.dtype), positions_BL)
+    v_BGSK = _put_rows(past.v_BGSK, v_BLGK.astype(past.v_BGSK.dtype), positions_BL)
     return LayerCache(k_BGKS, v_BGSK)
+
+
+def _putter(place: Callable[..., Array]) -> Callable[..., Array]:
+    """place(array, indices of stack, rows and heads, positions, new) as (array, new_BLGK, positions_BL) -> array.
+
+    Every index is said, in the order of the axes, also that of a stack: else a TPU copies the whole cache into the
+    order in which it is indexed, and back. A row's positions differ from each other, which is said too, because a
+    scatter that may overlap is differentiated by way of several more arrays of the cache's size.
+    """
+
+    def indices(x: Array, positions_BL: Array) -> tuple[Array, Array, Array]:
+        rows_B11, heads_G = jnp.arange(x.shape[-4])[:, None, None], jnp.arange(x.shape[-3])
+        return rows_B11, heads_G, positions_BL[:, :, None]
+
+    @jax.custom_batching.custom_vmap
+    def put(x: Array, new_BLGK: Array, positions_BL: Array) -> Array:
+        return place(x, (), *indices(x, positions_BL), new_BLGK)
+
+    @put.def_vmap
+    def mapped(size: int, batched: Sequence[bool], x: Array, new: Array, positions: Array) -> tuple[Array, bool]:
+        if not any(batched):  # of values whose derivatives alone are mapped
+            return place(x, (), *indices(x, positions), new), False
+        stack = jnp.arange(size)[:, None, None, None]
+        x, new = (y if b else jnp.broadcast_to(y, (size, *y.shape)) for y, b in zip((x, new), batched, strict=False))
+        rows_B11, heads_G, _ = indices(x, positions[0] if batched[2] else positions)
+        return place(x, (stack,), rows_B11, heads_G, positions[..., None], new), True
+
+    return put
+
+
+_put_columns = _putter(
+    lambda x, stack, rows, heads, s, new: x.at[(*stack, rows, heads, slice(None), s)].set(new, unique_indices=True)
+)
+_put_rows = _putter(
+    lambda x, stack, rows, heads, s, new: x.at[(*stack, rows, heads, s)].set(new, unique_indices=True)
+)
 
 
 def place_prefix(cache: Cache, prefix: Cache, sources: Array, targets: Array) -> Cache:

@@ -19,6 +19,23 @@ def linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
     return jnp.einsum(equation, x, w.astype(x.dtype), precision=_precision(x.dtype), preferred_element_type=dtype)
 
 
+@jax.custom_batching.custom_vmap
+def lookup(w_VD: Array, tokens: Array) -> Array:
+    """The rows of w that tokens name, in a decode step: of a stack it says every index, for the reason in cache.write.
+
+    It has no gradient.
+    """
+    return w_VD[tokens]
+
+
+@lookup.def_vmap
+def _stacked_lookup(size: int, batched: Sequence[bool], w: Array, tokens: Array) -> tuple[Array, bool]:
+    if not batched[0]:
+        return w[tokens], batched[1]
+    tokens = tokens if batched[1] else tokens[None]
+    return w[jnp.arange(size).reshape(-1, *(1,) * (tokens.ndim - 1)), tokens], True
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
 def fused_linear(equation: str, x: Array, w: Array, dtype: Any = None) -> Array:
     """`linear` whose value and derivatives read w once, for jvp of a decode step. Under grad of two layers it fails.

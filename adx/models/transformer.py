@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 
 from adx.models.cache import Cache, LayerCache, empty_cache, write
-from adx.models.products import Linear, linear
+from adx.models.products import Linear, linear, lookup
 from adx.models.rope import Rope, rotate
 from adx.numerics import MASKED
 
@@ -225,15 +225,18 @@ class Transformer(nnx.Module):
         if not config.tied:
             self.head = weight(rngs, 'VD', config, config.embed_dim**-0.5)
 
-    def inputs(self, tokens_BL: Array) -> Array:
-        """What the first block reads, [B, L, D]."""
-        dtype = jnp.dtype(self.config.dtype)
-        x_BLD = self.embed[...][tokens_BL].astype(dtype)
+    def inputs(self, tokens_BL: Array, decoding: bool = False) -> Array:
+        """What the first block reads, [B, L, D]. decoding: by `lookup`, which has no gradient."""
+        dtype, embed_VD = jnp.dtype(self.config.dtype), self.embed[...]
+        x_BLD = (lookup(embed_VD, tokens_BL) if decoding else embed_VD[tokens_BL]).astype(dtype)
         return x_BLD * jnp.asarray(self.config.embed_dim**0.5, dtype) if self.config.scale_embeddings else x_BLD
 
-    def hidden(self, tokens_BL: Array, positions_BL: Array, *given: Any, **options: Any) -> tuple[Array, Cache]:
+    def hidden(
+        self, tokens_BL: Array, positions_BL: Array, cache: Cache | None = None, *given: Any, **options: Any
+    ) -> tuple[Array, Cache]:
         """`through` the blocks from tokens."""
-        return self.through(self.inputs(tokens_BL), positions_BL, *given, **options)
+        x_BLD = self.inputs(tokens_BL, decoding=cache is not None)
+        return self.through(x_BLD, positions_BL, cache, *given, **options)
 
     def through(
         self,

@@ -4,7 +4,7 @@
     python -m tools.bench.accelerator --trial       # tiny models, prints and keeps nothing: whether it runs at all
 
 Steps of the teacher alone, of product of experts and of antidistillation in turn, at batches of 64 and 256, against
-what bytes and operations allow (bound.py) with the bandwidth of a copy and the rate of a matrix product of the same
+what bytes and operations allow (adx.scaling) with the bandwidth of a copy and the rate of a matrix product of the same
 run. Speed does not depend on what the weights say.
 """
 
@@ -31,10 +31,11 @@ from adx.experiment import Arm
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import Params, TransformerConfig, make_model
 from adx.needs import needed
+from adx.scaling import Machine
 from adx.types import Defence
 from launch import program
 from tools.bench import figures
-from tools.bench.bound import Machine, copy_bandwidth
+from tools.bench.bound import copy_bandwidth
 from tools.bench.derivative import EPS, pass_timer
 from tools.bench.timers import CONTEXT, STEPS, ChunkTimer, timer
 

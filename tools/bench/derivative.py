@@ -27,9 +27,10 @@ from adx.defences import Antidistillation, Budget, Undefended
 from adx.experiment import Arm
 from adx.generation import Models
 from adx.models.transformer import Params
+from adx.scaling import Machine
 from adx.session import prepare
 from tools.bench import figures, workload
-from tools.bench.bound import Machine, copy_bandwidth
+from tools.bench.bound import copy_bandwidth
 from tools.bench.timers import BATCH, CONTEXT, STEPS, ChunkTimer, matmul_timer
 from tools.bench.workload import REPEATS, Bench
 

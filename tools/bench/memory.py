@@ -53,7 +53,7 @@ def abstract_weights(ensemble: Ensemble) -> Weights:
 
 def compile_chunk(engine: Engine, defence: Defence) -> Any:
     """The engine's decode chunk for this defence, compiled ahead of time. Its weights may be abstract."""
-    places = engine._start.lower(defence).compile().output_shardings
+    places = engine._start.lower(defence).compile().output_formats
     rows, caches = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         jax.eval_shape(engine._start, defence),

@@ -1,0 +1,105 @@
+"""What is read from a program that was compiled for a TPU; and, where there is a compiler, such programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from adx.errors import ConfigError
+from tools.bench import figures, scale
+
+HLO = '''
+%body.1 (a: f32[4]) -> f32[4] {
+  %all-reduce.1 = (bf16[32,8]{1,0:T(8,128)(2,1)S(1)}, bf16[2,32,4]{2,1,0}) all-reduce(%x, %y), channel_id=1
+  %all-gather-start.2 = f32[32,64]{1,0:T(8,128)} all-gather-start(%z), dimensions={1}
+  %fusion.3 = f32[32]{0} fusion(%all-reduce.1), kind=kLoop
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %all-reduce.4 = f32[] all-reduce(%w)
+}
+'''
+
+
+def test_joined_collectives_are_told_apart():
+    found = list(scale.collectives(HLO))
+    assert found == [
+        scale.Collective('all-reduce', (32, 8), True),
+        scale.Collective('all-reduce', (2, 32, 4), True),
+        scale.Collective('all-gather', (32, 64), True),
+        scale.Collective('all-reduce', (), False),
+    ]
+
+
+class Memory:
+    argument_size_in_bytes, temp_size_in_bytes, output_size_in_bytes, alias_size_in_bytes = 100, 10, 60, 50
+
+
+class Executable:
+    def memory_analysis(self):
+        return Memory
+
+    def as_text(self):
+        return HLO
+
+
+def compiled(donated=50, gathered=2048):
+    return scale.Compiled(Executable(), 100, donated, 2, lambda shape: shape[-1] in {8, 4}, gathered)
+
+
+def test_numbers_of_a_program():
+    numbers = scale.measured(compiled())
+    assert numbers['plan_error'] == pytest.approx(0.2)  # 100 + 10 + 60 - 50 over 100
+    assert numbers['temp_over_arguments'] == 0.1
+    assert (numbers['collectives_per_step'], numbers['vocabulary_gathers']) == (2, 1)
+    assert numbers['aliased_over_donated'] == 1
+    numbers = scale.measured(compiled(donated=100, gathered=2049))
+    assert (numbers['aliased_over_donated'], numbers['vocabulary_gathers']) == (0.5, 0)
+
+
+def test_figures_say_that_nothing_ran(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, 'append', lambda *args, **fields: kept.append((args[1], fields)))
+    scale.publish('v5e-8', 'chunk', compiled(), scale.measured(compiled()))
+    assert [name for name, _ in kept] == [
+        'plan_error_chunk_v5e_8', 'temp_over_arguments_chunk_v5e_8', 'collectives_per_step_chunk_v5e_8'
+    ]  # fmt: skip
+    assert {fields['machine'] for _, fields in kept} == {'v5e-8, compiled for TPU, not run'}
+    assert kept[2][1]['goal'] == '2 by the formula'
+
+
+def test_wrong_names_are_refused_before_anything_compiles():
+    scale.flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(topologies=['v5e-9']), pytest.raises(ConfigError, match="Did you mean 'v5e-8'"):
+        scale.main()
+
+
+def test_nobody_else_imports_the_compiler():
+    """It is an extra, and loading it would look for a TPU."""
+    root = pathlib.Path(__file__).parents[2]
+    files = [path for folder in ('adx', 'launch', 'tools', 'configs') for path in (root / folder).rglob('*.py')]
+    named = [path.name for path in files if 'libtpu' in path.read_text() or 'topologies' in path.read_text()]
+    assert named == ['scale.py']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='the extra tpu-aot is not installed')
+@pytest.mark.parametrize(('name', 'error'), [('prefill', 0.5), ('chunk', 0.1), ('tangent', 0.1)])
+def test_programs_compiled_for_a_tpu_keep_to_the_plan(name, error):
+    """Of two layers. A prefill ends with the last layer's keys and values: of two it reads hardly more than one."""
+    command = [sys.executable, '-m', 'tools.bench.scale', '--topologies=v5e-8', f'--programs={name}', '--layers=2']
+    on_cpu = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    shown = subprocess.run(command, env=on_cpu, stdout=subprocess.PIPE, text=True, check=True).stdout
+    numbers = json.loads(next(line for line in shown.splitlines() if line.startswith('{')))
+    assert abs(numbers['plan_error']) < error
+    assert numbers['temp_over_arguments'] < 0.1
+    assert numbers['aliased_over_donated'] >= 1
+    assert numbers['vocabulary_gathers'] == 0
+    assert numbers['collectives_per_step'] == numbers['collectives_by_formula']
