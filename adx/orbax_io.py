@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,27 @@ def write_arrays(directory: epath.Path, params: Params) -> None:
 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory / ARRAYS, params, force=True)
+
+
+class Saver:
+    """Saves arrays in the background, one set at a time. All processes make the same calls."""
+
+    def __init__(self) -> None:
+        self._last: Any = None
+
+    def begin(self, directory: epath.Path, params: Params, whole: Callable[[], None]) -> None:
+        """Returns when the arrays may change. `whole` is called once all are durable, by a thread of process 0."""
+        import orbax.checkpoint as ocp
+
+        self.close()
+        self._last = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(post_finalization_callback=whole))
+        self._last.save(directory / ARRAYS, params, force=True)
+
+    def close(self) -> None:
+        """Waits until what was begun is durable on all processes; raises what it failed with."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.close()
 
 
 def read_config(directory: epath.Path) -> TransformerConfig:
