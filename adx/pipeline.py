@@ -32,6 +32,9 @@ class Place:
     writes: bool = True
 
 
+ALONE = Place()
+
+
 @dataclasses.dataclass
 class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.

@@ -201,7 +201,7 @@ def rewrite(experiment: Any, path: str, interrupts: Interrupts) -> int:
 
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         tell = functools.partial(progress.steps, 'rewrites')
-        made = rewriting.rewrite(experiment, path, tell, interrupts.guard)
+        made = rewriting.rewrite(experiment, path, tell, interrupts.guard, place_in_run())
     for name, counts in made.items():
         refused = ', '.join(f'{count} for {reason}' for reason, count in counts['refused'].items())
         done = f'{counts["rewritten"]} of {counts["traces"]} traces'
