@@ -74,12 +74,13 @@ def roll_call(coordinator: str, count: int, process: int, seconds: float) -> Non
     missing = _hold(int(port), count, ends) if process == 0 else _answer((host, int(port)), process, ends)
     if missing:
         raise Interrupted(
-            f'{_names(missing)} of {count} did not start within {seconds:.0f} s; see why there, '
+            f'{names(missing)} of {count} did not start within {seconds:.0f} s; see why there, '
             'or give more --start_seconds; the same commands continue'
         )
 
 
-def _names(processes: list[int]) -> str:
+def names(processes: list[int]) -> str:
+    """In a message."""
     return f'process {processes[0]}' if len(processes) == 1 else f'processes {processes}'
 
 

@@ -47,13 +47,13 @@ FOLLOWED = re.compile(r'^error: (another process|process \d+ failed|process(es)?
 NAMING = (
     (re.compile(r'^error: (process \d+ failed.*)', re.MULTILINE), '{}'),
     (re.compile(r'^error: (process(?:es)? \S.* did not start within \d+ s)', re.MULTILINE), '{}'),
-    (re.compile(r'stopped sending heartbeats\):\s*(\d+(?:\s+\d+)*)\s'), 'process {} died or was silent for too long'),
     (
         re.compile(r'Failed to send RPC to coordination service|RPC: \S+/Heartbeat'),
         'process 0 died or was silent for too long',
     ),
     (re.compile(r'RPC: \S+/RegisterTask'), 'some process did not start in time: look for the host that has no log'),
 )
+SILENT = re.compile(r'stopped sending heartbeats\):\s*(\d+(?:\s+\d+)*)\s')
 UNNAMED = 'a process of another host ended; its log says why'
 
 
@@ -193,9 +193,11 @@ def _how(child: Child) -> tuple[int, str]:
 def missed(survivors: Sequence[Child]) -> str:
     """Which process the survivors missed, as their logs name it."""
     text = '\n'.join(child.text for child in survivors) + '\n'
+    if found := SILENT.search(text):  # before all others: process 0 aborts too, and is then missed itself
+        return f'{joining.names([int(rank) for rank in found[1].split()])} died or was silent for too long'
     for pattern, message in NAMING:
         if found := pattern.search(text):
-            return message.format(*(' '.join(group.split()) for group in found.groups()))
+            return message.format(*found.groups())
     return UNNAMED
 
 
