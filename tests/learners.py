@@ -1,13 +1,18 @@
 """A process of one program, which takes a gradient and trains two students over the devices of all processes:
 
     python -m tests.learners <directory> <data>x<proxy>x<model> <seconds a step> [<coordinator> <processes> <process>]
+
+It prints the number of every step whose metrics it has read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import fakes
 import jax
@@ -17,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from adx import gradients, processes, training_io
-from adx.batching import Corpus, Example, Stream
+from adx.batching import Corpus, Example, Rows, Stream
 from adx.errors import AdxError
 from adx.gradients import Differentiator
 from adx.mesh import make_mesh
@@ -28,16 +33,35 @@ from launch.interrupts import Interrupts
 
 MODEL = make_model(fakes.PROXY)
 EXAMPLES = [Example(str(i), (i + 1, 2, 3), tuple((i * j) % 50 + 1 for j in range(3, 8 + i % 4))) for i in range(24)]
-STEPS, STUDENTS, ROWS = 12, 2, 8
-RESULT = 'result.npz'
-
-
-def recipe() -> Recipe:
-    return Recipe(learning_rate=1e-2, rows=ROWS, steps=STEPS, length=64)
+STEPS, ROWS = 12, 8
+STREAM = Stream([Corpus(EXAMPLES, seed) for seed in range(2)], ROWS, 64)
+GRADIENT, STUDENTS = 'gradient.npz', 'students.npz'
 
 
 def run_in(directory) -> training_io.Run:
     return training_io.Run(epath.Path(directory) / 'checkpoints', {'experiment': 'learners'}, every=4, keep=2)
+
+
+def learn(directory, shape: str, stream: Callable[[int], Rows] = STREAM, guard: Any = contextlib.nullcontext) -> None:
+    """Saves the gradient at once and the students at the end; of one program, process 0 does."""
+    mesh = make_mesh(*map(int, shape.split('x')))
+    differentiator = Differentiator(MODEL, mesh)
+    g, _, _ = differentiator.mean_gradient(MODEL.init(1), gradients.batches(EXAMPLES, differentiator.rows))
+    save(directory, GRADIENT, g)
+    trainer = Trainer(MODEL, mesh, Recipe(learning_rate=1e-2, rows=ROWS, steps=STEPS, length=64), 2)
+    members = [MODEL.init(i) for i in range(2)]
+    state = trainer.start({path: jnp.stack([member[path] for member in members]) for path in MODEL.shapes})
+    told = lambda step, total, metrics: print(step, flush=True)  # noqa: E731
+    state = training_io.train(trainer, state, stream, run_in(directory), told, guard)
+    save(directory, STUDENTS, trainer.params(state))
+
+
+def save(directory, name: str, arrays: dict[str, jax.Array]) -> None:
+    together = jax.distributed.is_initialized()
+    whole = multihost_utils.process_allgather(arrays, tiled=True) if together else jax.device_get(arrays)
+    if jax.process_index() == 0:
+        np.savez(epath.Path(directory) / name, **whole)
+    processes.wait()
 
 
 def main(directory: str, shape: str, pace: str, *place: str) -> None:
@@ -47,27 +71,12 @@ def main(directory: str, shape: str, pace: str, *place: str) -> None:
         jax.config.update('jax_enable_preemption_service', False)
         jax.distributed.initialize(place[0], int(place[1]), int(place[2]), heartbeat_timeout_seconds=20)
         interrupts.listen()
-    mesh, stream = make_mesh(*map(int, shape.split('x'))), Stream([Corpus(EXAMPLES, i) for i in range(2)], ROWS, 64)
 
     def slow(step):
         time.sleep(float(pace))
-        return stream(step)
+        return STREAM(step)
 
-    def tell(step, total, metrics):
-        print(step, *metrics['loss'], flush=True)
-
-    differentiator = Differentiator(MODEL, mesh)
-    g, _, _ = differentiator.mean_gradient(MODEL.init(1), gradients.batches(EXAMPLES, differentiator.rows))
-    members = [MODEL.init(i) for i in range(STUDENTS)]
-    stacked = {path: jnp.stack([member[path] for member in members]) for path in MODEL.shapes}
-    trainer = Trainer(MODEL, mesh, recipe(), STUDENTS)
-    state = training_io.train(trainer, trainer.start(stacked), slow, run_in(directory), tell, interrupts.guard)
-    arrays = {f'student/{path}': x for path, x in trainer.params(state).items()}
-    arrays |= {f'gradient/{path}': x for path, x in g.items()}
-    whole = multihost_utils.process_allgather(arrays, tiled=True) if place else jax.device_get(arrays)
-    processes.wait()
-    if jax.process_index() == 0:
-        np.savez(epath.Path(directory) / RESULT, **whole)
+    learn(directory, shape, slow, interrupts.guard)
 
 
 if __name__ == '__main__':
@@ -75,5 +84,5 @@ if __name__ == '__main__':
         main(*sys.argv[1:])
     except AdxError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
-        time.sleep(1)
+        time.sleep(1)  # for the others to have heard it
         os._exit(error.exit_code)
