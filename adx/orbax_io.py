@@ -44,14 +44,15 @@ class Saver:
     """Saves arrays in the background, one set at a time. All processes make the same calls."""
 
     def __init__(self) -> None:
-        self._last: Any = None
+        import orbax.checkpoint  # seconds, which a process that was told to stop does not have
+
+        self._orbax, self._last = orbax.checkpoint, None  # type: Any, Any
 
     def begin(self, directory: epath.Path, params: Params, whole: Callable[[], None]) -> None:
         """Returns when the arrays may change. `whole` is called once all are durable, by a thread of process 0."""
-        import orbax.checkpoint as ocp
-
         self.close()
-        self._last = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(post_finalization_callback=whole))
+        options = self._orbax.AsyncOptions(post_finalization_callback=whole)
+        self._last = self._orbax.StandardCheckpointer(async_options=options)
         self._last.save(directory / ARRAYS, params, force=True)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
 from adx.training import Trainer
-from launch.interrupts import Interrupts
+from launch import interrupts
 
 MODEL = make_model(fakes.PROXY)
 EXAMPLES = [Example(str(i), (i + 1, 2, 3), tuple((i * j) % 50 + 1 for j in range(3, 8 + i % 4))) for i in range(24)]
@@ -65,18 +65,19 @@ def save(directory, name: str, arrays: dict[str, jax.Array]) -> None:
 
 
 def main(directory: str, shape: str, pace: str, *place: str) -> None:
-    interrupts = Interrupts()
-    interrupts.install()
+    interrupts.GRACE_SECONDS = 120.0  # the machine of a test may be busy
+    stop = interrupts.Interrupts()
+    stop.install()
     if place:
         jax.config.update('jax_enable_preemption_service', False)
-        jax.distributed.initialize(place[0], int(place[1]), int(place[2]), heartbeat_timeout_seconds=20)
-        interrupts.listen()
+        jax.distributed.initialize(place[0], int(place[1]), int(place[2]), heartbeat_timeout_seconds=60)
+        stop.listen()
 
     def slow(step):
         time.sleep(float(pace))
         return STREAM(step)
 
-    learn(directory, shape, slow, interrupts.guard)
+    learn(directory, shape, slow, stop.guard)
 
 
 if __name__ == '__main__':
