@@ -63,9 +63,10 @@ def train(
     with processes.ending_together():
         course = _Course(trainer, restore(run, state), run, _Log(run, total, progress))
         with contextlib.closing(course):
-            while course.step < total and not course.stops:
+            goes_on = True
+            while goes_on:
                 try:
-                    course.advance(stream, total, guard)
+                    goes_on = course.advance(stream, total, guard)
                 except (KeyboardInterrupt, Interrupted) as error:
                     course.interrupt(error)
             if course.stops:
@@ -86,8 +87,10 @@ class _Course:
         self._saver = orbax_io.Saver()
         self._vote = processes.Vote() if jax.process_count() > 1 else None
 
-    def advance(self, stream: Callable[[int], Rows], total: int, guard: Guard) -> None:
-        """One step, and its checkpoint where one is due. All of it or nothing."""
+    def advance(self, stream: Callable[[int], Rows], total: int, guard: Guard) -> bool:
+        """One step, and its checkpoint where one is due, all of it or nothing; False where nothing is left to do."""
+        if self.stops or self.step >= total:
+            return False
         rows = stream(self.step)
         with guard():
             self.state, metrics = self.trainer.step(self.state, rows)
@@ -97,6 +100,7 @@ class _Course:
                 self.stops = self._vote(self.reason is not None)
             if self.step % self.run.every == 0 or self.step == total:
                 self.save()
+        return True
 
     def interrupt(self, reason: BaseException) -> None:
         """Stops the run; the runs of all processes where there are several, once they have agreed."""

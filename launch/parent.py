@@ -21,9 +21,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from absl import app, flags
 
@@ -118,8 +118,8 @@ def _pass_on(said: IO[str], lines: collections.deque[str]) -> None:
 class Parent:
     """Waits for its children; ends all once one has failed or a signal came."""
 
-    def __init__(self, children: Sequence[Child], grace: float, clock: Callable[[], float] = time.monotonic):
-        self.children, self.grace, self.clock = children, grace, clock
+    def __init__(self, children: Sequence[Child], grace: float):
+        self.children, self.grace = children, grace
         self.reason = ''  # the signal that came
         self.ended: list[Child] = []  # in the order of their ends
         self._plan: list[tuple[float, int]] = []  # when to send which signal
@@ -131,10 +131,11 @@ class Parent:
     def _forward(self, number: int, _: FrameType | None) -> None:
         if not self.reason:
             self.reason = signal.Signals(number).name
-            self._send(number)
-            self._plan = [(self.clock() + self.grace, signal.SIGKILL)]
+            self.send(number)
+            self._plan = [(time.monotonic() + self.grace, signal.SIGKILL)]
 
-    def _send(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """To all that are left."""
         for child in self.children:
             if child.status is None:
                 child.told = True
@@ -153,10 +154,10 @@ class Parent:
         new = [child for child in self.children if child.status is not None and child not in self.ended]
         self.ended += new
         if not self._plan and any(child.status not in SAVED for child in new):
-            due = self.clock() + OWN_SECONDS
+            due = time.monotonic() + OWN_SECONDS
             self._plan = [(due, signal.SIGTERM), (due + STOP_SECONDS, signal.SIGKILL)]
-        while self._plan and self._plan[0][0] <= self.clock():
-            self._send(self._plan.pop(0)[1])
+        while self._plan and self._plan[0][0] <= time.monotonic():
+            self.send(self._plan.pop(0)[1])
         return len(self.ended) < len(self.children)
 
 
@@ -201,16 +202,19 @@ def missed(survivors: Sequence[Child]) -> str:
     return UNNAMED
 
 
-def main(given: Sequence[str]) -> None:
+def main(given: Sequence[str]) -> NoReturn:
+    if not given:
+        raise ConfigError('nothing to run; give the flags of launch.run after --')
     ranks = range(PROCESSES.value) if PROCESSES.value > 1 else (None,)
     parent = Parent([], GRACE_SECONDS.value)
     parent.listen()
     parent.children = [start(*each) for each in zip(commands(given, PROCESSES.value), ranks, strict=True)]
+    if parent.reason:  # came while they were started
+        parent.send(signal.SIGTERM)
     code, why = parent.wait()
     if why:
         print(f'error: {why}', file=sys.stderr)
-    sys.stdout.flush()
-    os._exit(code)
+    sys.exit(code)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -219,12 +223,6 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:at]), list(argv[at + 1 :])
 
 
-def _main(own: Sequence[str], given: Sequence[str]) -> None:
-    if not given:
-        raise ConfigError('nothing to run; give the flags of launch.run after --')
-    main(given)
-
-
 if __name__ == '__main__':
     OWN, GIVEN = split(sys.argv)
-    app.run(lambda own: program.call(lambda: _main(own, GIVEN)), argv=OWN, flags_parser=program.parse)
+    app.run(lambda _: program.call(lambda: main(GIVEN)), argv=OWN, flags_parser=program.parse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from adx.errors import ConfigError, Interrupted
 from launch import joining, parent
-from tests.programs import free_port
+from tests.programs import ROOT, free_port
 
 FOREVER = 'import time; time.sleep(600)'
 STUBBORN = f'import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGINT)]; {FOREVER}'
@@ -103,6 +104,16 @@ def test_signals_go_on_to_all_and_what_does_not_end_is_killed():
     assert stopped.wait() == (75, f'stopped by SIGINT{AGAIN}')
     assert [child.status for child in stopped.children] == [75, -signal.SIGKILL]
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux tells a process that its parent has died')
+def test_children_end_when_their_parent_is_killed():
+    child = f'from launch import joining; joining.end_with_parent(); print("here", flush=True); {FOREVER}'
+    text = f'import sys, time; from launch import parent; parent.start([sys.executable, "-c", {child!r}], 0); {FOREVER}'
+    with subprocess.Popen([sys.executable, '-c', text], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'here\n'
+        process.kill()
+        assert process.stdout.read() == ''  # nobody holds the pipe any more
 
 
 def call(processes, count, seconds=20.0) -> dict[int, str]:
