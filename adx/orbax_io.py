@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,20 +47,35 @@ class Saver:
     def __init__(self) -> None:
         import orbax.checkpoint  # seconds, which a process that was told to stop does not have
 
-        self._orbax, self._last = orbax.checkpoint, None  # type: Any, Any
+        self._orbax: Any = orbax.checkpoint
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def begin(self, directory: epath.Path, params: Params, whole: Callable[[], None]) -> None:
         """Returns when the arrays may change. `whole` is called once all are durable, by a thread of process 0."""
         self.close()
-        options = self._orbax.AsyncOptions(post_finalization_callback=whole)
-        self._last = self._orbax.StandardCheckpointer(async_options=options)
-        self._last.save(directory / ARRAYS, params, force=True)
+        checkpointer = self._orbax.StandardCheckpointer()
+        checkpointer.save(directory / ARRAYS, params, force=True)
+        self._thread = threading.Thread(target=self._finish, args=(checkpointer, whole))
+        self._thread.start()
+
+    def _finish(self, checkpointer: Any, whole: Callable[[], None]) -> None:
+        """Orbax's own callback comes before the arrays have their name, too early for a manifest."""
+        try:
+            checkpointer.close()
+            if jax.process_index() == 0:
+                whole()
+        except BaseException as error:
+            self._failure = error
 
     def close(self) -> None:
-        """Waits until what was begun is durable on all processes; raises what it failed with."""
-        if self._last is not None:
-            last, self._last = self._last, None
-            last.close()
+        """Waits until what was begun is whole, on process 0, and durable; raises what it failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
 
 def read_config(directory: epath.Path) -> TransformerConfig:

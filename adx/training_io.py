@@ -205,6 +205,7 @@ def last_step(run: Run) -> int | None:
 
 def restore(run: Run, state: TrainState) -> TrainState:
     """`state` with what the last finished checkpoint holds, on its devices; as it is where there is none."""
+    processes.wait()  # for process 0, which finishes checkpoints
     step = last_step(run)
     processes.check_same('checkpoints', lambda: str(step))
     if step is None:

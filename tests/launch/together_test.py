@@ -116,14 +116,18 @@ def test_a_parent_ends_its_processes_as_one_and_the_same_command_continues(place
     assert digest(hashes(both)) == digest(hashes(alone))
 
 
-def test_a_parent_names_the_process_that_was_killed(place, one_arm):
-    """Before it has joined the others, so that they wait for it at the roll call."""
-    given = ('--processes=2', '--', *one_arm, f'--workdir={place.root / "never"}', '--start_seconds=2')
-    parent = start(place, *given, program=PARENT)
+def test_whoever_died_or_never_started_is_named(place, one_arm):
+    """Before anything is decoded: by the parent, and by a process that waits for another at the roll call."""
+    given = (*one_arm, f'--workdir={place.root / "never"}', '--start_seconds=2')
+    parent = start(place, '--processes=2', '--', *given, program=PARENT)
     os.kill(children_of(parent)[1], signal.SIGKILL)
+    two = (f'--coordinator=127.0.0.1:{programs.free_port()}', '--num_processes=2', '--process_id=0')
+    code, _, err = end(start(place, *given, '--distributed', *two))
+    assert code == 75, err
+    assert err.startswith('error: process 1 of 2 did not start within 2 s')
+    assert err.count('\n') == 1, err
     code, _, err = end(parent)
     assert code == 75, err
-    assert 'error: process 1 of 2 did not start within 2 s' in err
     assert err.splitlines()[-1].startswith('error: process 1 was killed by SIGKILL, the others were ended')
     assert not (place.root / 'never').exists()
 
