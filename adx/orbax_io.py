@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -69,6 +70,43 @@ def _outages(directory: epath.Path) -> Iterator[None]:
                 f'{directory}: {text}; what was finished is safe, check the storage and run the same command again'
             ) from error
         raise
+
+
+class Saver:
+    """Saves arrays in the background, one set at a time. All processes make the same calls."""
+
+    def __init__(self) -> None:
+        import orbax.checkpoint  # seconds, which a process that was told to stop does not have
+
+        self._orbax: Any = orbax.checkpoint
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def begin(self, directory: epath.Path, params: Params, whole: Callable[[], None]) -> None:
+        """Returns when the arrays may change. `whole` is called once all are durable, by a thread of process 0."""
+        self.close()
+        checkpointer = self._orbax.StandardCheckpointer()
+        checkpointer.save(directory / ARRAYS, params, force=True)
+        self._thread = threading.Thread(target=self._finish, args=(checkpointer, whole))
+        self._thread.start()
+
+    def _finish(self, checkpointer: Any, whole: Callable[[], None]) -> None:
+        """Orbax's own callback comes before the arrays have their name, too early for a manifest."""
+        try:
+            checkpointer.close()
+            if jax.process_index() == 0:
+                whole()
+        except BaseException as error:
+            self._failure = error
+
+    def close(self) -> None:
+        """Waits until what was begun is whole, on process 0, and durable; raises what it failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
 
 def read_config(directory: epath.Path) -> TransformerConfig:

@@ -38,6 +38,9 @@ class Place:
     may_change: bool = False
 
 
+ALONE = Place()
+
+
 @dataclasses.dataclass
 class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.

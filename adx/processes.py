@@ -5,15 +5,20 @@ A process that runs alone talks to nobody and starts no backend here.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adx.errors import BUG, COMPLETE, AdxError, ConfigError, Interrupted
+from adx.mesh import DATA, Layout, make_mesh
+
+LATE = 4  # steps that a vote is read behind
 
 T = TypeVar('T')
 
@@ -74,13 +79,33 @@ def check_same(what: str, digest: Callable[[], str]) -> None:
         raise ConfigError(f'processes {other} have other {what} than process 0; give all the same config and files')
 
 
+class Vote:
+    """Whether any process wants to stop: asked at every step, known LATE steps after it, to all at the same step.
+
+    So the devices never wait for the hosts, and nobody stops at a step that others go on from.
+    """
+
+    def __init__(self) -> None:
+        layout = Layout(make_mesh(jax.device_count()), {'B': (DATA,)})
+        self._split, self._cast = layout.sharding('B'), collections.deque[jax.Array]()
+        self._any = jax.jit(jnp.any, out_shardings=layout.sharding(''))
+
+    def __call__(self, wanted: bool) -> bool:
+        """Whether any process wanted it LATE calls ago. All processes call it at the same step."""
+        ours_B = np.full(jax.local_device_count(), wanted)
+        self._cast.append(self._any(jax.make_array_from_process_local_data(self._split, ours_B)))
+        return len(self._cast) > LATE and bool(self._cast.popleft())
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
     """Raises Interrupted where a computation failed because another process had ended."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized() or 'RESOURCE_EXHAUSTED' in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
+        # jaxlib raises a ValueError for what Gloo met, Orbax a TimeoutError where a process did not write its part.
+        foreign = isinstance(error, ValueError) and 'Gloo' not in str(error)
+        if foreign or not jax.distributed.is_initialized() or 'RESOURCE_EXHAUSTED' in str(error):
             raise
         reason = (str(error).splitlines() or [''])[0]
         raise Interrupted(

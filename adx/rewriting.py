@@ -2,6 +2,8 @@
 
     private/rewrites/<name>/identity.json   what the rewrite belongs to, written first
     private/rewrites/<name>/*.jsonl         journals: one line a trace, saved batch by batch
+
+Any number of processes may share the traces, each with a lock and journals of its own; readers read all journals.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from adx import drafting, files, storage
@@ -23,15 +24,24 @@ from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
+from adx.pipeline import ALONE, Place
 from adx.reporting.slices import inside
 from adx.storage import Workdir, diff
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 
-OWNER = 'rewrite'  # of the journals
 BATCH = 64  # traces that are rewritten together, and saved together
 NOT_CHOSEN = 'not chosen'
 Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of how many
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What one process is to do of a rewrite. chosen: names of the traces that are rewritten; the others stay."""
+
+    rewrite: Rewrite
+    traces: list[Trace]
+    chosen: frozenset[str]
 
 
 def rewrite(
@@ -39,61 +49,77 @@ def rewrite(
     path: str,
     tell: Tell = lambda name, done, total: None,
     guard: Callable[[], Any] = contextlib.nullcontext,
+    place: Place = ALONE,
 ) -> dict[str, dict[str, Any]]:
-    """Makes every rewrite of the experiment: name -> `drafting.counts` of it.
+    """Makes this process's share of every rewrite of the experiment: name -> `drafting.counts` of it.
 
-    Stopped at any moment outside `guard` it goes on with the batch that it was at. Raises ConfigError, WorkdirError,
-    and InputError for traces that are not complete or a workdir that holds another rewrite of the name.
+    Stopped at any moment outside `guard` it goes on with the batch that it was at, also in another number of shares.
+    Raises ConfigError, WorkdirError, and InputError for traces that are not complete or a workdir that holds another
+    rewrite of the name.
     """
     experiments.check(experiment)
     if not experiment.rewrites:
         raise ConfigError('--stages=rewrite has nothing to do: rewrites is empty; add a Rewrite to it')
     workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
-    shop = Workshop(experiment, path)
-    with storage.held(workdir, 'rewrite', ['rewrites']):
-        return {one.name: _rewrite(experiment, workdir, one, shop, tell, guard) for one in experiment.rewrites}
+    shop, found = Workshop(experiment, path), {}
+    with storage.held(workdir, 'rewrite', ['rewrites'], (place.shard, place.num_shards)) as owner:
+        for one in experiment.rewrites:
+            share = _share(experiment, workdir, one, place)  # of what the rewrites before it have made
+            found[one.name] = _rewrite(share, _claim(experiment, workdir, one), owner, shop, tell, guard)
+    return found
+
+
+def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place) -> _Share:
+    """Chosen among all traces of the slices that the rewrite is about, and dealt out by index in all, so that every
+    process agrees, also on chains.
+    """
+    of = {each.name: each.of for each in experiment.rewrites}
+    root = one.of
+    while root in of:
+        root = of[root]
+    first = originals(experiment, workdir, root)
+    names = [_name(trace) for trace in first]
+    is_inside = inside(experiment.dataset, [question(trace.messages) for trace in first], one.only)
+    open_ = [name for name, here in zip(names, is_inside, strict=True) if here]
+    traces, mine = originals(experiment, workdir, one.of), set(names[place.shard :: place.num_shards])
+
+    def draw(name: str) -> list[int]:
+        return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
+
+    chosen = frozenset(sorted(open_, key=draw)[: int(one.share * len(open_))])
+    return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen)
+
+
+def _name(trace: Trace) -> str:
+    return RequestId.parse(trace.request_id).noise_name
 
 
 def _rewrite(
-    experiment: Experiment, workdir: Workdir, one: Rewrite, shop: Workshop, tell: Tell, guard: Callable[[], Any]
+    share: _Share, directory: Any, owner: str, shop: Workshop, tell: Tell, guard: Callable[[], Any]
 ) -> dict[str, Any]:
-    traces = originals(experiment, workdir, one.of)
-    chosen, directory = _chosen(experiment, one, traces), _claim(experiment, workdir, one)
-    cut_torn_tails(directory, OWNER)
-    known = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
-    left = [trace for trace in traces if trace.request_id not in known]
-    with contextlib.closing(Journal(directory, OWNER)) as journal:
+    cut_torn_tails(directory, owner)
+    mine = {trace.request_id for trace in share.traces}
+    every = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
+    known = {id_: record for id_, record in every.items() if id_ in mine}
+    left = [trace for trace in share.traces if trace.request_id not in known]
+    with contextlib.closing(Journal(directory, owner)) as journal:
         for start in range(0, len(left), BATCH):
-            records = _records(experiment, one, left[start : start + BATCH], chosen, shop)
+            records = _records(share, left[start : start + BATCH], shop)
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
-            tell(one.name, len(known), len(traces))
+            tell(share.rewrite.name, len(known), len(mine))
     return drafting.counts([_result(record) for record in known.values()])
 
 
-def _records(
-    experiment: Experiment, one: Rewrite, traces: Sequence[Trace], chosen: AbstractSet[str], shop: Workshop
-) -> list[dict[str, Any]]:
+def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:
     """The journal's lines of some traces."""
-    mine = [trace for trace in traces if trace.request_id in chosen]
+    one, mine = share.rewrite, [trace for trace in traces if _name(trace) in share.chosen]
     done = drafting.rewrite(mine, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
     others = (Rewritten(trace.request_id, trace.text, None, (NOT_CHOSEN,)) for trace in traces)
     results = [found.get(each.request_id, each) for each in others]
-    return [_record(experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
-
-
-def _chosen(experiment: Experiment, one: Rewrite, originals: Sequence[Trace]) -> set[str]:
-    """The request ids of the share that is rewritten: those of the lowest of as many draws, in the chosen slices."""
-
-    def draw(trace: Trace) -> list[int]:
-        name = RequestId.parse(trace.request_id).noise_name
-        return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
-
-    is_inside = inside(experiment.dataset, [question(trace.messages) for trace in originals], one.only)
-    open_ = [trace for trace, here in zip(originals, is_inside, strict=True) if here]
-    return {trace.request_id for trace in sorted(open_, key=draw)[: int(one.share * len(open_))]}
+    return [_record(shop.experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
 
 
 def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:

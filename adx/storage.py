@@ -22,6 +22,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -163,14 +164,23 @@ def of_experiment(path: epath.PathLike, experiment_hash: str) -> Workdir:
 
 
 @contextlib.contextmanager
-def held(workdir: Workdir, stage: str, directories: Sequence[str]) -> Iterator[None]:
-    """Nobody else runs the stage in the workdir meanwhile. directories: under private/, made where they are missing."""
+def held(
+    workdir: Workdir, stage: str, directories: Sequence[str], place: tuple[int, int] = (0, 1)
+) -> Iterator[str]:
+    """Nobody else runs this share of the stage in the workdir meanwhile; the name of its holder, of its journals too.
+
+    directories: under private/, made where they are missing. place: (shard, num_shards).
+    """
+    owner = f'{stage}-{place[0]}-of-{place[1]}'
+    what = f'workdir {workdir.path}, stage {stage}, shard {place[0]}-of-{place[1]},'
     with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
         for name in directories:
             files.make_private_dir(workdir.private / name)
-        lock = locks.acquire(workdir.private / 'locks' / f'{stage}.lock', f'workdir {workdir.path}, stage {stage},')
+        with locks.exclusive(workdir.private / 'locks' / 'setup'):
+            _check_layout(workdir, place[1], f'{stage}-')
+            lock = locks.acquire(workdir.private / 'locks' / f'{owner}.lock', what)
     try:
-        yield
+        yield owner
     finally:
         lock.release()
 
@@ -284,11 +294,11 @@ def foreign(path: epath.PathLike, kind: str, differences: Sequence[str]) -> Work
     )
 
 
-def _check_layout(workdir: Workdir, num_shards: int) -> None:
-    """Raises WorkdirError if a live process divides the requests into another number of shards."""
+def _check_layout(workdir: Workdir, num_shards: int, stage: str = '') -> None:
+    """Raises WorkdirError if a live process divides the requests, of a stage alone, into another number of shards."""
     for path in files.list_files(workdir.private / 'locks', '.lock'):
         owner = path.name.removesuffix('.lock')
-        if '-of-' in owner and not owner.endswith(f'-of-{num_shards}'):
+        if re.fullmatch(rf'{re.escape(stage)}\d+-of-\d+', owner) and not owner.endswith(f'-of-{num_shards}'):
             locks.check_free(path, f'workdir {workdir.path}, shard {owner} (not of {num_shards}),')
 
 

@@ -169,7 +169,8 @@ class Trainer:
         after, metrics = jax.vmap(self._student, in_axes=(axes, 0), out_axes=(axes, 0))(state, rows)
         # Said again: the next step's program is then this one.
         place = lambda path, x: jax.lax.with_sharding_constraint(x, self._sharding(path, x))  # noqa: E731
-        return jax.tree_util.tree_map_with_path(place, after), metrics
+        everywhere = jax.tree.map(lambda x: self.layout.shard(x, '.'), metrics)  # for the hosts of all processes
+        return jax.tree_util.tree_map_with_path(place, after), everywhere
 
     def _student(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         """One student's step. It stays as it was past its steps, without targets, or where a number is not finite."""

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from adx import files, journal, orbax_io
+from adx import files, journal, orbax_io, processes
 from adx.batching import Rows
 from adx.errors import InputError, Interrupted, StorageError, WorkdirError
 from adx.training import Metrics, Trainer, TrainState
@@ -53,27 +54,68 @@ def train(
 ) -> TrainState:
     """Trains until every student has taken its steps, from the last checkpoint of `run` if there is one.
 
-    state: from Trainer.start; given up. Interruptions may be raised anywhere outside `guard`: what is done is saved.
+    state: from Trainer.start; given up. stream: the same rows for a step whenever it is asked.
+    Interruptions may be raised anywhere outside `guard`: what is done is saved. Of several processes one that is
+    interrupted goes on for `processes.LATE` steps, until all of them save the same step and raise Interrupted.
     Raises WorkdirError where the directory holds another run.
     """
-    total = int(np.max(jax.device_get(state.steps_N)))
-    state = restore(run, state)
-    step = int(state.step)
-    log = _Log(run, total, progress)
-    try:
-        while step < total:
-            rows = stream(step)
-            with guard():
-                state, metrics = trainer.step(state, rows)
-                step += 1
-                log.add(step, metrics)
-            if step % run.every == 0 or step == total:
-                _save(run, state, log, guard)
-    except (KeyboardInterrupt, Interrupted):
-        if step and step != last_step(run):
-            _save(run, state, log, guard)
-        raise
-    return state
+    total = int(jnp.max(state.steps_N))
+    with processes.ending_together():
+        course = _Course(trainer, restore(run, state), run, _Log(run, total, progress))
+        with contextlib.closing(course):
+            goes_on = True
+            while goes_on:
+                try:
+                    goes_on = course.advance(stream, total, guard)
+                except (KeyboardInterrupt, Interrupted) as error:
+                    course.interrupt(error)
+            if course.stops:
+                with contextlib.suppress(Interrupted), guard():
+                    course.save()
+                    course.close()
+                raise course.reason or Interrupted('another process was stopped; what is done is saved')
+    return course.state
+
+
+class _Course:
+    """A run on its way: whole wherever an interruption may be raised."""
+
+    def __init__(self, trainer: Trainer, state: TrainState, run: Run, log: _Log):
+        self.trainer, self.state, self.run, self.log = trainer, state, run, log
+        self.step = self.saved = int(state.step)
+        self.stops, self.reason = False, None  # type: bool, BaseException | None
+        self._saver = orbax_io.Saver()
+        self._vote = processes.Vote() if jax.process_count() > 1 else None
+
+    def advance(self, stream: Callable[[int], Rows], total: int, guard: Guard) -> bool:
+        """One step, and its checkpoint where one is due, all of it or nothing; False where nothing is left to do."""
+        if self.stops or self.step >= total:
+            return False
+        rows = stream(self.step)
+        with guard():
+            self.state, metrics = self.trainer.step(self.state, rows)
+            self.step += 1
+            self.log.add(self.step, metrics)
+            if self._vote:
+                self.stops = self._vote(self.reason is not None)
+            if self.step % self.run.every == 0 or self.step == total:
+                self.save()
+        return True
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Stops the run; the runs of all processes where there are several, once they have agreed."""
+        self.reason = reason
+        self.stops = self.stops or self._vote is None
+
+    def save(self) -> None:
+        if self.step != self.saved:
+            self.log.write(self.step)
+            begin_save(self._saver, self.run, self.state)
+            self.saved = self.step
+
+    def close(self) -> None:
+        """Returns when the last checkpoint is finished."""
+        self._saver.close()
 
 
 class _Log:
@@ -111,28 +153,41 @@ def _plain(x_N: Any) -> list[Any]:
     return [x if np.isfinite(x) else None for x in values.tolist()]
 
 
-def _save(run: Run, state: TrainState, log: _Log, guard: Guard) -> None:
-    unsaved = f'{run.directory}: step {int(state.step)} was not saved, the last checkpoint is safe'
-    with guard(), files.os_errors(StorageError, unsaved):
-        log.write(int(state.step))
-        save(run, state)
-
-
 def save(run: Run, state: TrainState) -> None:
-    """Saves from all processes, the manifest last; then removes all but the last `keep`. Frozen weights stay out."""
+    """Saves a checkpoint from all processes; it is finished when this returns."""
+    with contextlib.closing(orbax_io.Saver()) as saver:
+        begin_save(saver, run, state)
+
+
+def begin_save(saver: orbax_io.Saver, run: Run, state: TrainState) -> None:
+    """Begins to save from all processes. Frozen weights stay out.
+
+    Once all arrays are durable the manifest is written, and all but the last `keep` checkpoints are removed.
+    """
     step, arrays = int(state.step), _flat(state)
     directory = files.absolute(run.directory) / f'{step:08d}'
     if jax.process_index() == 0:
         files.make_private_dir(directory)
-    orbax_io.write_arrays(directory, arrays)
-    if jax.process_index() == 0:
-        shapes = {name: list(x.shape) for name, x in arrays.items()}
-        manifest = {'format_version': FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
-        files.write_private(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for old in steps(run)[: -run.keep]:
+    shapes = {name: list(x.shape) for name, x in arrays.items()}
+    manifest = {'format_version': FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
+
+    def finish() -> None:
+        with files.os_errors(StorageError, f'{directory} was not written, checkpoints before it are safe'):
+            files.write_private(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+            _prune(run, step)
+
+    with files.os_errors(StorageError, f'{directory} was not written, checkpoints before it are safe'):
+        saver.begin(directory, arrays, finish)
+
+
+def _prune(run: Run, step: int) -> None:
+    """Removes what lies before `step` but for the last `keep` checkpoints; what was never finished too."""
+    kept = steps(run)[-run.keep :]
+    for path in list(run.directory.iterdir()):
+        if path.name.isdecimal() and int(path.name) < step and int(path.name) not in kept:
             # The manifest first: what is half removed is no checkpoint either.
-            (run.directory / f'{old:08d}' / MANIFEST).unlink()
-            (run.directory / f'{old:08d}').rmtree()
+            (path / MANIFEST).unlink(missing_ok=True)
+            path.rmtree()
 
 
 def steps(run: Run) -> list[int]:
@@ -150,7 +205,9 @@ def last_step(run: Run) -> int | None:
 
 def restore(run: Run, state: TrainState) -> TrainState:
     """`state` with what the last finished checkpoint holds, on its devices; as it is where there is none."""
+    processes.wait()  # for process 0, which finishes checkpoints
     step = last_step(run)
+    processes.check_same('checkpoints', lambda: str(step))
     if step is None:
         return state
     directory, arrays = files.absolute(run.directory) / f'{step:08d}', _flat(state)

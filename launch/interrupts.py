@@ -34,10 +34,14 @@ class Interrupts:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-            signal.signal(number, self._handle)
+        self.listen()
         if max_hours:
             signal.setitimer(signal.ITIMER_REAL, max_hours * 3600)
+
+    def listen(self) -> None:
+        """Takes the signals, also back from a library that took them; jax.distributed.initialize may."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:

@@ -9,8 +9,9 @@ Killing it at any moment and running the same command again continues the run. E
 
 Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir,
 but where a rule wants derivatives all do: `prepare` keeps directions in it.
-What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where process
-0 died, within 100 seconds; one that never starts is waited for 300 seconds.
+What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where JAX
+misses it first, within --silent_seconds; one that never starts is waited for --start_seconds. `launch.parent` starts
+them, says which one died and ends with 75 instead of 134.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
 from launch import environment, program
 from launch.config import load_config
 from launch.interrupts import Interrupts
+from launch.joining import DISTRIBUTED, join
 
 STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
@@ -52,10 +54,6 @@ MAX_HOURS = flags.DEFINE_float('max_hours', 0.0, 'Stop resumably after so many h
 LOG_TEXT = flags.DEFINE_bool('log_text', False, 'Show the text of every trace too; otherwise logs name ids only.')
 SHARD = flags.DEFINE_integer('shard', None, 'Which share of the requests; from the scheduler if not given.')
 NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the requests, each on its own.')
-DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One program across hosts, for models larger than one.')
-COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0, where JAX cannot detect it.')
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this process.')
-NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
 ATTACKS = flags.DEFINE_list('attacks', [], 'Stage distil: some attacks; other processes may take the others.')
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
@@ -130,17 +128,6 @@ def directions_line(experiment: Any) -> str:
     return f'directions: there, of {len(experiment.proxies)} proxies'
 
 
-def join() -> None:
-    """Joins the other processes of one program. Raises ConfigError where JAX cannot tell which they are."""
-    import jax
-
-    jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from `Interrupts`
-    try:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f'--distributed: {str(error).splitlines()[0]}; give --coordinator, --process_id and --num_processes'
-        ) from error
 
 
 def prepare(experiment: Any, path: str, interrupts: Interrupts) -> int:
@@ -206,7 +193,7 @@ def rewrite(experiment: Any, path: str, interrupts: Interrupts) -> int:
 
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         tell = functools.partial(progress.steps, 'rewrites')
-        made = rewriting.rewrite(experiment, path, tell, interrupts.guard)
+        made = rewriting.rewrite(experiment, path, tell, interrupts.guard, place_in_run())
     for name, counts in made.items():
         refused = ', '.join(f'{count} for {reason}' for reason, count in counts['refused'].items())
         done = f'{counts["rewritten"]} of {counts["traces"]} traces'
@@ -260,6 +247,7 @@ def run(interrupts: Interrupts) -> int:
 
     if DISTRIBUTED.value:
         join()
+        interrupts.listen()
     experiment = processes.together(resolve)
     if DRY_RUN.value:
         processes.together(lambda: dry_run(experiment))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from storage_test import make_trace
 
-from adx import rewriting
+from adx import rewriting, storage
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
-from adx.errors import ConfigError, InputError
+from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, to_json
 from adx.export import export
 from adx.gates import SHORT, Gates
+from adx.pipeline import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
 from adx.rewriters.rendered import Rendered
@@ -154,6 +156,43 @@ def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):
     assert told == [('said', 4, ROWS), ('said', ROWS, ROWS)]
     assert counts['said']['rewritten'] == ROWS
     assert len(list(rewriting.rewritten(workdir, 'said'))) == ROWS
+
+
+@pytest.mark.parametrize('shards', [2, 4])
+def test_any_number_of_processes_makes_the_rewrites_of_one(base, workdir, monkeypatch, shards):
+    """In chains too, killed after a batch, and gone on with by another number."""
+    monkeypatch.setattr(rewriting, 'BATCH', 1)
+    chain = dataclasses.replace(base, rewrites=(base.rewrites[0], Rewrite('again', 'said', Instructed(), share=0.5)))
+    alone = shutil.copytree(workdir.path, workdir.path.parent / 'alone')
+    rewriting.rewrite(chain, str(alone))
+
+    def killed(name, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rewriting.rewrite(chain, str(workdir.path), killed, place=Place(2, 3))
+    totals = []
+    for shard in range(shards):
+        counts = rewriting.rewrite(chain, str(workdir.path), place=Place(shard, shards))
+        totals.append(counts['said']['traces'])
+    assert sum(totals) == ROWS
+    for name in ('said', 'again'):
+        assert list(rewriting.rewritten(workdir, name)) == list(rewriting.rewritten(Workdir(alone), name))
+        assert len(lines_of(workdir, name)) == ROWS  # nothing twice
+
+
+def lines_of(workdir, name) -> list[str]:
+    paths = (workdir.private / 'rewrites' / name).glob('*.jsonl')
+    return [line for path in paths for line in path.read_text().splitlines()]
+
+
+def test_a_share_of_a_rewrite_is_one_process_and_the_number_of_shares_is_one(base, workdir):
+    with storage.held(workdir, 'rewrite', ['rewrites'], (0, 2)):
+        with pytest.raises(WorkdirError, match='stage rewrite, shard 0-of-2, is in use'):
+            rewriting.rewrite(base, str(workdir.path), place=Place(0, 2))
+        with pytest.raises(WorkdirError, match=r'not of 3.* is in use'):
+            rewriting.rewrite(base, str(workdir.path), place=Place(1, 3))
+        rewriting.rewrite(base, str(workdir.path), place=Place(1, 2))
 
 
 def test_a_rewrite_is_released_as_defended(base, workdir):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
+import threading
 
 import fakes
 import jax
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from adx import training_io
+from adx import files, training_io
 from adx.batching import Corpus, Example, Stream
-from adx.errors import Interrupted, WorkdirError
+from adx.errors import Interrupted, StorageError, WorkdirError
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
@@ -90,6 +92,70 @@ def test_a_killed_run_goes_on_from_the_last_finished_checkpoint(tmp_path):
     state = training_io.train(trainer(), start(), STREAM, run, lambda step, total, _: told.append((step, total)))
     assert told == [(3, 5), (4, 5), (5, 5)]
     assert_same(state, uninterrupted())
+
+
+def on_manifest(monkeypatch, do) -> None:
+    """Calls do(path) before a manifest is written."""
+    write = files.write_private
+
+    def writing(path, data):
+        if path.name == training_io.MANIFEST:
+            do(path)
+        write(path, data)
+
+    monkeypatch.setattr(files, 'write_private', writing)
+
+
+def test_steps_go_on_while_a_checkpoint_is_saved(tmp_path, monkeypatch):
+    later, waited = threading.Event(), []
+    on_manifest(monkeypatch, lambda path: waited.append(later.wait(30)))
+
+    def stream(step):
+        if step == 3:
+            later.set()
+        return STREAM(step)
+
+    run = run_in(tmp_path)
+    state = training_io.train(trainer(), start(), stream, run)
+    assert waited == [True] * 3
+    assert training_io.steps(run) == [4, 5]
+    assert_same(state, uninterrupted())
+
+
+def test_a_checkpoint_that_cannot_be_finished_is_never_used(tmp_path, monkeypatch):
+    def full(path):
+        if path.parent.name == '00000004':
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        on_manifest(patch, full)
+        with pytest.raises(StorageError, match='00000004 was not written, checkpoints before it are safe: No space'):
+            training_io.train(trainer(), start(), STREAM, run_in(tmp_path))
+    assert (tmp_path / '00000004' / 'params').exists()
+    assert training_io.steps(run_in(tmp_path)) == [2]
+    read = []
+    state = training_io.train(trainer(), start(), lambda i: read.append(i) or STREAM(i), run_in(tmp_path, every=3))
+    assert read == [2, 3, 4]
+    assert_same(state, uninterrupted())
+    assert not (tmp_path / '00000004').exists()  # it lay before the last one, and was never finished
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    """To rounding: see training_test.assert_close for the bound."""
+
+    def stopping(step):
+        if step == 3:
+            raise Interrupted('stopped')
+        return STREAM(step)
+
+    with pytest.raises(Interrupted):
+        training_io.train(trainer(), start(), stopping, run_in(tmp_path))
+    other = Trainer(MODEL, make_mesh(2, 2, 2), trainer().recipe, 2)
+    members = [MODEL.init(i) for i in range(2)]
+    fresh = other.start({path: jnp.stack([m[path] for m in members]) for path in MODEL.shapes})
+    state = training_io.train(other, fresh, STREAM, run_in(tmp_path))
+    for path, x in uninterrupted().weights.items():
+        assert np.linalg.norm(state.weights[path] - x) < 1e-4 * np.linalg.norm(x), path
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

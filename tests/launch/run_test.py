@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
+import time
 import types
 
 import pytest
@@ -17,78 +15,19 @@ import pytest
 from adx.experiment import from_json, sweep
 from adx.storage import Workdir, digest, hashes
 from launch.config import load_config
-from tests import tiny
+from tests import programs, tiny
+from tests.programs import KILLED, arguments, end, finished, run, start
 
-ROOT = pathlib.Path(__file__).parents[2]
 TRACES = 9  # three prompts, three arms
-LIMIT = 240  # seconds, of a program that takes 5 to 30
-# The program, which kills itself without notice once it has saved its fourth trace.
-KILLED = """
-import os, signal
-from absl import app
-from adx import pipeline
-from launch import run
-
-add = pipeline._Saver.add
-
-def add_and_die(self, trace):
-    add(self, trace)
-    if self.report.done == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-pipeline.FLUSH_SECONDS = 0.0
-pipeline._Saver.add = add_and_die
-app.run(run.main, flags_parser=run.program.parse)
-"""
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory) -> types.SimpleNamespace:
     """A teacher, a config and one complete run, whose compiled programs the other runs reuse."""
-    root = tmp_path_factory.mktemp('run')
-    teacher = tiny.write_teacher(root / 'teacher')
-    config = tiny.write_config(root / 'config.py', teacher)
-    # Compile time is most of a run: share the programs, and leave them unoptimised.
-    environment = os.environ | {
-        'PYTHONPATH': str(ROOT),
-        'PYTHONFAULTHANDLER': '1',
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
-        'JAX_COMPILATION_CACHE_DIR': str(root / 'programs'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    place = types.SimpleNamespace(root=root, teacher=teacher, config=config, environment=environment)
+    place = programs.make_place(tmp_path_factory.mktemp('run'))
     place.first = run(place, 'complete')
-    place.digest = digest(hashes(root / 'complete'))
+    place.digest = digest(hashes(place.root / 'complete'))
     return place
-
-
-def start(place, *arguments: str, program=('-m', 'launch.run'), **variables: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *program, *arguments]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, cwd=place.root, env=place.environment | variables, **pipes)
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr)"""
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # shows where it hangs
-        out, err = process.communicate()
-    return process.returncode, out, err
-
-
-def arguments(place, workdir: str, *more: str) -> tuple[str, ...]:
-    return (f'--config={place.config}', f'--workdir={place.root / workdir}', *more)
-
-
-def run(place, workdir: str, *more: str) -> tuple[int, str, str]:
-    return end(start(place, *arguments(place, workdir, *more)))
-
-
-def finished(place, workdir: str) -> int:
-    return len(Workdir(place.root / workdir).finished())
 
 
 def test_a_run_completes(place):
@@ -145,85 +84,32 @@ def test_sigterm_stops_a_run_that_the_same_command_resumes(place):
     assert digest(hashes(place.root / 'stopped')) == place.digest
 
 
-def test_two_replicas_make_the_traces_of_one_process(place):
-    shards = [start(place, *arguments(place, 'shards', f'--shard={i}', '--num_shards=2')) for i in range(2)]
-    ends = [end(shard) for shard in shards]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert digest(hashes(place.root / 'shards')) == place.digest
-
-
-def start_both(place, *given: str, ours=(), theirs=(), program=('-m', 'launch.run')) -> list[subprocess.Popen[str]]:
-    """One program of two processes; `ours` and `program` are for process 0 alone, `theirs` for process 1."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    given = (*given, '--distributed', f'--coordinator=127.0.0.1:{port}', '--num_processes=2')
-    first = start(place, *given, '--process_id=0', *ours, program=program)
-    return [first, start(place, *given, '--process_id=1', *theirs)]
-
-
-@pytest.mark.parametrize('axis', ['data', pytest.param('model', marks=pytest.mark.slow)])
-def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_traces_of_one_process(place, axis):
-    """Equal bit by bit over `data`; over `model` to rounding, which flips no token of so few."""
-    one_arm = place.root / f'{axis}.py'
-    plain, soft = "Arm('plain'),", "Arm('cross_model_soft', CrossModelSoft(weight=0.3)),"
-    one_arm.write_text(pathlib.Path(place.config).read_text().replace(plain, '').replace(soft, ''))
-    samples = (f'--config={one_arm}', '--set=samples=4')  # 12 traces
-    alone, both = (place.root / f'{name}_{axis}' for name in ('alone', 'both'))
-    code, _, err = end(start(place, *samples, f'--workdir={alone}'))
-    assert code == 0, err
-    given = (*samples, f'--workdir={both}', f'--set=mesh.{axis}=2')
-    first, second = map(end, start_both(place, *given, program=('-c', KILLED)))
-    assert first[0] == -signal.SIGKILL, first
-    assert second[0] in (75, -signal.SIGABRT), second  # whether it missed process 0 or JAX's service in it first
-    assert len(Workdir(both).finished()) == 4
-    # Only process 0 needs to see the workdir.
-    ends = list(map(end, start_both(place, *given, theirs=('--workdir=/proc/none',))))
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert '8 traces decoded' in ends[0][1]
-    assert 'traces decoded' not in ends[1][1]
-    assert digest(hashes(both)) == digest(hashes(alone))
+@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_replicas_make_the_traces_of_one_process(place, count):
+    name = f'shards{count}'
+    given = [arguments(place, name, f'--shard={i}', f'--num_shards={count}') for i in range(count)]
+    ends = [end(shard) for shard in [start(place, *each) for each in given]]
+    assert [code for code, _, _ in ends] == [0] * count, ends
+    assert digest(hashes(place.root / name)) == place.digest
 
 
 @pytest.mark.slow
-def test_directions_are_prepared_by_one_process_and_by_two(place):
-    """On other devices the gradients are the same to rounding; what they belong to is the same."""
-    config = place.root / 'slope.py'
-    text = pathlib.Path(place.config).read_text()
-    still = "Arm('plain', Antidistillation(lam=0.0))"  # wants derivatives and leaves the teacher as it is
-    config.write_text('from adx.defences import Antidistillation\n' + text.replace("Arm('plain')", still))
-    given = (f'--config={config}', '--set=derivative.prompts=2', '--set=derivative.max_new_tokens=8')
-    alone, both = (place.root / name for name in ('prepared', 'prepared_by_two'))
-    code, out, err = end(start(place, *given, f'--workdir={alone}', '--dry_run'))
+def test_replicas_that_are_killed_anywhere_go_on_in_another_number(place):
+    """Four, each killed at a moment of its own, then two, one of which is killed, then one."""
+    moments = random.Random(0)
+    for count, killed in ((4, 4), (2, 1)):
+        given = [arguments(place, 'uneven', f'--shard={i}', f'--num_shards={count}') for i in range(count)]
+        shards = [start(place, *each) for each in given]
+        for shard in moments.sample(shards, killed):
+            time.sleep(moments.uniform(0, 8 / killed))
+            shard.kill()
+        ends = [end(shard) for shard in shards]
+        assert {code for code, _, _ in ends} <= {0, -signal.SIGKILL}, ends
+    code, _, err = run(place, 'uneven')
     assert code == 0, err
-    assert "no directions of ['proxy_0']" in out
-    code, _, err = end(start(place, *given, f'--workdir={alone}', '--stages=prepare', '--shard=0', '--num_shards=2'))
-    assert (code, err.count('\n')) == (2, 1), err
-    code, out, err = end(start(place, *given, f'--workdir={alone}', '--stages=prepare,generate'))
-    assert code == 0, err
-    assert 'directions of 1 proxies are saved' in out
-    assert f'{TRACES} traces decoded' in out
-    assert any(json.loads(line)['event'] == 'directions' for line in err.splitlines())
-    more = (*given, f'--workdir={both}', '--set=mesh.data=2', '--stages=prepare,generate')
-    ends = list(map(end, start_both(place, *more)))
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert digest(hashes(both)) == digest(hashes(alone))
-    where = pathlib.Path('private', 'directions', 'proxy_0', 'identity.json')
-    one, two = (json.loads((path / where).read_text()) for path in (alone, both))
-    (ours,), (theirs,) = one.pop('directions'), two.pop('directions')
-    assert one == two
-    assert theirs['tokens'] == ours['tokens']
-    assert theirs['norms'] == pytest.approx(ours['norms'], rel=1e-4)
-
-
-def test_what_one_process_refuses_ends_both_in_one_line(place):
-    given = arguments(place, 'refused', '--set=mesh.data=2')
-    for theirs, message in (('--set=seed=1', '[1] have other requests'), ('--set=sead=1', "Did you mean 'seed'")):
-        for code, _, err in map(end, start_both(place, *given, theirs=(theirs,))):
-            assert code == 2, err
-            assert message in err
-            assert err.count('\n') == 1, err
-    assert not (place.root / 'refused').exists()
+    assert digest(hashes(place.root / 'uneven')) == place.digest
+    lines = [line for path in (place.root / 'uneven' / 'private' / 'journal').iterdir() for line in path.open()]
+    assert len(lines) == TRACES  # nothing was decoded twice
 
 
 @pytest.mark.slow
