@@ -44,7 +44,6 @@ from adx.journal import (
 )
 from adx.types import Trace
 
-LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
 SHOWN_DIFFERENCES = 5
 ABSENT = '(absent)'
 EXPIRED = 'expired.json'  # written by retention.py
@@ -331,33 +330,6 @@ def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
 def _brief(value: Any) -> str:
     text = value if value is ABSENT else json.dumps(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def status(path: epath.PathLike) -> dict[str, Any]:
-    """How the run in a workdir is doing, from any machine; needs no lock.
-
-    done, rejected: rows (a row finished later is not counted as rejected); total: of all settings, None
-    before the first heartbeat that says. tokens_per_second is the sum, occupancy the mean and seconds_left
-    the largest over the running processes; None where none says. processes: the last heartbeat of each.
-    """
-    workdir = Workdir(path)
-    finished, totals, beats = workdir.finished(), workdir.totals(), workdir.heartbeats()
-    live = [beat for beat in beats if beat['state'] == 'running' and beat['age_seconds'] < LIVE_SECONDS]
-
-    def said(key: str) -> list[float]:
-        return [beat[key] for beat in live if beat.get(key) is not None]
-
-    return {
-        'experiment_hash': workdir.experiment['experiment_hash'],
-        'done': len(finished),
-        'rejected': len(set(workdir.rejected()) - finished),
-        'total': None if totals is None else sum(totals.values()),
-        'running': len(live),
-        'tokens_per_second': sum(said('tokens_per_second')) if said('tokens_per_second') else None,
-        'seconds_left': max(said('seconds_left'), default=None),
-        'occupancy': sum(said('occupancy')) / len(said('occupancy')) if said('occupancy') else None,
-        'processes': beats,
-    }
 
 
 def trace_hash(trace: Trace) -> str:

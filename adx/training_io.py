@@ -172,11 +172,11 @@ def begin_save(saver: orbax_io.Saver, run: Run, state: TrainState) -> None:
     manifest = {'format_version': FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
 
     def finish() -> None:
-        with files.os_errors(StorageError, f'{directory} was not written, checkpoints before it are safe'):
+        with files.os_errors(StorageError, f'{directory} was not written, the last checkpoint is safe'):
             files.write_private(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
             _prune(run, step)
 
-    with files.os_errors(StorageError, f'{directory} was not written, checkpoints before it are safe'):
+    with files.os_errors(StorageError, f'{directory} was not written, the last checkpoint is safe'):
         saver.begin(directory, arrays, finish)
 
 

@@ -236,7 +236,7 @@ def resolve() -> Any:
 
 def run(interrupts: Interrupts) -> int:
     if STATUS.value:
-        from adx.storage import status
+        from adx.watch import status
         from launch import study
 
         if not WORKDIR.value:

@@ -47,12 +47,12 @@ def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
 
 def status(path: str) -> dict[str, Any] | None:
     """How a study's workdir is doing: its seeds' runs and how many students are graded; None where it is no study's."""
-    from adx import outcomes_io, storage
+    from adx import outcomes_io, storage, watch
 
     seeds = storage.Workdir(path).private / 'seeds'
     if not seeds.exists():
         return None
-    runs = {place.name: storage.status(place) for place in sorted(seeds.iterdir()) if place.is_dir()}
+    runs = {place.name: watch.status(place) for place in sorted(seeds.iterdir()) if place.is_dir()}
     return {'seeds': runs, 'outcomes': len(outcomes_io.read(path))}
 
 

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 from storage_test import EXPERIMENT, make_trace, open_workdir, refuse
 
-from adx import fitting, generation, journal, orbax_io, outcomes_io, pipeline, rewriting, storage, training_io
+from adx import fitting, generation, journal, orbax_io, outcomes_io, pipeline, rewriting, storage, training_io, watch
 from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
@@ -68,7 +68,7 @@ class TestRows:
         monkeypatch.undo()
         report = generate(experiment, tmp_path)  # the same command, with a checkpoint that was mended
         assert (report.done, report.done_before, report.exit_code) == (1, 2, 0)
-        assert storage.status(tmp_path)['rejected'] == 0
+        assert watch.status(tmp_path)['rejected'] == 0
 
 
 class TestMemory:
@@ -169,8 +169,8 @@ class TestClock:
         monkeypatch.undo()
         traces = [make_trace(row) for row in range(4)]
         assert storage.hashes(tmp_path) == {one.request_id: storage.trace_hash(one) for one in traces}
-        assert storage.status(tmp_path)['done'] == 4
-        assert storage.status(tmp_path)['running'] == 0
+        assert watch.status(tmp_path)['done'] == 4
+        assert watch.status(tmp_path)['running'] == 0
 
 
 DAMAGES = {'empty': b'', 'torn': b'{"format_version": 1, "exp', 'list': b'[]', 'object': b'{}', 'binary': b'\x00\xff'}
@@ -202,7 +202,7 @@ class TestManifests:
         with open_workdir(tmp_path) as workdir:
             workdir.heartbeat({'totals': {'plain': 1}})
         (tmp_path / 'private' / 'heartbeat' / '1-of-2.json').write_bytes(damage)
-        status = storage.status(tmp_path)
+        status = watch.status(tmp_path)
         assert (status['total'], len(status['processes'])) == (1, 1)
 
     def test_training(self, tmp_path, damage):

@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from gcs_fake import LOST, Fault, serve
 from storage_test import make_trace, open_workdir
 
-from adx import files, locks, storage
+from adx import files, locks, watch
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 
@@ -58,7 +58,7 @@ def test_one_failure_anywhere_loses_nothing(store, what, part):
         workdir.append([make_trace(1), make_trace(2)])
     assert saved() == ids(0, 1, 2)
     assert not store.names('.lock')
-    assert storage.status(PATH)['total'] == 3
+    assert watch.status(PATH)['total'] == 3
     assert not any(fault.times for fault in store.faults)
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from adx import environments, export, forgetting, journal, rewriting, storage
+from adx import environments, export, forgetting, journal, rewriting, storage, watch
 from adx.errors import WorkdirError
 from adx.journal import FORMAT_VERSION, READERS
 from adx.storage import Workdir
@@ -36,7 +36,7 @@ def test_everything_in_it_is_read(golden):
     assert [one['sample'] for one in workdir.selection('long')] == [1, 1]
     said = list(rewriting.rewritten(workdir, 'said'))
     assert [trace.text for trace in said] == ['Because 0. 1 ✓', 'So. 1', 'Because 0. 2 ✓', 'So. 2']
-    state = storage.status(golden)
+    state = watch.status(golden)
     assert (state['done'], state['rejected'], state['total'], state['running']) == (8, 1, 9, 0)
     assert [line.split(': ', 1)[1] for line in environments.changes(workdir)] == ['jax: 0.10.2 -> 0.11.0']
     assert workdir.forgotten() == set()

@@ -21,7 +21,7 @@ from malformed_files import PATIENT, VALUES, as_text, damaged, disturbed, header
 from storage_test import make_trace, open_workdir
 from studies import make_study
 
-from adx import checkpoints, export, journal, keys, orbax_io, outcomes_io, rewriting, safetensors_io, storage
+from adx import checkpoints, export, journal, keys, orbax_io, outcomes_io, rewriting, safetensors_io, storage, watch
 from adx.datasets import Jsonl
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import AdxError
@@ -97,7 +97,7 @@ def test_the_rest_of_a_workdir(workdir, name, examples):
     path = next(path.iterdir()) if path.is_dir() else path
 
     def read():
-        storage.status(workdir)
+        watch.status(workdir)
         with open_workdir(workdir):
             pass
 

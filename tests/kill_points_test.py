@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from kill_points import AFTER, BEFORE, HALF, everywhere, said, say
 from storage_test import EXPERIMENT, make_trace
 
-from adx import files, journal, outcomes_io, rewriting, storage
+from adx import files, journal, outcomes_io, rewriting, storage, watch
 from adx.outcomes import Outcome, ThreatModel
 from adx.storage import Workdir
 
@@ -42,7 +42,7 @@ def check_generated(path, place: pathlib.Path) -> None:
     assert sorted(ids) == sorted(IDS)  # nothing lost, nothing twice
     assert said(place) <= IDS
     assert storage.hashes(path) == {trace.request_id: storage.trace_hash(trace) for trace in TRACES}
-    assert storage.status(path)['done'] == ROWS
+    assert watch.status(path)['done'] == ROWS
 
 
 def test_traces(tmp_path):

@@ -26,7 +26,7 @@ SHELL = {
     'forgetting', 'gcs', 'generation', 'gguf_io', 'journal', 'keys', 'loading', 'locks', 'needs', 'orbax_io',
     'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'retention', 'rewriting',
     'safetensors_io', 'selecting', 'session', 'settings', 'staging', 'storage', 'study', 'study_traces', 'supervision',
-    'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'workshop',
+    'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'watch', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

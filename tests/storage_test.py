@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-from adx import files, locks, storage
+from adx import files, locks, storage, watch
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import Trace
@@ -93,7 +93,7 @@ class TestWorkdir:
 
     def test_refuses_what_is_no_workdir(self, tmp_path):
         with pytest.raises(WorkdirError, match='is no workdir'):
-            storage.status(tmp_path)
+            watch.status(tmp_path)
 
     def test_refuses_an_unwritable_place(self, tmp_path):
         (tmp_path / 'file').write_text('')
@@ -134,16 +134,16 @@ class TestStatus:
             one.reject(make_trace(2).request_id, 'prompt too long')
             one.heartbeat(beat)
             two.heartbeat(beat | {'tokens_per_second': 7.0, 'seconds_left': 30.0, 'occupancy': 1.0})
-            status = storage.status(tmp_path)
-            later = time.time() + storage.LIVE_SECONDS + 1
+            status = watch.status(tmp_path)
+            later = time.time() + watch.LIVE_SECONDS + 1
             monkeypatch.setattr(time, 'time', lambda: later)
-            silent = storage.status(tmp_path)
+            silent = watch.status(tmp_path)
             monkeypatch.undo()
         keys = ('done', 'rejected', 'total', 'running', 'tokens_per_second', 'seconds_left', 'occupancy')
         assert [status[key] for key in keys] == [2, 1, 10, 2, 12.0, 30.0, 0.75]
         assert [beat['process'] for beat in status['processes']] == ['0-of-2', '1-of-2']
         assert [silent[key] for key in keys] == [2, 1, 10, 0, None, None, None]
-        stopped = storage.status(tmp_path)
+        stopped = watch.status(tmp_path)
         assert stopped['running'] == 0
         assert {beat['state'] for beat in stopped['processes']} == {'stopped'}
 
@@ -279,11 +279,11 @@ class TestObjectStore:
             workdir.append([make_trace(0), make_trace(1)])
             workdir.append([make_trace(2)])
             workdir.heartbeat({'totals': {'plain': 5}})
-            assert storage.status(bucket)['running'] == 1
+            assert watch.status(bucket)['running'] == 1
         assert len(files.list_files(Workdir(bucket).private / 'journal', '.jsonl')) == 2
         with open_workdir(bucket, num_shards=2) as workdir:
             assert workdir.finished() == {make_trace(row).request_id for row in range(3)}
-        assert storage.status(bucket)['total'] == 5
+        assert watch.status(bucket)['total'] == 5
 
     def test_a_lease_is_held_refreshed_and_abandoned(self, bucket, monkeypatch):
         path = Workdir(bucket).private / 'locks' / '0-of-1.lock'

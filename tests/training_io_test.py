@@ -129,7 +129,7 @@ def test_a_checkpoint_that_cannot_be_finished_is_never_used(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         on_manifest(patch, full)
-        with pytest.raises(StorageError, match='00000004 was not written, checkpoints before it are safe: No space'):
+        with pytest.raises(StorageError, match='00000004 was not written, the last checkpoint is safe: No space'):
             training_io.train(trainer(), start(), STREAM, run_in(tmp_path))
     assert (tmp_path / '00000004' / 'params').exists()
     assert training_io.steps(run_in(tmp_path)) == [2]

@@ -19,7 +19,8 @@ from gcs_fake import LOST, Fault, serve
 from adx import checkpoints, files
 from adx.datasets.tokenizing import save_tokenizer
 from adx.export import export
-from adx.storage import Workdir, digest, hashes, status
+from adx.storage import Workdir, digest, hashes
+from adx.watch import status
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]

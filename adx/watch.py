@@ -1,0 +1,38 @@
+"""How a run is doing, seen from any machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from adx.storage import Workdir
+
+LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
+
+
+def status(path: epath.PathLike) -> dict[str, Any]:
+    """How the run in a workdir is doing, from any machine; needs no lock.
+
+    done, rejected: rows (a row finished later is not counted as rejected); total: of all settings, None
+    before the first heartbeat that says. tokens_per_second is the sum, occupancy the mean and seconds_left
+    the largest over the running processes; None where none says. processes: the last heartbeat of each.
+    """
+    workdir = Workdir(path)
+    finished, totals, beats = workdir.finished(), workdir.totals(), workdir.heartbeats()
+    live = [beat for beat in beats if beat['state'] == 'running' and beat['age_seconds'] < LIVE_SECONDS]
+
+    def said(key: str) -> list[float]:
+        return [beat[key] for beat in live if beat.get(key) is not None]
+
+    return {
+        'experiment_hash': workdir.experiment['experiment_hash'],
+        'done': len(finished),
+        'rejected': len(set(workdir.rejected()) - finished),
+        'total': None if totals is None else sum(totals.values()),
+        'running': len(live),
+        'tokens_per_second': sum(said('tokens_per_second')) if said('tokens_per_second') else None,
+        'seconds_left': max(said('seconds_left'), default=None),
+        'occupancy': sum(said('occupancy')) / len(said('occupancy')) if said('occupancy') else None,
+        'processes': beats,
+    }
