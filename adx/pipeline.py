@@ -17,28 +17,13 @@ from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS
 from adx.experiment import Experiment
 from adx.hashing import content_hash
+from adx.processes import Place
 from adx.storage import Workdir, WorkdirWriter
 from adx.types import POISONED, Request, Trace
 
 FLUSH_SECONDS = 2.0
 STORE_FLUSH_SECONDS = 10.0  # each flush is an object, and all of them are read again at every start
 NOT_FINITE = 'the teacher gave nan or inf after {} tokens; mend its checkpoint, or try dtype float32'
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Which share of the requests this process takes; `writes` is False on all but one process of one program.
-
-    may_change: go on in an environment that the workdir does not know, see environments.py.
-    """
-
-    shard: int = 0
-    num_shards: int = 1
-    writes: bool = True
-    may_change: bool = False
-
-
-ALONE = Place()
 
 
 @dataclasses.dataclass

@@ -1,4 +1,5 @@
-"""The processes of one program across hosts (jax.distributed): what they tell each other, and how they end together.
+"""Processes that share work, and those of one program across hosts (jax.distributed): what they tell each other, and
+how they end together.
 
 A process that runs alone talks to nobody and starts no backend here.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,6 +23,22 @@ from adx.mesh import DATA, Layout, make_mesh
 LATE = 4  # steps that a vote is read behind
 
 T = TypeVar('T')
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which share of the work this process takes; `writes` is False on all but one process of one program.
+
+    may_change: go on in an environment that the workdir does not know, see environments.py.
+    """
+
+    shard: int = 0
+    num_shards: int = 1
+    writes: bool = True
+    may_change: bool = False
+
+
+ALONE = Place()
 
 
 class PeerError(AdxError):

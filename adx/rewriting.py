@@ -24,7 +24,7 @@ from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
-from adx.pipeline import ALONE, Place
+from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
 from adx.storage import Workdir, diff
 from adx.types import RequestId, Trace

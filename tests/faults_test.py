@@ -21,7 +21,7 @@ from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
-from adx.pipeline import Place
+from adx.processes import Place
 from adx.storage import Workdir
 from adx.training import Trainer
 from adx.training_io import Run

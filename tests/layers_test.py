@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def test_imports_point_down(path):
         if parts[0] == 'adx' and len(parts) > 1 and parts[1] != unit:
             assert level(parts[1]) <= level(unit), f'{unit} imports {name}, which stands above it'
             assert not (unit in MENUS and parts[1] in MENUS), f'the menu {unit} imports the menu {parts[1]}'
+
+
+def test_imports_make_no_circle():
+    """Then any module may be the first that a program imports."""
+    modules = {'.'.join(('adx', *path.relative_to(ADX).with_suffix('').parts)): path for path in FILES}
+    modules = {name.removesuffix('.__init__'): path for name, path in modules.items()}
+    graph = {}
+    for name, path in modules.items():
+        froms = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        tops = [f'{node.module}.{alias.name}' for node in froms for alias in node.names]
+        graph[name] = {one if one in modules else one.rpartition('.')[0] for one in tops} & set(modules) - {name}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize('unit', sorted(NOUNS - {'grading'}))

@@ -16,7 +16,7 @@ from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, to_json
 from adx.export import export
 from adx.gates import SHORT, Gates
-from adx.pipeline import Place
+from adx.processes import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
 from adx.rewriters.rendered import Rendered
