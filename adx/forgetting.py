@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import export, files, journal, locks, rewriting, storage
+from adx import export, files, journal, locks, rewriting
 from adx.errors import InputError, StorageError
 from adx.journal import FORMAT_VERSION, from_json, to_json
 from adx.storage import Workdir
@@ -108,13 +108,11 @@ def alone(workdirs: Sequence[Workdir]) -> Iterator[None]:
 
 
 def _take(workdir: Workdir, stack: contextlib.ExitStack) -> None:
+    """Whoever begins to write takes `setup` first, but for generation on a store, whose locks alone stand there."""
     place = workdir.private / 'locks'
     stack.enter_context(locks.exclusive(place / 'setup'))
     for path in files.list_files(place, '.lock'):
-        if path.name not in ('select.lock', 'rewrite.lock'):
-            locks.check_free(path, f'workdir {workdir.path}, {path.name.removesuffix(".lock")},')
-    for stage in ('select', 'rewrite'):
-        stack.enter_context(storage.held(workdir, stage, ()))
+        locks.check_free(path, f'workdir {workdir.path}, {path.name.removesuffix(".lock")},')
 
 
 def _is_of(prompt: str) -> Callable[[dict[str, Any]], bool]:
