@@ -192,6 +192,11 @@ def read(path: epath.Path) -> bytes:
     return retried(path.read_bytes) if is_object_store(path) else path.read_bytes()
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a file is there, with retries on an object store. Raises OSError."""
+    return retried(path.exists) if is_object_store(path) else path.exists()
+
+
 def read_all(paths: Sequence[epath.Path]) -> Iterator[bytes]:
     """The contents of small objects, in order, some ahead: each takes a store tens of milliseconds."""
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:

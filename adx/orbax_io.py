@@ -40,10 +40,21 @@ def write_arrays(directory: epath.Path, params: Params) -> None:
     """Saves the arrays from all processes, in place of those that are there. Raises StorageError."""
     import orbax.checkpoint as ocp
 
-    fix = 'what was saved before is safe: free some space or check the storage, and run the same command again'
-    explained = _explained(StorageError, f'{directory / ARRAYS} was not written', fix)
-    with explained, _outages(directory), ocp.StandardCheckpointer() as writer:
+    with _writing(directory), ocp.StandardCheckpointer() as writer:
         writer.save(directory / ARRAYS, params, force=True)
+
+
+@contextlib.contextmanager
+def _writing(directory: epath.Path) -> Iterator[None]:
+    """Turns what a disk or a store refuses into StorageError. Of several processes one may fail because another died,
+    which is told apart by what is raised (processes.ending_together): nothing is changed there.
+    """
+    if jax.process_count() > 1:
+        yield
+        return
+    fix = 'what was saved before is safe: free some space or check the storage, and run the same command again'
+    with _explained(StorageError, f'{directory / ARRAYS} was not written', fix), _outages(directory):
+        yield
 
 
 @contextlib.contextmanager
@@ -86,14 +97,16 @@ class Saver:
         """Returns when the arrays may change. `whole` is called once all are durable, by a thread of process 0."""
         self.close()
         checkpointer = self._orbax.StandardCheckpointer()
-        checkpointer.save(directory / ARRAYS, params, force=True)
-        self._thread = threading.Thread(target=self._finish, args=(checkpointer, whole))
+        with _writing(directory):
+            checkpointer.save(directory / ARRAYS, params, force=True)
+        self._thread = threading.Thread(target=self._finish, args=(directory, checkpointer, whole))
         self._thread.start()
 
-    def _finish(self, checkpointer: Any, whole: Callable[[], None]) -> None:
+    def _finish(self, directory: epath.Path, checkpointer: Any, whole: Callable[[], None]) -> None:
         """Orbax's own callback comes before the arrays have their name, too early for a manifest."""
         try:
-            checkpointer.close()
+            with _writing(directory):
+                checkpointer.close()
             if jax.process_index() == 0:
                 whole()
         except BaseException as error:

@@ -79,7 +79,7 @@ class Workdir:
         """experiment.json: experiment, experiment_hash, created. Raises WorkdirError if there is none."""
         path = self.private / 'experiment.json'
         with files.os_errors(WorkdirError, f'{path} cannot be read'):
-            if not path.exists():
+            if not files.exists(path):
                 raise WorkdirError(
                     f'{self.path} is no workdir: it has no private/experiment.json; give the --workdir of a run'
                 )
@@ -146,7 +146,7 @@ class Workdir:
         """Which prompts were removed for good, by hash: see forgetting.py. Raises StorageError."""
         path = self.private / 'forgotten.json'
         try:
-            return set(from_json(path.read_bytes())['prompts']) if path.exists() else set()
+            return set(from_json(files.read(path))['prompts']) if files.exists(path) else set()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f'{path} cannot be read: {error!r}; restore it, or forget the requests again') from error
 
@@ -275,7 +275,7 @@ def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -
     record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
     content = json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode()
     files.write_first(workdir.private / 'experiment.json', content)
-    if (workdir.private / EXPIRED).exists():
+    if files.exists(workdir.private / EXPIRED):
         raise WorkdirError(f'the traces of workdir {workdir.path} were removed by age, see {EXPIRED}; give another')
     theirs = workdir.experiment
     if theirs['experiment_hash'] != experiment_hash:

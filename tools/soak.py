@@ -26,9 +26,9 @@ from absl import flags
 from adx.errors import BUG, ConfigError
 from adx.statistics import binomial_interval
 from launch import program
-from tools import soak_stages, witness
 from tools.bench import figures
-from tools.soak_stages import STAGES, Stage
+from tools.soaking import stages, witness
+from tools.soaking.stages import STAGES, Stage
 
 TABLE = 'faults'
 UNITS = {
@@ -144,7 +144,7 @@ class Soak:
 
     def _start(self, run: Callable[[pathlib.Path], int], place: pathlib.Path) -> int:
         def watched() -> int:
-            witness.flush_often(soak_stages.FLUSH_SECONDS, soak_stages.BATCH)
+            witness.flush_often(stages.FLUSH_SECONDS, stages.BATCH)
             seer = witness.Witness(place.with_suffix('.seen'))
             seer.watch(self.stage is STAGES['generate'])
             return run(place, seer)
@@ -226,7 +226,7 @@ def total() -> None:
 def main() -> None:
     began, trials = time.monotonic(), list[Trial]()
     root = pathlib.Path(tempfile.mkdtemp(prefix='adx_soak_'))
-    soak_stages.set_up(root)
+    stages.set_up(root)
     soak = Soak(STAGES[_STAGE.value], root, random.Random(f'{_SEED.value}/{_STAGE.value}'))
     print(f'{_STAGE.value}: {len(soak.expected)} results in {soak.seconds:.1f} s of work, uninterrupted', flush=True)
     while sum(one.kills for one in trials) < _KILLS.value:

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tools import soak, witness
-from tools.soak_stages import Stage
+from tools import soak
+from tools.soaking import witness
+from tools.soaking.stages import Stage
 
 COUNT = 8
 

@@ -23,8 +23,9 @@ from adx.optimising import Recipe
 from adx.storage import Workdir
 from adx.training import Trainer
 from launch import program, run
-from tools import soak_study, witness
-from tools.witness import Witness
+from tools.soaking import study as soaked
+from tools.soaking import witness
+from tools.soaking.witness import Witness
 
 FLUSH_SECONDS = 0.1  # a run of seconds saves as often as one of hours does every two seconds, and not once
 BATCH = 8  # traces of a rewrite, for the same reason
@@ -62,7 +63,7 @@ def launched(stage: str) -> Run:
 
     def launch(place: pathlib.Path, _: Witness) -> int:
         flags.FLAGS.unparse_flags()
-        argv = ['launch.run', f'--config={soak_study.__file__}', f'--workdir={place}', f'--stages={stage}']
+        argv = ['launch.run', f'--config={soaked.__file__}', f'--workdir={place}', f'--stages={stage}']
         sys.argv = argv
         program.parse(argv)
         run.main(argv)
@@ -126,7 +127,7 @@ def steps(place: pathlib.Path) -> dict[str, str]:
 
 
 STAGES = {
-    'generate': Stage(launched('generate'), traces, lambda at: ids(seed(at).private / 'journal'), soak_study.SLOTS),
+    'generate': Stage(launched('generate'), traces, lambda at: ids(seed(at).private / 'journal'), soaked.SLOTS),
     'rewrite': Stage(
         launched('rewrite'), rewrites, lambda at: ids(seed(at).private / 'rewrites' / 'told'), BATCH,
         {'generate': launched('generate')},
