@@ -95,10 +95,14 @@ def test_a_survivors_log_names_whom_it_missed(text, named):
     assert (code, why[: len(named)]) == (75, named)
 
 
-def test_signals_go_on_to_all_and_what_does_not_end_is_killed():
-    stopped = start('import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: raise SystemExit(75)', STUBBORN)
+def test_signals_go_on_to_all_and_what_does_not_end_is_killed(tmp_path):
+    ready = [tmp_path / 'gentle', tmp_path / 'stubborn']
+    gentle = f'import pathlib, time\ntry: pathlib.Path({str(ready[0])!r}).touch(); time.sleep(600)'
+    stubborn = STUBBORN.replace(FOREVER, f'open({str(ready[1])!r}, "w"); {FOREVER}')
+    stopped = start(f'{gentle}\nexcept KeyboardInterrupt: raise SystemExit(75)', stubborn)
     stopped.listen()
-    time.sleep(1)  # until they have their handlers
+    while not all(path.exists() for path in ready):
+        time.sleep(0.05)
     began = time.monotonic()
     os.kill(os.getpid(), signal.SIGINT)
     assert stopped.wait() == (75, f'stopped by SIGINT{AGAIN}')
