@@ -18,7 +18,7 @@ from adx import files, journal, outcomes_io, rewriting, storage, watch
 from adx.outcomes import Outcome, ThreatModel
 from adx.storage import Workdir
 
-ROWS, BATCH = 6, 2
+ROWS, BATCH, OWNER = 6, 2, 'rewrite-0-of-1'
 TRACES = [make_trace(row, text='x' * 300) for row in range(ROWS)]
 IDS = {trace.request_id for trace in TRACES}
 
@@ -67,12 +67,12 @@ def test_nothing_that_was_said_to_be_saved_is_gone_before_the_restart(tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """gs:// paths that lead to a directory, so that objects outlive a process."""
+    """s3:// paths that lead to a directory, so that objects outlive a process."""
 
     def lead_to(root):
         store = DirFileSystem(str(root), LocalFileSystem(auto_mkdir=True))
         monkeypatch.setattr(backend._FileSystemSpecBackend, 'fs', lambda self, path: Stripped(store))
-        return 'gs://bucket/run'
+        return 's3://bucket/run'
 
     return lead_to
 
@@ -85,7 +85,7 @@ class Stripped:
 
     def __getattr__(self, name):
         call = getattr(self._store, name)
-        return lambda path, *more, **named: call(str(path).removeprefix('gs://'), *more, **named)
+        return lambda path, *more, **named: call(str(path).removeprefix('s3://'), *more, **named)
 
 
 def test_traces_in_an_object_store(tmp_path, bucket, monkeypatch):
@@ -128,9 +128,9 @@ def test_rewrites(tmp_path):
         files.make_private_dir(directory)
         if not (directory / 'identity.json').exists():
             files.write_private(directory / 'identity.json', b'{"rewrite": {"of": "plain"}}')
-        journal.cut_torn_tails(directory, rewriting.OWNER)
+        journal.cut_torn_tails(directory, OWNER)
         known = {record['request_id'] for _, record in journal.read_records(directory)}
-        kept = journal.Journal(directory, rewriting.OWNER)
+        kept = journal.Journal(directory, OWNER)
         for trace in TRACES:
             if trace.request_id not in known:
                 kept.append([journal.to_json({'format_version': 1, 'request_id': trace.request_id, 'text': 'x' * 300})])
