@@ -130,7 +130,7 @@ def test_a_selection_is_made_and_released(place):
     assert len(chosen) == 3
     code, _, err = end(start(place, *given, '--stages=export'))
     assert code == 2, err
-    assert "one of the arms and selections ['plain', " in err
+    assert "one of the arms, selections and rewrites ['plain', " in err
 
 
 def write_jsonl(place, name: str, *lines: str) -> str:
