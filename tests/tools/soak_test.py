@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import random
 import time
 
 import pytest
+from etils import epath
+from faults_test import start
 
+from adx import journal, outcomes_io, rewriting, training_io
+from adx.decoding.slots import Slots
+from adx.training_io import Run
 from tools import soak
 from tools.soaking import witness
 from tools.soaking.stages import Stage
@@ -96,3 +102,16 @@ def test_figures_say_how_many_and_the_bound(monkeypatch):
     assert values['failure_rate_upper_generate'] == pytest.approx(1 - 0.05 ** (1 / 100))
     assert values['failure_rate_upper_rewrite'] == 1.0
     assert (values['kills'], values['lost'], values['byte_identical']) == (101, 2, False)
+
+
+def test_the_witness_hears_of_a_checkpoint_once_it_is_whole(tmp_path, monkeypatch):
+    for owner, name in (
+        (Slots, 'read'), (rewriting, '_records'), (outcomes_io.Log, 'add'), (journal.Journal, 'append'),
+        (training_io, '_prune'),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be as it was afterwards
+    witness.Witness(tmp_path / 'seen').watch(decoding=False)
+    run, state = Run(epath.Path(tmp_path / 'run'), {'run': 1}), start()
+    assert not witness.what_was_told(tmp_path / 'seen').saved
+    training_io.save(run, dataclasses.replace(state, step=state.step + 2))
+    assert witness.what_was_told(tmp_path / 'seen').saved == {witness.step(1), witness.step(2)}

@@ -62,7 +62,7 @@ class Witness:
         decoding: whether rows are results, and not answers in an exam.
         """
         read, records, add = Slots.read, rewriting._records, outcomes_io.Log.add
-        append, save = journal.Journal.append, training_io.save
+        append, prune = journal.Journal.append, training_io._prune
 
         def reading(slots: Slots, chunk: Any) -> Iterator[Any]:
             for one in read(slots, chunk):
@@ -85,13 +85,14 @@ class Witness:
             append(kept, lines)
             self.saved([json.loads(line)['request_id'] for line in lines])
 
-        def checkpointed(run: training_io.Run, state: Any) -> None:
-            save(run, state)
-            self.saved([step(i) for i in range(1, int(state.step) + 1)])
+        def checkpointed(run: training_io.Run, last: int) -> None:
+            """Called by whoever saves in the background, once the manifest is durable."""
+            self.saved([step(i) for i in range(1, last + 1)])
+            prune(run, last)
 
         for owner, name, mine in (
             (Slots, 'read', reading), (rewriting, '_records', rewritten), (outcomes_io.Log, 'add', graded),
-            (journal.Journal, 'append', appended), (training_io, 'save', checkpointed),
+            (journal.Journal, 'append', appended), (training_io, '_prune', checkpointed),
         ):  # fmt: skip
             setattr(owner, name, mine)
 
