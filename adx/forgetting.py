@@ -21,9 +21,8 @@ from etils import epath
 from adx import export, files, journal, locks, rewriting
 from adx.errors import InputError, StorageError
 from adx.journal import FORMAT_VERSION, from_json, to_json
-from adx.storage import Workdir
+from adx.storage import FORGOTTEN, Workdir
 
-FORGOTTEN = 'forgotten.json'
 PARTS = 3  # of a request id, that name the prompt
 BEYOND = (
     'copies of the release and of pages (show_traces, blind_review, report) that were taken elsewhere',

@@ -53,34 +53,28 @@ def _writing(directory: epath.Path) -> Iterator[None]:
         yield
         return
     fix = 'what was saved before is safe: free some space or check the storage, and run the same command again'
-    with _explained(StorageError, f'{directory / ARRAYS} was not written', fix), _outages(directory):
+    with _explained(directory, StorageError, 'was not written', fix):
         yield
 
 
 @contextlib.contextmanager
-def _explained(kind: type[AdxError], what: str, fix: str) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise, bare Exceptions among it, into one line."""
+def _explained(directory: epath.Path, kind: type[AdxError], what: str, fix: str) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise, bare Exceptions among it, into one line.
+
+    An outage is no damage: arrays that it interrupted are whole or not taken for a checkpoint.
+    """
     try:
         yield
     except AdxError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise kind(f'{what} ({reason[:200]}); {fix}') from error
-
-
-@contextlib.contextmanager
-def _outages(directory: epath.Path) -> Iterator[None]:
-    """An outage is no damage: arrays that it interrupted are whole or not taken for a checkpoint."""
-    try:
-        yield
-    except ValueError as error:
-        if str(error).startswith(OUTAGES):
+        if isinstance(error, ValueError) and str(error).startswith(OUTAGES):
             text = str(error).split('[', 1)[0].strip()
             raise StorageError(
                 f'{directory}: {text}; what was finished is safe, check the storage and run the same command again'
             ) from error
-        raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise kind(f'{directory / ARRAYS} {what} ({reason[:200]}); {fix}') from error
 
 
 class Saver:
@@ -152,14 +146,14 @@ def read_shapes(directory: epath.Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the arrays; InputError when they are not whole."""
     import orbax.checkpoint as ocp
 
-    with _damaged(directory), _outages(directory), ocp.StandardCheckpointer() as checkpointer:
+    with _damaged(directory), ocp.StandardCheckpointer() as checkpointer:
         metadata: Any = checkpointer.metadata(directory / ARRAYS)
         return {name: tuple(leaf.shape) for name, leaf in metadata.item_metadata.items()}
 
 
 def _damaged(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
     fix = f'save it again, or remove {directory} where an earlier one is beside it'
-    return _explained(InputError, f'{directory / ARRAYS} is damaged', fix)
+    return _explained(directory, InputError, 'is damaged', fix)
 
 
 def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Params:
@@ -175,7 +169,7 @@ def restore(directory: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct])
         )
         for name, leaf in abstract.items()
     }  # fmt: skip
-    with _damaged(directory), _outages(directory), ocp.PyTreeCheckpointer() as checkpointer:
+    with _damaged(directory), ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.restore(
             directory / ARRAYS,
             args=ocp.args.PyTreeRestore(item=dict(abstract), restore_args=arguments, partial_restore=True),

@@ -10,7 +10,6 @@ reports. The experiment, policies, environments and figures stay, and so does re
 from __future__ import annotations
 
 import datetime
-import shutil
 import time
 
 from etils import epath
@@ -70,4 +69,4 @@ def _remove(workdir: Workdir, names: tuple[str, ...]) -> None:
     for name in names:
         place = workdir.private / name
         if place.exists():
-            place.rmtree() if files.is_object_store(place) else shutil.rmtree(place)
+            place.rmtree()

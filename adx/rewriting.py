@@ -81,7 +81,8 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
     names = [_name(trace) for trace in first]
     is_inside = inside(experiment.dataset, [question(trace.messages) for trace in first], one.only)
     open_ = [name for name, here in zip(names, is_inside, strict=True) if here]
-    traces, mine = originals(experiment, workdir, one.of), set(names[place.shard :: place.num_shards])
+    traces = first if root == one.of else originals(experiment, workdir, one.of)
+    mine = set(names[place.shard :: place.num_shards])
 
     def draw(name: str) -> list[int]:
         return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()

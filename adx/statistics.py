@@ -183,20 +183,18 @@ def holm(p_values: Values) -> list[float]:
     p = _values(p_values, 'p_values', 0)
     if ((p < 0) | (p > 1)).any():
         raise ValueError(f'p_values = {p.tolist()} is not allowed; each must be in [0, 1]')
-    order = np.argsort(p, kind='stable')
-    stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    adjusted = np.empty_like(p)
-    adjusted[order] = stepped
-    return adjusted.tolist()
+    return _step_down(p, lambda p, left: np.minimum(1, p * left))
 
 
 def log_holm(log_p_values: Values) -> list[float]:
     """`holm` on natural logarithms, which p-values below 1e-308 need: adjusted log p, at most 0, in the order given."""
-    log_p = np.asarray(log_p_values, float)
-    order = np.argsort(log_p, kind='stable')
-    stepped = np.minimum(0, np.maximum.accumulate(log_p[order] + np.log(np.arange(len(log_p), 0, -1))))
-    adjusted = np.empty_like(log_p)
-    adjusted[order] = stepped
+    return _step_down(np.asarray(log_p_values, float), lambda log_p, left: np.minimum(0, log_p + np.log(left)))
+
+
+def _step_down(values: np.ndarray, adjust: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> list[float]:
+    """In the order given. adjust: values ascending, and how many hypotheses are left at each."""
+    order, adjusted = np.argsort(values, kind='stable'), np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(adjust(values[order], np.arange(len(values), 0, -1)))
     return adjusted.tolist()
 
 

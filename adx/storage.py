@@ -46,7 +46,7 @@ from adx.types import Trace
 
 SHOWN_DIFFERENCES = 5
 ABSENT = '(absent)'
-EXPIRED = 'expired.json'  # written by retention.py
+EXPIRED, FORGOTTEN = 'expired.json', 'forgotten.json'  # written by retention.py and forgetting.py
 PRIVATE_DIRS = ('journal', 'rejected', 'policies', 'heartbeat', 'locks')
 
 
@@ -144,7 +144,7 @@ class Workdir:
 
     def forgotten(self) -> set[str]:
         """Which prompts were removed for good, by hash: see forgetting.py. Raises StorageError."""
-        path = self.private / 'forgotten.json'
+        path = self.private / FORGOTTEN
         try:
             return set(from_json(files.read(path))['prompts']) if files.exists(path) else set()
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -23,8 +23,8 @@ MAY_CHANGE = flags.DEFINE_bool(
     'allow_environment_change', False,
     'Go on with a workdir under another jax, adx, device or mesh: tokens may differ at near ties. It is reported.',
 )  # fmt: skip
-# Libraries beside adx that would ask a service by themselves; who wants that says so in the environment.
 SECONDS = 0.2  # of compilation, from which a program is kept
+# Libraries beside adx that would ask a service by themselves; who wants that says so in the environment.
 OFFLINE = {
     'HF_HUB_OFFLINE': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'TRANSFORMERS_OFFLINE': '1', 'HF_DATASETS_OFFLINE': '1',
     'WANDB_MODE': 'disabled',

@@ -20,6 +20,7 @@ from adx.errors import ConfigError
 from launch import costs, jobs, preflight, program, run, service
 from launch.commands import CloudError, Command, command, find, remove_all, run_all
 from launch.jobs import RETRIED, Job, Site
+from launch.references import SECRET_MANAGER
 
 DISK_GB = flags.DEFINE_integer('disk_gb', 100, 'Of the boot disk, which holds the image and models.', lower_bound=30)
 for shared in (costs, jobs, run, service):
@@ -41,7 +42,7 @@ class Batch:
     gpus: int = 0
     disk_gb: int = 100
     named_by_shard = False
-    references = (r'projects/[-a-z0-9.:]+/secrets/[-\w]+/versions/(latest|\d+)', 'projects/P/secrets/S/versions/1')
+    references = SECRET_MANAGER
 
     def check(self, job: Job) -> None:
         service.check_image(job)

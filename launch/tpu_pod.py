@@ -21,6 +21,7 @@ from adx.errors import ConfigError, Interrupted
 from launch import commands, costs, jobs, preflight, program, run, service, tpus
 from launch.commands import Command, command, find, remove_all, run_all
 from launch.jobs import RETRIED, Job, Site
+from launch.references import SECRET_MANAGER
 
 RUNTIME = flags.DEFINE_string('runtime_version', '', "Of the TPU VM; the generation's own if empty.")
 WAIT = flags.DEFINE_float('wait_minutes', 0.0, 'Wait so long for slices to become active.', lower_bound=0.0)
@@ -40,7 +41,7 @@ class TpuPod:
     runtime: str = ''
     wait_minutes: float = 0.0
     named_by_shard = True
-    references = (r'projects/[-a-z0-9.:]+/secrets/[-\w]+/versions/(latest|\d+)', 'projects/P/secrets/S/versions/1')
+    references = SECRET_MANAGER
 
     def check(self, job: Job) -> None:
         service.check_image(job)

@@ -87,14 +87,18 @@ def test_a_lease_that_was_refreshed_since_it_was_read_is_not_taken(store, dead):
     assert NAME in store.objects
 
 
-def test_a_lease_is_waited_for_until_it_is_abandoned(store, dead):
-    """As after a kill: who comes back soon gets it all the same."""
+def comes_and_waits_until_it_is_abandoned(store):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         coming = pool.submit(locks.acquire, PATH, 'it')
         time.sleep(0.3)
         assert not coming.done()
         store.shift = locks.LEASE_SECONDS + 1.0
         coming.result(timeout=60).release()
+
+
+def test_a_lease_is_waited_for_until_it_is_abandoned(store, dead):
+    """As after a kill: who comes back soon gets it all the same."""
+    comes_and_waits_until_it_is_abandoned(store)
 
 
 def test_a_holder_that_lost_it_is_told(store):
@@ -164,12 +168,7 @@ def test_the_lease_of_a_process_that_died_here_is_free_at_once(store):
 
 def test_the_same_pid_elsewhere_says_nothing(store, dead):
     store.objects[NAME][0]['metadata'] |= {'host': locks.identity()['host'], 'pid': '999999'}
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(locks.acquire, PATH, 'it')
-        time.sleep(0.3)
-        assert not coming.done()
-        store.shift = locks.LEASE_SECONDS + 1.0
-        coming.result(timeout=60).release()
+    comes_and_waits_until_it_is_abandoned(store)
 
 
 def test_a_critical_section_is_entered_one_by_one(store):

@@ -44,13 +44,13 @@ from adx.workshop import Workshop
 from launch.config import load_config
 from tools.bench import figures
 
-_CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
-_OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
-_PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_override=True)
+CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
+WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
+OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
+PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_override=True)
 _MARKED = flags.DEFINE_integer('marked_students', 10, 'Marked students.', allow_override=True)
 _CLEAN = flags.DEFINE_integer('clean_students', 7, 'Students of unmarked traces.', allow_override=True)
-_VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
+VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
 _PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
 _PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
 SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
@@ -195,11 +195,11 @@ def record(out: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    out = pathlib.Path(_OUT.value)
-    if _PUBLISH.value:
+    out = pathlib.Path(OUT.value)
+    if PUBLISH.value:
         record(out)
     else:
-        work(load_config(_CONFIG.value), _WORKDIR.value, out, _VERDICTS.value)
+        work(load_config(CONFIG.value), WORKDIR.value, out, VERDICTS.value)
 
 
 if __name__ == '__main__':

@@ -28,14 +28,10 @@ from adx.attacks.rewrites import Canonicalise
 from adx.attacks.unmark import FilterLines, StripLines, forge_lines, learn, lines_of
 from adx.lessons import Lesson, Transform, from_trace
 from launch.config import load_config
-from tools.bench import figures
-from tools.bench.trigger import Trainer
+from tools.bench import figures, trigger
+from tools.bench.trigger import CONFIG, OUT, PUBLISH, VERDICTS, WORKDIR, Trainer
 
-_CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
-_WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
-_OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
-_PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_override=True)
-_VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
+flags.adopt_module_key_flags(trigger)  # for --help: this program takes them too
 _STUDENTS = flags.DEFINE_integer('attacked_students', 3, 'Of each attack.')
 FURTHER = 'further'  # trained on clean traces afterwards, half as many steps
 TRANSFORMS: dict[str, tuple[Transform, ...]] = {
@@ -93,7 +89,7 @@ def work(study: Any, path: str, out: pathlib.Path) -> None:
             if place.exists():
                 continue
             bench = bench or Bench(trainer, i)
-            verdicts = trainer.verdicts(bench.suspect(kind), f'marked_{i}', [f'customer{i}'] * _VERDICTS.value)
+            verdicts = trainer.verdicts(bench.suspect(kind), f'marked_{i}', [f'customer{i}'] * VERDICTS.value)
             record = {'kind': kind, 'auc': bench.auc(), 'marked': bench.count, 'own': verdicts}
             place.write_text(json.dumps(record))
             print(kind, i, f'detected {sum(one["detected"] for one in verdicts)} of {len(verdicts)}', flush=True)
@@ -113,11 +109,11 @@ def record(out: pathlib.Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    out = pathlib.Path(_OUT.value)
-    if _PUBLISH.value:
+    out = pathlib.Path(OUT.value)
+    if PUBLISH.value:
         record(out)
     else:
-        work(load_config(_CONFIG.value), _WORKDIR.value, out)
+        work(load_config(CONFIG.value), WORKDIR.value, out)
 
 
 if __name__ == '__main__':
