@@ -42,8 +42,10 @@ SCHEDULERS = (
 )
 
 CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment(), or study() over several seeds.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept: a directory or gs://bucket/path.')
-SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run is kept, local or gs://.', allow_override=True)
+SET = flags.DEFINE_multi_string(
+    'set', [], 'Override a field of the config: path.to.field=value. May be repeated.', allow_override=True
+)
 SWEEP = flags.DEFINE_multi_string(
     'sweep', [], 'One arm per value: arms.<arm>.path.to.field=value,value. May be repeated: a grid.'
 )

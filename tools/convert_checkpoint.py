@@ -17,8 +17,8 @@ from adx.datasets.tokenizing import load_tokenizer, save_tokenizer
 from adx.safetensors_io import copy_tokenizer
 from launch import program
 
-SOURCE = flags.DEFINE_string('source', None, 'What to convert.', required=True)
-OUT = flags.DEFINE_string('out', None, 'A directory that is new or empty.', required=True)
+SOURCE = flags.DEFINE_string('source', None, 'What to convert.', required=True, allow_override=True)
+OUT = flags.DEFINE_string('out', None, 'A directory that is new or empty.', required=True, allow_override=True)
 TO = flags.DEFINE_enum('to', 'orbax', ['orbax', 'hf'], 'The kind to write.')
 PARAM_DTYPE = flags.DEFINE_enum('param_dtype', 'float32', list(checkpoints.DTYPES), 'Norms stay float32.')
 

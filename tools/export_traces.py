@@ -13,9 +13,13 @@ from absl import flags
 from adx import export
 from launch import program
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
-SETTING = flags.DEFINE_string('setting', None, 'Which arm or selection of the run leaves.', required=True)
-FORMAT = flags.DEFINE_enum('format', 'chat', list(export.FORMATS), 'The format of the release.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'The workdir of a run, local or gs://.', required=True, allow_override=True
+)
+SETTING = flags.DEFINE_string(
+    'setting', None, 'Which arm or selection of the run leaves.', required=True, allow_override=True
+)
+FORMAT = flags.DEFINE_enum('format', 'chat', list(export.FORMATS), 'The format of the release.', allow_override=True)
 LICENCE = flags.DEFINE_string('licence', None, 'The licence of the traces, one line.', required=True)
 DISCLOSURE = flags.DEFINE_string('disclosure', '', f'For defended traces: {export.DISCLOSURES}.')
 

@@ -34,10 +34,12 @@ ROWS = 8  # windows per forward pass
 
 _SOURCE = flags.DEFINE_string('source', 'smollm2-135m-instruct', 'The model whose early exit is translated.')
 _EXIT = flags.DEFINE_integer('exit_layer', 10, 'Layers that the early exit keeps.', lower_bound=1)
-_DATA = flags.DEFINE_string('data', '', 'GSM8K directory; the shipped sample if empty.')
+_DATA = flags.DEFINE_string('data', '', 'GSM8K directory; the shipped sample if empty.', allow_override=True)
 _TOKENS = flags.DEFINE_integer('tokens', 12288, 'Training tokens.', lower_bound=LENGTH * ROWS)
 _RIDGE = flags.DEFINE_float('ridge', 1e-3, 'Ridge, relative to the mean square of the exit states.', lower_bound=0.0)
-_OUT = flags.DEFINE_string('out', None, 'The safetensors file to write; only prints the perplexities if absent.')
+_OUT = flags.DEFINE_string(
+    'out', None, 'The safetensors file to write; only prints the perplexities if absent.', allow_override=True
+)
 _MEASURE = flags.DEFINE_string('measure', None, 'Fit nothing, print the perplexity of this translator.')
 
 

@@ -40,7 +40,9 @@ from tools.bench import figures
 
 TABLE = 'derivative'
 
-_CONFIG = flags.DEFINE_string('config', None, 'A Python file that defines experiment() -> Experiment.')
+_CONFIG = flags.DEFINE_string(
+    'config', None, 'A Python file that defines experiment() -> Experiment.', allow_override=True
+)
 _SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
 _EPS = flags.DEFINE_list('eps', ['1e-1', '1e-2', '1e-3', '1e-4'], 'Steps along g.')
 _DTYPES = flags.DEFINE_list('dtypes', list(COPY_DTYPES), 'Formats that the two copies are held and run in.')

@@ -23,7 +23,9 @@ from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from launch import program
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The workdir of a run, local or gs://.', required=True)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'The workdir of a run, local or gs://.', required=True, allow_override=True
+)
 LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts; 0 shows all.', lower_bound=0)
 HTML = flags.DEFINE_string('html', '', 'Writes a page here as well. It is PRIVATE: it maps the defence.')
 WIDTH = flags.DEFINE_integer('width', 0, 'Cells a line; 0 takes the width of the terminal.', lower_bound=0)
