@@ -31,7 +31,8 @@ OBJECTIVES: dict[str, Callable[[Gradient], Objective]] = {
 }
 
 
-LOGITS = 2**28  # elements of the candidates' logits in one pass
+ELEMENTS = 2**26  # of one array [B, L, V]; how many of them a search holds is in planning.search_bytes
+MOST_ROWS = 64  # of a batch
 _Weights = tuple[Params, Any]  # of a proxy, and what its objective reads beside them
 
 
@@ -48,6 +49,11 @@ class Found(NamedTuple):
 
     tokens: np.ndarray
     values: np.ndarray
+
+
+def rows_at_once(longest: int, vocab: int) -> int:
+    """How many traces are searched together, none longer than `longest` tokens; padding at most doubles a length."""
+    return max(1, min(MOST_ROWS, ELEMENTS // (2 * longest * vocab)))
 
 
 class Editor:
@@ -95,7 +101,7 @@ class Editor:
     def _value(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
         """J of every candidate [B, C]: all in one pass where their logits have room, else as many columns as do."""
         rows, count, length = tokens_BCL.shape
-        at_once = max(1, min(count, LOGITS // (rows * length * len(self.words_V))))
+        at_once = max(1, min(count, ELEMENTS // (rows * length * len(self.words_V))))
         pieces = [tokens_BCL[:, start : start + at_once] for start in range(0, count, at_once)]
         return np.concatenate([self._value_at_once(batch, piece_BCL) for piece_BCL in pieces], axis=1)
 

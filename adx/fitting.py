@@ -1,4 +1,4 @@
-"""Devices that run out of memory: what of the batch or the mesh fits, by the memory plan."""
+"""What fits into the memory of a device, by the memory plan: before a run, and when one has run out of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 import jax
 
 from adx import needs, planning
+from adx.editing import rows_at_once
 from adx.errors import AdxError, ConfigError
 from adx.experiment import Experiment
 from adx.loading import Blueprint, blueprint
 from adx.planning import MemoryPlan
+from adx.rewriters.gradient import Gradient
 
 SIGNS = ('resource_exhausted', 'out of memory')  # in what XLA's compiler and its runtime say
 
@@ -25,6 +27,22 @@ def device_memory(device: Any) -> int | None:
     if limit is None and device.platform == 'cpu':
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(jax.local_devices())
     return limit
+
+
+def search_lines(experiment: Experiment, plan: Blueprint) -> list[str]:
+    """What each search by gradient among the rewrites takes, for the longest trace that the run allows."""
+    length, lines = experiment.decode.buckets[-1] + experiment.max_new_tokens, []
+    rows = rows_at_once(length, plan.vocab_rows)
+    for one in experiment.rewrites:
+        settings: Any = one.rewriter
+        while not isinstance(settings, Gradient) and hasattr(settings, 'rewriter'):
+            settings = settings.rewriter
+        if isinstance(settings, Gradient):
+            taken = planning.search_bytes(
+                planning.members(plan.ensemble), settings.objective, (rows, length), settings.holdout
+            )
+            lines.append(f'rewrite {one.name}: {rows} x {length} tokens at once, {_size(taken)} on one device')
+    return lines
 
 
 def is_exhausted(error: BaseException) -> bool:

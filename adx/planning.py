@@ -26,6 +26,15 @@ SPLIT_TANGENT_COPIES = 5  # where the vocabulary is split, and means over it are
 STEP_SCORES = 4
 TANGENT_SCORES = 5  # more of them for each direction
 PREFILL_SCORES = 2
+# Of [B, L, V] in a round of a search by gradient: at any rate, for each proxy, and for each row that bilevel holds out
+# over the rows of the batch. Measured as the others are.
+SEARCH_COPIES = {
+    'harm': (2.0, 8.5, 0.0),
+    'difference': (2.0, 8.5, 0.0),
+    'loss': (1.0, 4.4, 0.0),
+    'random': (6.5, 0.0, 0.0),
+    'bilevel': (0.0, 1.2, 4.5),
+}
 UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of weights and caches'
 
 
@@ -107,13 +116,19 @@ def _upcasts(ensemble: Ensemble) -> bool:
 def weight_bytes(model: Model, layout: Layout, count: int) -> int:
     """Bytes of `count` stacked models on one device. Norm scales are float32."""
     local = local_size(layout, 'N', count)
+
+    def pieces(path: str) -> int:
+        return math.prod(layout.ways(letter) for letter in model.axes[path])
+
+    return local * sum(size // pieces(path) for path, size in bytes_by_weight(model).items())
+
+
+def bytes_by_weight(model: Model) -> dict[str, int]:
+    """Bytes of every weight, of all devices together."""
     item = jnp.dtype(model.config.dtype).itemsize
-
-    def one(path: str) -> int:
-        pieces = math.prod(layout.ways(letter) for letter in model.axes[path])
-        return math.prod(model.shapes[path]) // pieces * (FLOAT32 if path.endswith('.scale') else item)
-
-    return local * sum(one(path) for path in model.shapes)
+    return {
+        path: math.prod(shape) * (FLOAT32 if path.endswith('.scale') else item) for path, shape in model.shapes.items()
+    }
 
 
 def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int) -> int:
@@ -188,3 +203,19 @@ def training_bytes(trainer: Trainer) -> int:
     between = config.num_layers * tokens * config.embed_dim * item
     logits = tokens * local_size(layout, 'V', config.sizes['V']) * (2 * FLOAT32 + item)
     return trainer.state_bytes() + gradient + sum(sizes.values()) + merged + between + logits
+
+
+def search_bytes(models: Sequence[Member], objective: str, batch: tuple[int, int], holdout: int) -> int:
+    """Peak bytes of a round of a search by gradient, all on one device: the weights of teacher and proxies, each
+    proxy's direction where the objective reads one, and arrays [B, L, V].
+
+    objective: of rewriters.gradient. batch: (rows, tokens of each). holdout: rows that 'bilevel' reads after its step.
+    """
+    (teacher, *_), (rows, length) = models[0], batch
+    proxies = sum(member.stacked for member in models[1:])
+    reads = 2 if objective in ('harm', 'difference') else 1
+    weights = sum(bytes_by_weight(teacher).values())
+    weights += reads * sum(member.stacked * sum(bytes_by_weight(member.model).values()) for member in models[1:])
+    always, each, held = SEARCH_COPIES[objective]
+    copies = rows * (always + each * proxies) + holdout * held
+    return weights + int(copies * length * teacher.config.sizes['V'] * FLOAT32)

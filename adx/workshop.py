@@ -15,7 +15,7 @@ from adx.answers import reader_of
 from adx.batching import Batch, Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafts import Draft, Tools
-from adx.editing import Editor, Proxy
+from adx.editing import Editor, Proxy, rows_at_once
 from adx.evaluation import Likelihood, roomy
 from adx.experiment import Arm, Experiment
 from adx.gates import Senses
@@ -30,7 +30,6 @@ from adx.selection import ROWS, Scorer
 from adx.spans import token_pieces
 from adx.types import POISONED, Prompt, RequestId, Trace
 
-SLOPES = 2**28  # elements of a batch's slopes [B, L, V], of which a search holds several
 UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
 PROBLEMS = {'length': UNENDED, POISONED: 'the writer gave nan or inf'}  # by what ended a draft
 
@@ -141,8 +140,7 @@ class Workshop:
         fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
         found: dict[str, list[Draft]] = {}
         longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
-        rows = max(1, min(ROWS, SLOPES // (2 * longest * self.plan.vocab_rows)))  # padding at most doubles a length
-        for inside, batch in batches(fitting, rows):
+        for inside, batch in batches(fitting, rows_at_once(longest, self.plan.vocab_rows)):
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):

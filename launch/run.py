@@ -116,6 +116,7 @@ def dry_run(experiment: Any) -> None:
     mesh, ensemble = experiment.mesh, needs.planned(blueprint.ensemble, experiment)
     print(f'\nmemory per device, mesh {mesh.data}x{mesh.proxy}x{mesh.model} ({jax.default_backend()}):')
     print(planning.plan_memory(ensemble, experiment.decode).table(fitting.device_memory(jax.local_devices()[0])))
+    print(*fitting.search_lines(experiment, blueprint), sep='\n')
 
 
 def directions_line(experiment: Any) -> str:

@@ -7,15 +7,20 @@ import dataclasses
 import fakes
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from adx import planning
+from adx.batching import Batch
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble, Group
 from adx.defences import ProductOfExperts, Undefended
+from adx.editing import Editor, Proxy
 from adx.mesh import abstract_mesh, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import TransformerConfig, make_model
 from adx.optimising import Recipe
 from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
+from adx.rewriters.gradient import Gradient
 from adx.training import Trainer
 from tools.bench.memory import abstract_weights, chunk_over_plan
 
@@ -133,3 +138,22 @@ def test_training_with_adapters_by_hand():
     between, logits = 2 * 10 * 8 * 2, 10 * 32 * (4 + 4 + 2)
     assert trainer.state_bytes() == pytest.approx(state, abs=8)
     assert training_bytes(trainer) == trainer.state_bytes() + 4 * adapters + compute + between + logits
+
+
+@pytest.mark.parametrize('objective', ['harm', 'loss', 'bilevel'])
+@pytest.mark.parametrize('proxies', [1, pytest.param(2, marks=SLOW)])
+def test_the_plan_of_a_search_by_gradient_is_what_a_round_takes(objective, proxies):
+    models = planning.members(make_ensemble(dataclasses.replace(MODEL, vocab_size=8192), (1, 1, 1), proxies))
+    model, shape = models[0].model, (4, 64)
+    params = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in model.shapes.items()}
+    batch, held = (
+        Batch(jax.ShapeDtypeStruct((rows, shape[1]), jnp.int32), jax.ShapeDtypeStruct((rows, shape[1]), bool))
+        for rows in (shape[0], 8)
+    )
+    given = {'harm': params, 'loss': None, 'bilevel': held}[objective]
+    words_V = np.ones(model.config.sizes['V'], bool)
+    editor = Editor(Gradient(objective), [Proxy(model, params, given)] * proxies, (model, params), words_V)
+    lowered = editor._propose.lower(*editor._weights, batch, jax.ShapeDtypeStruct(shape, bool))
+    taken = lowered.compile().memory_analysis()
+    planned = planning.search_bytes(models, objective, shape, 8)
+    assert LOW < (taken.argument_size_in_bytes + taken.temp_size_in_bytes) / planned < HIGH
