@@ -26,15 +26,6 @@ SPLIT_TANGENT_COPIES = 5  # where the vocabulary is split, and means over it are
 STEP_SCORES = 4
 TANGENT_SCORES = 5  # more of them for each direction
 PREFILL_SCORES = 2
-# Of [B, L, V] in a round of a search by gradient: at any rate, for each proxy, and for each row that bilevel holds out
-# over the rows of the batch. Measured as the others are.
-SEARCH_COPIES = {
-    'harm': (2.0, 8.5, 0.0),
-    'difference': (2.0, 8.5, 0.0),
-    'loss': (1.0, 4.4, 0.0),
-    'random': (6.5, 0.0, 0.0),
-    'bilevel': (0.0, 1.2, 4.5),
-}
 UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of weights and caches'
 
 
@@ -205,17 +196,56 @@ def training_bytes(trainer: Trainer) -> int:
     return trainer.state_bytes() + gradient + sum(sizes.values()) + merged + between + logits
 
 
+class SearchCopies(NamedTuple):
+    """Float32 arrays of a round of a search by gradient that are alive at once, as XLA allocates them on CPU.
+
+    words: of [B, L, V]. each, mlps, scores: beside them, for each proxy, of [B, L, V], and in each of its layers of
+    [B, L, F] and of [B, H, L, L].
+    """
+
+    words: float
+    each: float
+    mlps: float
+    scores: float
+
+
+SEARCH_COPIES = {
+    'harm': SearchCopies(0.5, 7.5, 12.0, 4.5),
+    'difference': SearchCopies(0.5, 7.5, 12.0, 4.5),
+    'loss': SearchCopies(1.0, 4.4, 5.0, 1.75),
+    'random': SearchCopies(6.5, 0.0, 0.0, 0.0),
+}
+# Of bilevel, proxy after proxy and row after row: of the rows, of each row that is held out, and of weights.
+STEP_WORDS, HELD_COPIES, STEP_WEIGHTS = 5, SearchCopies(0.0, 2.0, 5.0, 4.2), 4.5
+
+
 def search_bytes(models: Sequence[Member], objective: str, batch: tuple[int, int], holdout: int) -> int:
-    """Peak bytes of a round of a search by gradient, all on one device: the weights of teacher and proxies, each
-    proxy's direction where the objective reads one, and arrays [B, L, V].
+    """Peak bytes of a round of a search by gradient, all on one device.
 
     objective: of rewriters.gradient. batch: (rows, tokens of each). holdout: rows that 'bilevel' reads after its step.
     """
-    (teacher, *_), (rows, length) = models[0], batch
-    proxies = sum(member.stacked for member in models[1:])
-    reads = 2 if objective in ('harm', 'difference') else 1
-    weights = sum(bytes_by_weight(teacher).values())
-    weights += reads * sum(member.stacked * sum(bytes_by_weight(member.model).values()) for member in models[1:])
-    always, each, held = SEARCH_COPIES[objective]
-    copies = rows * (always + each * proxies) + holdout * held
-    return weights + int(copies * length * teacher.config.sizes['V'] * FLOAT32)
+    (teacher, *_), proxies, (rows, length) = models[0], models[1:], batch
+    reads = 2 if objective in ('harm', 'difference') else 1  # the direction of each
+    weights = whole_bytes(teacher) + reads * sum(one.stacked * whole_bytes(one.model) for one in proxies)
+    vocab = teacher.config.sizes['V']
+    if objective == 'bilevel':
+        numbers = (rows + STEP_WORDS) * vocab
+        numbers += holdout * max(_search_numbers(one.model, HELD_COPIES, length) for one in proxies)
+        weights += int(STEP_WEIGHTS * max(whole_bytes(one.model) for one in proxies))
+    else:
+        copies = SEARCH_COPIES[objective]
+        numbers = rows * copies.words * vocab
+        numbers += rows * sum(one.stacked * _search_numbers(one.model, copies, length) for one in proxies)
+    return weights + int(numbers * length * FLOAT32)
+
+
+def _search_numbers(model: Model, copies: SearchCopies, length: int) -> float:
+    """Of one proxy, for one token."""
+    c = model.config
+    layer = copies.mlps * c.mlp_dim + copies.scores * c.num_heads * length
+    return copies.each * c.sizes['V'] + c.num_layers * layer
+
+
+def whole_bytes(model: Model) -> int:
+    """Of all its weights."""
+    return sum(bytes_by_weight(model).values())

@@ -35,6 +35,7 @@ LOW, HIGH = 0.8, 1.2
 CHOICE = MODEL
 CACHES = (dataclasses.replace(MODEL, vocab_size=512), dataclasses.replace(DECODE, cache_length=1024))
 WEIGHTS = (dataclasses.replace(MODEL, vocab_size=512, embed_dim=256, mlp_dim=1024), DECODE)
+WORDY = dataclasses.replace(MODEL, vocab_size=16384, embed_dim=64, mlp_dim=1536, head_dim=64)
 
 
 def make_ensemble(model: TransformerConfig, mesh: tuple[int, int, int], proxies: int, directions: int = 0) -> Ensemble:
@@ -140,19 +141,33 @@ def test_training_with_adapters_by_hand():
     assert training_bytes(trainer) == trainer.state_bytes() + 4 * adapters + compute + between + logits
 
 
-@pytest.mark.parametrize('objective', ['harm', 'loss', 'bilevel'])
-@pytest.mark.parametrize('proxies', [1, pytest.param(2, marks=SLOW)])
-def test_the_plan_of_a_search_by_gradient_is_what_a_round_takes(objective, proxies):
-    models = planning.members(make_ensemble(dataclasses.replace(MODEL, vocab_size=8192), (1, 1, 1), proxies))
-    model, shape = models[0].model, (4, 64)
-    params = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in model.shapes.items()}
+@pytest.mark.parametrize(
+    ('objective', 'config', 'proxies'),
+    [
+        ('harm', WORDY, 1),
+        ('loss', WEIGHTS[0], 1),  # activations are most of it
+        ('bilevel', WEIGHTS[0], 1),
+        pytest.param('bilevel', MODEL, 1, marks=SLOW),
+        pytest.param('harm', WEIGHTS[0], 1, marks=SLOW),
+        pytest.param('harm', WORDY, 2, marks=SLOW),
+        pytest.param('harm', MODEL, 1, marks=SLOW),
+        pytest.param('random', MODEL, 1, marks=SLOW),
+    ],
+)
+def test_the_plan_of_a_search_by_gradient_is_what_a_round_takes(objective, config, proxies):
+    models = planning.members(make_ensemble(config, (1, 1, 1), proxies))
+    teacher, proxy, shape = models[0].model, models[1].model, (4, 64)
+    params, own = (
+        {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in model.shapes.items()}
+        for model in (proxy, teacher)
+    )
     batch, held = (
         Batch(jax.ShapeDtypeStruct((rows, shape[1]), jnp.int32), jax.ShapeDtypeStruct((rows, shape[1]), bool))
         for rows in (shape[0], 8)
     )
-    given = {'harm': params, 'loss': None, 'bilevel': held}[objective]
-    words_V = np.ones(model.config.sizes['V'], bool)
-    editor = Editor(Gradient(objective), [Proxy(model, params, given)] * proxies, (model, params), words_V)
+    given = {'harm': params, 'bilevel': held}.get(objective)
+    words_V = np.ones(teacher.config.sizes['V'], bool)
+    editor = Editor(Gradient(objective), [Proxy(proxy, params, given)] * proxies, (teacher, own), words_V)
     lowered = editor._propose.lower(*editor._weights, batch, jax.ShapeDtypeStruct(shape, bool))
     taken = lowered.compile().memory_analysis()
     planned = planning.search_bytes(models, objective, shape, 8)
