@@ -5,7 +5,8 @@ Claim:   none. Not a defence but a ruler: every arm is the same teacher, problem
 Command: python -m launch.run --config=configs/testbed_voices.py --workdir=/data/voices \
              --stages=generate,rewrite,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
-Result:  not run yet.
+Result:  tools/bench/results/rewriting.json, study testbed_voices, rendered in the README. The largest estimate of
+         damage is 0.12, with an interval that holds 0.
 
 The gates of fluency and retention are open: the teacher mixes voices, and a plain one leaves its checks out.
 """
