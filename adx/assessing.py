@@ -25,6 +25,7 @@ from adx import (
     outcomes_io,
     pipeline,
     readings,
+    rewriting,
     study_traces,
     transfer,
 )
@@ -87,13 +88,18 @@ def _decoded(
     """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
     give, and arm -> seconds a token.
     """
-    experiment = _answering(dataclasses.replace(study.experiment, seed=seed))
+    own = dataclasses.replace(study.experiment, seed=seed)
+    experiment = _answering(own)
     models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
     asked = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)
     said = dict(forcing.force(experiment, models, asked, traces, study.forcing))
     right = forcing.grade(said, traces, reader_of(experiment.dataset))
-    # A selection costs its candidates and what scores them, a rewrite its rewriter: decoding does not tell.
-    costs = stopwatch.seconds_per_token(experiment, models, asked, study.arms) if study.asks_arms else {}
+    # A selection costs its candidates and what scores them: decoding does not tell.
+    names = [] if own.selections else [arm.name for arm in own.arms]
+    costs = stopwatch.seconds_per_token(experiment, models, asked, names)
+    for one in own.rewrites:
+        if one.of in costs:
+            costs[one.name] = costs[one.of] + rewriting.seconds_per_token(own, seed_path(path, seed), one)
     return right, costs
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -89,6 +90,20 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
 
     chosen = frozenset(sorted(open_, key=draw)[: int(one.share * len(open_))])
     return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen)
+
+
+def seconds_per_token(experiment: Experiment, path: str, one: Rewrite) -> float:
+    """Seconds of the machine that a rewrite adds to each token of a trace: of one batch, when all is compiled.
+
+    Saves nothing. Raises as `rewrite` does for traces that are not complete.
+    """
+    workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
+    share, shop = _share(experiment, workdir, one, ALONE), Workshop(experiment, path)
+    batch = share.traces[:BATCH]
+    _records(share, batch, shop)
+    began = time.perf_counter()
+    _records(share, batch, shop)
+    return (time.perf_counter() - began) / sum(len(trace.tokens) for trace in batch)
 
 
 def _name(trace: Trace) -> str:

@@ -8,9 +8,13 @@ import json
 import pytest
 from studies import make_study, write_students, write_traces
 
-from adx import assessing, distilling
+from adx import assessing, distilling, rewriting
 from adx.attacks import Attack
+from adx.drafting import Rewrite
 from adx.errors import ConfigError, InputError, StorageError
+from adx.gates import Gates
+from adx.rewriters.rendered import Rendered
+from adx.study_traces import seed_path
 from launch import study as stages
 
 
@@ -43,6 +47,19 @@ def test_what_is_measured_is_not_measured_again(ran, monkeypatch):
     study, path, found = ran
     monkeypatch.setattr(assessing, 'measure', None)
     assert assessing.assess(study, path) == found
+
+
+def test_a_rewrite_costs_its_rewriter_beside_the_decoding(tmp_path):
+    study = make_study(write_students(tmp_path), attacks=(Attack('sft'),), seeds=(0,))
+    told = Rewrite('told', 'plain', Rendered(1), Gates(retention=0.1, fluency=100.0))
+    experiment = dataclasses.replace(study.experiment, rewrites=(told,))
+    study = dataclasses.replace(study, experiment=experiment, judge=study.students[1])
+    path = str(tmp_path / 'work')
+    write_traces(study, path)
+    rewriting.rewrite(experiment, seed_path(path, 0))
+    by_arm = {one.arm: one for one in assessing.assess(study, path)}
+    a_token = {name: one.seconds / (one.tokens * len(one.correct)) for name, one in by_arm.items()}
+    assert a_token['told'] > a_token['plain'] > 0
 
 
 def test_longer_traces_are_not_eligible(ran):

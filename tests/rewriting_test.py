@@ -99,6 +99,15 @@ def test_a_trace_that_stays_is_the_same_under_the_name_of_the_rewrite(base, work
         assert trace.defence != original.defence  # all traces of a setting have one
 
 
+def test_its_seconds_are_taken_without_a_trace_of_it(base, workdir, monkeypatch):
+    ticks = iter((10.0, 13.0))
+    monkeypatch.setattr(rewriting.time, 'perf_counter', lambda: next(ticks))
+    tokens = sum(len(trace.tokens) for trace in workdir.traces())
+    found = rewriting.seconds_per_token(base, str(workdir.path), base.rewrites[0])
+    assert found == pytest.approx(3.0 / tokens)
+    assert rewriting.names(workdir) == []
+
+
 def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     part = dataclasses.replace(base, rewrites=(Rewrite('part', 'plain', Instructed(), share=0.5),))
     counts = rewriting.rewrite(part, str(workdir.path))['part']
