@@ -18,7 +18,7 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, preflight, program, run, service
-from launch.commands import CloudError, Command, command, find, remove_all, run_all
+from launch.commands import CloudError, Command, command, find, remove_each, run_all
 from launch.jobs import RETRIED, Job, Site
 from launch.references import SECRET_MANAGER
 
@@ -130,7 +130,7 @@ class Batch:
             print(f'{job.name} is there, {state}; nothing was done')
             return
         if state is not None:
-            remove_all(self.delete(job))
+            remove_each(self.delete(job))
         run_all(self.submission(job))
         print(f'{job.name} is submitted, {job.shards} tasks')
 

@@ -18,7 +18,7 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, preflight, program, run, service, tpus
-from launch.commands import Command, command, find, remove_all, run_all
+from launch.commands import Command, command, find, remove_each, run_all
 from launch.jobs import Job, Site
 from launch.jobset import jobset
 from launch.xpk import Xpk
@@ -126,7 +126,7 @@ class Gke:
         state = find(self._kubectl('get', 'jobset', job.name, path))
         suspended, _, ended = (state or '').partition('/')
         if state is None or ended:
-            remove_all([self._remove(job)] if ended else [])
+            remove_each([self._remove(job)] if ended else [])
             run_all(self.submission(job)[-1:])
         elif suspended == 'true':
             run_all([self._suspend(job, 'false')])
@@ -156,7 +156,7 @@ class Gke:
 
     def login(self) -> Command:
         words = ('get-credentials', self.cluster, *self.site.words(location=True))
-        return command('gcloud', 'container', 'clusters', *words)
+        return command('gcloud', 'container', 'clusters', *words, login=True)
 
     def _remove(self, job: Job) -> Command:
         return self._kubectl('delete', 'jobset', job.name, '--ignore-not-found')

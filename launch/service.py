@@ -10,7 +10,7 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, run
-from launch.commands import Command, remove_all, run_all
+from launch.commands import Command, remove_each, run_each
 from launch.jobs import Job
 
 LIST = flags.DEFINE_bool('list', False, 'List the jobs of adx there.')
@@ -74,7 +74,7 @@ def carry_out(service: Service) -> None:
             'cancel': lambda: service.cancel(named(service)),
             'delete': lambda: service.delete(named(service)),
         }
-        carry = show if run.DRY_RUN.value else remove_all if DELETE.value else run_all
+        carry = show if run.DRY_RUN.value else remove_each if DELETE.value else run_each
         carry(act[asked[0]]())
 
 
@@ -116,7 +116,7 @@ def limit(fleet: costs.Fleet, price: costs.Price | None) -> float:
 
 
 def show(commands: Sequence[Command]) -> None:
-    print('\n'.join(map(str, commands)))
+    print('\n'.join(f'{one} &&' if one.login else str(one) for one in commands))
 
 
 def check_image(job: Job) -> None:

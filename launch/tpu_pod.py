@@ -19,7 +19,7 @@ from absl import flags
 
 from adx.errors import ConfigError, Interrupted
 from launch import commands, costs, jobs, preflight, program, run, service, tpus
-from launch.commands import Command, command, find, remove_all, run_all
+from launch.commands import Command, command, find, remove_each, run_all
 from launch.jobs import RETRIED, Job, Site
 from launch.references import SECRET_MANAGER
 
@@ -99,7 +99,7 @@ class TpuPod:
             print(commands.run(self.start(job, shard)))
             return True
         if state in GONE:
-            remove_all([self._remove(node)])
+            remove_each([self._remove(node)])
             state = None
         if state is None:
             run_all([self.create(job, shard)])
@@ -114,7 +114,7 @@ class TpuPod:
         return [self._ssh(node_name(job, shard), show) for shard in range(job.shards)]
 
     def cancel(self, job: Job) -> list[Command]:
-        stop = f'sudo systemctl stop {unit_name(job)}'
+        stop = f'sudo systemctl stop {unit_name(job)} || [ $? -eq 5 ]'  # 5: it has ended
         return [self._ssh(node_name(job, shard), stop) for shard in range(job.shards)]
 
     def delete(self, job: Job) -> list[Command]:

@@ -165,6 +165,21 @@ def test_list_cancel_and_delete_call_what_a_dry_run_prints(run, launcher, progra
         assert '/shared/small' not in printed
 
 
+def test_deleting_in_a_cluster_that_is_not_there_is_69_and_deletes_nowhere(run, programs):
+    programs.answer({'get-credentials': (1, '', 'ERROR: ResponseError: code=404, message=Not found: adx.\n')})
+    done = run(GKE, '--delete', PATH=programs.path)
+    assert (done.returncode, [call[0] for call in programs.calls]) == (69, ['gcloud']), done.stderr
+    printed = run(GKE, '--delete', '--dry_run').stdout
+    assert programs.bash(printed).returncode == 1
+    assert [call[0] for call in programs.calls] == ['gcloud', 'gcloud']
+
+
+def test_all_shards_are_cancelled_although_one_is_not_there(run, programs):
+    programs.answer({'small-0': (1, '', 'ERROR: NOT_FOUND: small-0\n')})
+    done = run(TPU, '--cancel', '--shards=2', PATH=programs.path)
+    assert (done.returncode, len(programs.calls)) == (69, 2), done.stderr
+
+
 @pytest.mark.parametrize('launcher', ALL)
 def test_preflight_lists_what_is_needed_and_calls_nobody(run, launcher, programs):
     more = () if launcher in ('slurm', 'xpk') else ('--secret=HF_TOKEN:hub/token',) if launcher == 'gke' else (

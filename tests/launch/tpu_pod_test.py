@@ -106,6 +106,13 @@ def test_a_worker_that_runs_is_left_alone(worker):
     assert not (worker.bin.parent / 'place' / 'docker').exists()
 
 
+@pytest.mark.parametrize(('code', 'expected'), [(0, 0), (5, 0), (1, 1)])
+def test_stopping_what_has_ended_is_no_failure(worker, code, expected):
+    worker.add('systemctl', f'#!/bin/bash\nexit {code}\n')
+    (stop,) = [word for word in POD.cancel(job())[0].words if word.startswith('--command=')]
+    assert worker.bash(stop.removeprefix('--command=')).returncode == expected
+
+
 def test_slices_are_asked_for_and_started_when_they_are_active(gcloud, capsys):
     gcloud.answer({'describe poe-0': (0, 'ACTIVE\n', ''), 'describe poe-1': (1, '', 'ERROR: NOT_FOUND: not found')})
     with pytest.raises(Interrupted, match='1 of 2 slices are not active yet'):

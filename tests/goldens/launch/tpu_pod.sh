@@ -19,7 +19,7 @@ exec docker run --rm --name=adx-poe --privileged --net=host --env=HF_TOKEN us-do
 gcloud compute tpus queued-resources list --project=my-project --zone=us-west4-a
 gcloud compute tpus tpu-vm ssh poe-0 --worker=all '--command=sudo journalctl --unit=adx-poe --no-pager --lines=200' --project=my-project --zone=us-west4-a
 gcloud compute tpus tpu-vm ssh poe-1 --worker=all '--command=sudo journalctl --unit=adx-poe --no-pager --lines=200' --project=my-project --zone=us-west4-a
-gcloud compute tpus tpu-vm ssh poe-0 --worker=all '--command=sudo systemctl stop adx-poe' --project=my-project --zone=us-west4-a
-gcloud compute tpus tpu-vm ssh poe-1 --worker=all '--command=sudo systemctl stop adx-poe' --project=my-project --zone=us-west4-a
+gcloud compute tpus tpu-vm ssh poe-0 --worker=all '--command=sudo systemctl stop adx-poe || [ $? -eq 5 ]' --project=my-project --zone=us-west4-a
+gcloud compute tpus tpu-vm ssh poe-1 --worker=all '--command=sudo systemctl stop adx-poe || [ $? -eq 5 ]' --project=my-project --zone=us-west4-a
 gcloud compute tpus queued-resources delete poe-0 --force --quiet --project=my-project --zone=us-west4-a
 gcloud compute tpus queued-resources delete poe-1 --force --quiet --project=my-project --zone=us-west4-a
