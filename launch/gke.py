@@ -194,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

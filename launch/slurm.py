@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

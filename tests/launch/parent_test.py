@@ -79,6 +79,41 @@ def test_it_ends_with_one_code_and_names_who_began(programs, expected):
 
 
 @pytest.mark.parametrize(
+    ('first', 'expected'),
+    [
+        ('raise SystemExit(3)', (3, 'process 0 ended with exit status 3, the others were ended')),
+        ('raise SystemExit(75)', (75, f'stopped by SIGTERM{AGAIN}')),
+        (KILLED, (75, f'stopped by SIGTERM{AGAIN}')),
+    ],
+)
+def test_a_signal_does_not_hide_who_had_failed_for_good(monkeypatch, first, expected):
+    monkeypatch.setattr(parent, 'OWN_SECONDS', 60.0)
+    both = start(first, FOREVER)
+    both.listen()
+    while not both.ended:
+        assert both.turn()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert both.wait() == expected
+
+
+def test_flags_of_the_run_are_for_the_run(tmp_path):
+    """A cache that the parent has no use for does not keep it from starting, and what it would drop it refuses."""
+    given = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+    given |= {'PYTHONPATH': str(ROOT), 'ADX_CACHE': '/proc/none'}
+
+    def run(*flags: str) -> tuple[int, str]:
+        command = [sys.executable, '-m', 'launch.parent', *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, said = run('--', '--compile_cache=none', '--no_such_flag')
+    assert (code, said.splitlines()[0]) == (2, "error: Unknown command line flag 'no_such_flag'; see --help")
+    for flag in ('--compile_cache=none', '--start_seconds=3'):
+        refused = f'error: {flag.partition("=")[0]} is of launch.run; give it after --\n'
+        assert run(flag, '--', '--config=a') == (2, refused)
+
+
+@pytest.mark.parametrize(
     ('text', 'named'),
     [
         (LEADERLESS, 'process 0 died'),

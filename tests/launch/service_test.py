@@ -37,7 +37,10 @@ FAST = (
     (BATCH, '--secret=HF_TOKEN=hf_0123456789abcdef', '--secret=NAME:... is not allowed'),
     (BATCH, '--set=a=hf_0123456789abcdef', '--set holds what looks like a secret'),
     (BATCH, '--shards=2 --stages=generate,distil', '--stages=distil is the work of one process'),
+    (BATCH, '--shards=2 --stages=prepare', '--stages=prepare is the work of one process'),
     (BATCH, '--distributed --shards=2', '--distributed is one program'),
+    (BATCH, '--region=europe-west1 --zone=europe-west10-a', '--zone=europe-west10-a is not in --region=europe-west1'),
+    (SLURM, '--hosts=3', '--hosts=3 is of one program: add --distributed'),
     (BATCH, '--workdir=/tmp/x', '--workdir=/tmp/x would end with its machine'),
     (BATCH, '--config=/home/me/config.py', 'is read inside the image'),
     (BATCH, '--config=../config.py', 'is read inside the image'),
@@ -86,15 +89,17 @@ def test_a_dry_run_calls_nobody_and_prints_a_script(run, launcher, programs):
 
 def test_the_job_gets_the_flags_of_launch_run_that_were_given(run, programs):
     flags = (HOSTILE.replace('--set=a', '--sweep=arms.x.a'), '--set=experiment.limit=8', '--set=experiment.samples=2')
-    stages = ('--stages=prepare,generate', '--nolog_text', '--max_hours=11')
-    done = run(BATCH, *flags[1:], *stages, '--dry_run', '--shards=3')
+    stages = ('--stages=generate,rewrite', '--nolog_text', '--allow_environment_change', '--compile_cache=/proc/none/x')
+    stages = (*stages, '--max_hours=11')
+    account = '--service_account=123456789-compute@developer.gserviceaccount.com'
+    done = run(BATCH, *flags[1:], *stages, account, '--dry_run', '--shards=3')
     assert done.returncode == 0, done.stderr
     text = done.stdout.split("<<'END_OF_INPUT'\n")[1].rpartition('END_OF_INPUT')[0]
     (group,) = json.loads(text)['taskGroups']
     commands = group['taskSpec']['runnables'][0]['container']['commands']
     assert commands[0] == 'launch.run'
     assert set(commands[1:]) == {
-        '--config=configs/testbed_small.py', '--workdir=gs://bucket/small', *flags[1:], *stages[:2], '--max_hours=1'
+        '--config=configs/testbed_small.py', '--workdir=gs://bucket/small', *flags[1:], *stages[:4], '--max_hours=1'
     }  # fmt: skip
     assert '# limit: 11.00 hours, 1.00 for each of 11 attempts' in done.stdout
 
