@@ -15,6 +15,7 @@ from launch.references import parse_environment, parse_references, refuse_secret
 
 RETRIED = (StorageError.exit_code, Interrupted.exit_code)  # of launch.run: the same command continues
 MOST_RETRIES = 10  # GCP Batch allows no more
+SECONDS_OF_START = 1800  # of an attempt: machine, drivers and image, beside what --max_hours counts
 
 NAME = flags.DEFINE_string('name', None, 'What the service calls the job; the same name continues it.')
 IMAGE = flags.DEFINE_string('image', '', 'The container image, built of launch/Dockerfile.')
@@ -113,6 +114,14 @@ class Job:
         """Of `python -m`, without what is different from shard to shard, which may follow."""
         program = ('launch.parent', '--') if self.distributed else ('launch.run',)
         return (*program, *self.flags, *((f'--max_hours={self.max_hours:g}',) if self.max_hours else ()))
+
+    def share(self, shard: int | str) -> tuple[str, ...]:
+        """The flags that are different from shard to shard; one program has none."""
+        return () if self.distributed else (f'--shard={shard}', f'--num_shards={self.shards}')
+
+    def shard_name(self, shard: int) -> str:
+        """Where each shard is a thing of its own."""
+        return f'{self.name}-{shard}'
 
     @property
     def attempts(self) -> int:
