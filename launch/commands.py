@@ -49,6 +49,11 @@ def command(*words: str, stdin: str = '', login: bool = False) -> Command:
     return Command(tuple(word for word in words if word), stdin, login)
 
 
+def escape(text: str) -> str:
+    """Keeps what is written: systemd replaces ${NAME} and $$ in arguments, Kubernetes $(NAME) and $$."""
+    return text.replace('$', '$$')
+
+
 def run(one: Command) -> str:
     """What it prints, without the last newline. Raises CloudError, one line, if it fails."""
     done = _run(one)

@@ -50,6 +50,12 @@ FAST = (
     (GKE, '--cluster=a;b', "--cluster='a;b' is not allowed"),
     (GKE, '--shards=0', 'flag --shards=0'),
     (SLURM, IMAGE, 'are not for Slurm'),
+    (('gcp_batch',), '--list', '--region is needed'),
+    (('gke', '--region=us-west4'), '--list', '--cluster is needed'),
+    (('gke', '--xpk', '--cluster=adx'), '--list', '--xpk needs --cluster and --zone'),
+    (('tpu_pod',), '--list', '--zone is needed'),
+    (TPU[:-1], '--spot', '--accelerator_type is needed'),
+    (XPK[:-1], '--spot', '--xpk needs --accelerator_type'),
 )
 
 
@@ -166,6 +172,9 @@ def test_list_cancel_and_delete_call_what_a_dry_run_prints(run, launcher, progra
         assert programs.calls == []
         assert programs.bash(printed).returncode == 0
         assert programs.calls == calls
+        if launcher == 'tpu':  # none of these reads it
+            without = run(TPU[:-1], action, '--shards=2', '--dry_run')
+            assert (without.returncode, without.stdout) == (0, printed), without.stderr
         assert 'gs://' not in printed
         assert '/shared/small' not in printed
 
