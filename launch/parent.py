@@ -45,6 +45,9 @@ AGAIN = '; what is finished is saved, the same command continues'
 # What JAX says in every process that it aborts, and what launch.run says in one that ends because of another.
 ABORTED = 'JAX distributed service detected fatal errors'
 FOLLOWED = re.compile(r'^error: (another process|process \d+ failed|process(es)? \S.* did not start)', re.MULTILINE)
+# Process 0 binds the port seconds after this parent has found it free.
+TAKEN = re.compile(r'^error: --coordinator: port \d+ is not free here', re.MULTILINE)
+PORTS = 3  # that are tried
 # What in the log of a survivor names the process that it missed; the first that is found counts.
 NAMING = (
     (re.compile(r'^error: (process \d+ failed.*)', re.MULTILINE), '{}'),
@@ -129,6 +132,13 @@ class Parent:
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
+
+    def begin(self, children: Sequence[Child]) -> None:
+        self.children, self.ended = children, []
+        if self.reason:  # came while they were started
+            self.send(signal.SIGTERM)
+        else:
+            self._plan = []
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if not self.reason:
@@ -215,10 +225,11 @@ def main(given: Sequence[str]) -> NoReturn:
     ranks = range(PROCESSES.value) if PROCESSES.value > 1 else (None,)
     parent = Parent([], GRACE_SECONDS.value)
     parent.listen()
-    parent.children = [start(*each) for each in zip(commands(given, PROCESSES.value), ranks, strict=True)]
-    if parent.reason:  # came while they were started
-        parent.send(signal.SIGTERM)
-    code, why = parent.wait()
+    for _ in range(PORTS):
+        parent.begin([start(*each) for each in zip(commands(given, PROCESSES.value), ranks, strict=True)])
+        code, why = parent.wait()
+        if parent.reason or PROCESSES.value == 1 or not any(TAKEN.search(one.text) for one in parent.children):
+            break
     if why:
         print(f'error: {why}', file=sys.stderr)
     sys.exit(code)

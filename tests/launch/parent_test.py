@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -94,6 +95,27 @@ def test_a_signal_does_not_hide_who_had_failed_for_good(monkeypatch, first, expe
         assert both.turn()
     os.kill(os.getpid(), signal.SIGTERM)
     assert both.wait() == expected
+
+
+@pytest.mark.parametrize(('count', 'expected'), [(2, 0), (1, 2)])
+def test_a_port_that_was_taken_meanwhile_is_not_the_last(monkeypatch, tmp_path, count, expected):
+    """Where the parent chose it."""
+    taken = says('error: --coordinator: port 7 is not free here (x); give another', 'sys.exit(2)')
+    first = f'import pathlib\nif not pathlib.Path({str(tmp_path / "again")!r}).exists():\n  {taken}'
+    tries = []
+
+    def commands(*_) -> list[list[str]]:
+        if tries:
+            (tmp_path / 'again').touch()
+        tries.append(count)
+        return [[sys.executable, '-c', text] for text in (first, 'pass')[:count]]
+
+    monkeypatch.setattr(parent, 'commands', commands)
+    for name, value in (('PROCESSES', count), ('GRACE_SECONDS', 1)):
+        monkeypatch.setattr(parent, name, types.SimpleNamespace(value=value))
+    with pytest.raises(SystemExit) as ended:
+        parent.main(['--config=a'])
+    assert (ended.value.code, len(tries)) == (expected, count)
 
 
 def test_flags_of_the_run_are_for_the_run(tmp_path):
