@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from adx.errors import AdxError
 
 END = 'END_OF_INPUT'
 # What a service says, in lower case, and what one can do about it.
 HINTS = (
+    (('gke-gcloud-auth-plugin',), 'run: gcloud components install gke-gcloud-auth-plugin'),
     (('gcloud auth login', 'do not currently have an active account', 'reauthentication'), 'run: gcloud auth login'),
     (('quota', 'resource_exhausted'), '--preflight lists the quotas and how to see them'),
     (('permission_denied', 'permission denied', 'forbidden', 'does not have'), '--preflight lists the roles'),
     (('has not been used in project', 'service_disabled'), '--preflight lists the APIs to enable'),
 )
-ABSENT = ('not_found', 'not found', 'notfound', 'was not found')
+ABSENT = ('not_found', 'not found', 'notfound')
 
 
 class CloudError(AdxError):
@@ -28,10 +29,14 @@ class CloudError(AdxError):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """words: the program and its arguments, never seen by a shell. stdin: a file that it reads there."""
+    """words: the program and its arguments, never seen by a shell. stdin: a file that it reads there.
+
+    login: whether the commands after it are only right once it has succeeded.
+    """
 
     words: tuple[str, ...]
     stdin: str = ''
+    login: bool = False
 
     def __str__(self) -> str:
         """As it is typed into a shell."""
@@ -39,9 +44,14 @@ class Command:
         return f"{line} <<'{END}'\n{self.stdin.rstrip()}\n{END}" if self.stdin else line
 
 
-def command(*words: str, stdin: str = '') -> Command:
+def command(*words: str, stdin: str = '', login: bool = False) -> Command:
     """Leaves out words that are ''."""
-    return Command(tuple(word for word in words if word), stdin)
+    return Command(tuple(word for word in words if word), stdin, login)
+
+
+def escape(text: str) -> str:
+    """Keeps what is written: systemd replaces ${NAME} and $$ in arguments, Kubernetes $(NAME) and $$."""
+    return text.replace('$', '$$')
 
 
 def run(one: Command) -> str:
@@ -65,17 +75,31 @@ def find(one: Command) -> str | None:
 def run_all(some: Iterable[Command]) -> None:
     """Runs them in order and shows what they print."""
     for one in some:
-        shown = run(one)
-        if shown:
-            print(shown)
+        _show(run(one))
 
 
-def remove_all(some: Iterable[Command]) -> None:
-    """Runs commands that delete something; what is not there is no failure."""
+def run_each(some: Iterable[Command], how: Callable[[Command], str | None] = run) -> None:
+    """As run_all, but one that fails keeps only a login's followers from running; the first failure is raised then."""
+    failures = []
     for one in some:
-        shown = find(one)
-        if shown:
-            print(shown)
+        try:
+            _show(run(one) if one.login else how(one))
+        except CloudError as error:
+            failures.append(error)
+            if one.login:
+                break
+    if failures:
+        raise failures[0]
+
+
+def remove_each(some: Iterable[Command]) -> None:
+    """As run_each; what a command should delete and is not there is no failure."""
+    run_each(some, find)
+
+
+def _show(text: str | None) -> None:
+    if text:
+        print(text)
 
 
 def _run(one: Command) -> subprocess.CompletedProcess[str]:

@@ -31,12 +31,13 @@ OFFLINE = {
 }  # fmt: skip
 
 
-def begin() -> None:
+def begin(compiles: bool = True) -> None:
     """Called once, after flags are parsed. Raises ConfigError for a compile cache that others could have written."""
     os.umask(0o077)
     for name, value in OFFLINE.items():
         os.environ.setdefault(name, value)
-    keep_programs(COMPILE_CACHE.value)
+    if compiles:
+        keep_programs(COMPILE_CACHE.value)
 
 
 def keep_programs(place: str) -> None:

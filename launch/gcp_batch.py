@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, preflight, program, run, service
-from launch.commands import CloudError, Command, command, find, remove_all, run_all
-from launch.jobs import RETRIED, Job, Site
+from launch.commands import CloudError, Command, command, find, remove_each, run_all
+from launch.jobs import RETRIED, SECONDS_OF_START, Job, Site
 from launch.references import SECRET_MANAGER
 
 DISK_GB = flags.DEFINE_integer('disk_gb', 100, 'Of the boot disk, which holds the image and models.', lower_bound=30)
@@ -29,7 +30,8 @@ for shared in (costs, jobs, run, service):
 PREEMPTED, REBOOTED = 50001, 50003  # exit codes of Batch's own
 ENDED = ('SUCCEEDED', 'FAILED', 'CANCELLED')
 ENDING = ('DELETION_IN_PROGRESS', 'CANCELLATION_IN_PROGRESS')
-SECONDS_OF_START = 1800  # of a machine: drivers and image, beside what --max_hours counts
+POLL_SECONDS = 5.0
+DELETION_SECONDS = 600.0  # that a deletion is waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,16 @@ class Batch:
     named_by_shard = False
     references = SECRET_MANAGER
 
+    def check_place(self) -> None:
+        if not self.site.region:
+            raise ConfigError('--region is needed, as us-central1')
+
     def check(self, job: Job) -> None:
         service.check_image(job)
         if job.distributed:
             raise ConfigError('--distributed is not for Batch, where hosts do not find each other; take launch.gke')
-        if not self.machine_type or not self.site.region:
-            raise ConfigError('--machine_type and --region are needed, as g2-standard-4 and us-central1')
+        if not self.machine_type:
+            raise ConfigError('--machine_type is needed, as g2-standard-4')
         if self.gpu and not self.gpus:
             raise ConfigError(f'--gpu={self.gpu} needs --gpus, how many one machine has')
 
@@ -123,22 +129,35 @@ class Batch:
         return [self.template(job), submit] if self.site.kms_key else [submit]
 
     def submit(self, job: Job) -> None:
-        state = find(self._gcloud('jobs', 'describe', job.name, '--format=value(status.state)'))
+        state = self._state(job)
         if state in ENDING:
             raise CloudError(f'{job.name} is in {state}; run the same command again when it has ended')
         if state is not None and state not in ENDED:
             print(f'{job.name} is there, {state}; nothing was done')
             return
         if state is not None:
-            remove_all(self.delete(job))
+            remove_each([self._remove(job)])
+            self._wait_until_gone(job)
+        remove_each(self._remove_template(job))  # one may be there of a job that was refused
         run_all(self.submission(job))
         print(f'{job.name} is submitted, {job.shards} tasks')
+
+    def _state(self, job: Job) -> str | None:
+        return find(self._gcloud('jobs', 'describe', job.name, '--format=value(status.state)'))
+
+    def _wait_until_gone(self, job: Job) -> None:
+        """gcloud returns before a job is deleted, and its name is free only then."""
+        until = time.monotonic() + DELETION_SECONDS
+        while (state := self._state(job)) is not None:
+            if time.monotonic() > until:
+                raise CloudError(f'{job.name} is still in {state}; run the same command again when it is gone')
+            time.sleep(POLL_SECONDS)
 
     def listing(self) -> list[Command]:
         return [self._gcloud('jobs', 'list', '--filter=labels.app=adx')]
 
     def logs(self, job: Job) -> list[Command]:
-        query = f'labels.job_uid:"{job.name}" OR resource.labels.job_id="{job.name}"'
+        query = f'labels."adx-job"="{job.name}"'  # Batch puts the labels of a job on what it logs
         shown = '--format=value(timestamp,labels.task_id,textPayload)'
         read = command('gcloud', 'logging', 'read', query, shown, '--order=asc', '--freshness=7d', *self.site.words())
         return [self._gcloud('tasks', 'list', f'--job={job.name}'), read]
@@ -147,11 +166,14 @@ class Batch:
         return [self._gcloud('jobs', 'cancel', job.name, '--quiet')]
 
     def delete(self, job: Job) -> list[Command]:
-        gone = [self._gcloud('jobs', 'delete', job.name, '--quiet')]
-        if self.site.kms_key:
-            words = ('instance-templates', 'delete', template_name(job), '--quiet', *self.site.words())
-            gone.append(command('gcloud', 'compute', *words))
-        return gone
+        return [self._remove(job), *self._remove_template(job)]
+
+    def _remove(self, job: Job) -> Command:
+        return self._gcloud('jobs', 'delete', job.name, '--quiet')
+
+    def _remove_template(self, job: Job) -> list[Command]:
+        words = ('instance-templates', 'delete', template_name(job), '--quiet', *self.site.words())
+        return [command('gcloud', 'compute', *words)] if self.site.kms_key else []
 
     def preflight(self, job: Job) -> str:
         return preflight.text(
@@ -175,8 +197,7 @@ class Batch:
         return 'a machine ends with its tasks, a task that hangs half an hour later; starting and disks come on top'
 
     def _gcloud(self, kind: str, verb: str, *words: str, stdin: str = '') -> Command:
-        project = f'--project={self.site.project}' if self.site.project else ''
-        return command('gcloud', 'batch', kind, verb, *words, f'--location={self.site.region}', project, stdin=stdin)
+        return command('gcloud', 'batch', kind, verb, *words, *self.site.words(location=True), stdin=stdin)
 
 
 def template_name(job: Job) -> str:
@@ -190,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

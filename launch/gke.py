@@ -18,7 +18,7 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, preflight, program, run, service, tpus
-from launch.commands import Command, command, find, remove_all, run_all
+from launch.commands import Command, command, find, remove_each, run_all
 from launch.jobs import Job, Site
 from launch.jobset import jobset
 from launch.xpk import Xpk
@@ -46,29 +46,31 @@ class Gke:
     named_by_shard = False
     references = (r'[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?/[-\w.]+', 'secret/key')
 
+    def check_place(self) -> None:
+        if not self.cluster or not (self.site.region or self.site.zone):
+            raise ConfigError('--cluster is needed, and --region or --zone, where it is')
+
     def check(self, job: Job) -> None:
         service.check_image(job)
-        check_cluster(self.site, self.cluster)
-        if self.site.kms_key and not (self.node_pool and (self.slice_ or self.machine_type)):
-            raise ConfigError('--kms_key is for the disks of a node pool: add --node_pool and --machine_type')
-        hosts = self.slice_.hosts if self.slice_ else job.hosts
-        if hosts > 1 and not job.distributed:
-            raise ConfigError(f'{hosts} hosts for one shard: add --distributed, or give each shard one host')
-        if self.slice_ and job.distributed and job.hosts != hosts:
-            raise ConfigError(f'{self.slice_.accelerator_type} has {hosts} hosts; give --hosts={hosts}')
+        if self.site.kms_key and not (self.node_pool and self.site.zone and (self.slice_ or self.machine_type)):
+            raise ConfigError('--kms_key is for the disks of a node pool: add --node_pool, --zone and --machine_type')
+        if self.slice_:
+            self.slice_.check_hosts(job)
+        if self.slice_ and job.distributed and job.hosts != self.slice_.hosts:
+            raise ConfigError(
+                f'{self.slice_.accelerator_type} has {self.slice_.hosts} hosts; give --hosts={self.slice_.hosts}'
+            )
         if job.distributed and not job.retries:
             raise ConfigError('--retries must be above 0 with --distributed: hosts come and go')
         if '@' in self.site.service_account:
             raise ConfigError('--service_account is one of Kubernetes here, bound to one of the cloud; give its name')
 
     def fleet(self, job: Job) -> costs.Fleet:
-        pods = job.hosts if job.distributed else job.shards
-        area, provisioning = self.site.area, self.site.provisioning
         if self.slice_:
-            chips = job.shards * self.slice_.chips
-            return costs.Fleet(self.slice_.generation.unit, chips, chips, area, provisioning)
+            return self.slice_.fleet(job, self.site)
+        pods = job.hosts if job.distributed else job.shards
         unit = costs.machine_unit(self.machine_type, self.gpus)
-        return costs.Fleet(unit, pods, pods * max(self.gpus, 1), area, provisioning)
+        return costs.Fleet(unit, pods, pods * max(self.gpus, 1), self.site.area, self.site.provisioning)
 
     def manifest(self, job: Job) -> dict[str, Any]:
         """The JobSet."""
@@ -97,7 +99,7 @@ class Gke:
         return {'nodeSelector': selector, 'resources': {'limits': wanted, 'requests': dict(wanted)}, **account}
 
     def pool(self, job: Job) -> Command:
-        """Makes the node pool whose disks are under a key."""
+        """Makes the node pool whose disks are under a key, in one zone: gcloud counts its nodes per zone."""
         site, slice_ = self.site, self.slice_
         pods = slice_.hosts if slice_ and slice_.hosts > 1 else job.hosts if job.distributed else job.shards
         return self._pool(
@@ -108,7 +110,7 @@ class Gke:
             '--reservation-affinity=specific' if site.reservation else '',
             f'--reservation={site.reservation}' if site.reservation else '',
             f'--boot-disk-kms-key={site.kms_key}', f'--labels={job.label_words}',
-            f'--node-locations={site.zone}' if site.zone and site.region else '',
+            f'--node-locations={site.zone}' if site.region else '',
         )  # fmt: skip
 
     def submission(self, job: Job) -> list[Command]:
@@ -126,7 +128,7 @@ class Gke:
         state = find(self._kubectl('get', 'jobset', job.name, path))
         suspended, _, ended = (state or '').partition('/')
         if state is None or ended:
-            remove_all([self._remove(job)] if ended else [])
+            remove_each([self._remove(job)] if ended else [])
             run_all(self.submission(job)[-1:])
         elif suspended == 'true':
             run_all([self._suspend(job, 'false')])
@@ -138,15 +140,15 @@ class Gke:
 
     def logs(self, job: Job) -> list[Command]:
         selector = f'--selector=jobset.sigs.k8s.io/jobset-name={job.name}'
-        words = ('logs', selector, '--all-containers', '--prefix', '--tail=200', '--max-log-requests=100')
+        words = ('logs', selector, '--all-containers', '--prefix', '--tail=200')
         return [self.login(), self._kubectl(*words)]
 
     def cancel(self, job: Job) -> list[Command]:
         return [self.login(), self._suspend(job, 'true')]
 
     def delete(self, job: Job) -> list[Command]:
-        pool = [self._pool('delete', '--quiet')] if self.site.kms_key else []
-        return [self.login(), self._remove(job), *pool]
+        """Not the node pool, which other jobs may use."""
+        return [self.login(), self._remove(job)]
 
     def preflight(self, job: Job) -> str:
         return preflight.text(preflight.of_cluster(self.site), self.site, job)
@@ -156,10 +158,10 @@ class Gke:
 
     def login(self) -> Command:
         words = ('get-credentials', self.cluster, *self.site.words(location=True))
-        return command('gcloud', 'container', 'clusters', *words)
+        return command('gcloud', 'container', 'clusters', *words, login=True)
 
     def _remove(self, job: Job) -> Command:
-        return self._kubectl('delete', 'jobset', job.name, '--ignore-not-found')
+        return self._kubectl('delete', 'jobset', job.name, '--ignore-not-found', '--cascade=foreground')
 
     def _suspend(self, job: Job, value: str) -> Command:
         patch = f'--patch={{"spec": {{"suspend": {value}}}}}'
@@ -173,17 +175,12 @@ class Gke:
         return command('gcloud', 'container', 'node-pools', verb, self.node_pool, *place, *words)
 
 
-def check_cluster(site: Site, cluster: str) -> None:
-    if not cluster or not (site.region or site.zone):
-        raise ConfigError('--cluster is needed, and --region or --zone, where it is')
-
-
 def main() -> None:
     for flag, value in (('cluster', CLUSTER.value), ('namespace', NAMESPACE.value), ('node_pool', NODE_POOL.value)):
         if value and not re.fullmatch(r'[a-z]([-a-z0-9]{0,61}[a-z0-9])?', value):
             raise ConfigError(f'--{flag}={value!r} is not allowed; it must be small letters, digits and dashes')
     site = jobs.site_from_flags()
-    slice_ = tpus.parse(jobs.ACCELERATOR_TYPE.value) if jobs.ACCELERATOR_TYPE.value else None
+    slice_ = tpus.from_flags()
     if XPK.value:
         service.carry_out(Xpk(site, CLUSTER.value, slice_))
         return
@@ -194,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

@@ -15,6 +15,7 @@ from launch.references import parse_environment, parse_references, refuse_secret
 
 RETRIED = (StorageError.exit_code, Interrupted.exit_code)  # of launch.run: the same command continues
 MOST_RETRIES = 10  # GCP Batch allows no more
+SECONDS_OF_START = 1800  # of an attempt: machine, drivers and image, beside what --max_hours counts
 
 NAME = flags.DEFINE_string('name', None, 'What the service calls the job; the same name continues it.')
 IMAGE = flags.DEFINE_string('image', '', 'The container image, built of launch/Dockerfile.')
@@ -40,8 +41,8 @@ ACCELERATOR_TYPE = flags.DEFINE_string('accelerator_type', '', 'The TPU slice of
 
 # The launcher says these itself.
 OWN = ('shard', 'num_shards', 'coordinator', 'process_id', 'num_processes', 'status')
-RUN_MODULES = ('launch.run', 'launch.joining')  # whose flags the job is given
-SHARED_STAGES = {'prepare', 'generate', 'rewrite'}
+RUN_MODULES = ('launch.run', 'launch.joining', 'launch.environment')  # whose flags the job is given
+SHARED_STAGES = {'generate', 'rewrite'}
 PATTERNS = {
     'name': (r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', 'small letters, digits and dashes, at most 40'),
     'image': (r'[a-z0-9][-a-z0-9._/:@]+', 'registry/path/image:tag'),
@@ -49,7 +50,7 @@ PATTERNS = {
     'region': (r'[a-z]+-[a-z]+\d+', 'a region as us-central1'),
     'zone': (r'[a-z]+-[a-z]+\d+-[a-z]', 'a zone as us-central1-a'),
     'reservation': (r'[a-z][-a-z0-9/]*', 'the name of a reservation'),
-    'service_account': (r'[a-z][-a-z0-9.@]*', 'an address, or on Kubernetes a name'),
+    'service_account': (r'[a-z0-9][-a-z0-9.@]*', 'an address, or on Kubernetes a name'),
     'kms_key': (
         r'projects/[-a-z0-9.:]+/locations/[-a-z0-9]+/keyRings/[-\w]+/cryptoKeys/[-\w]+',
         'projects/P/locations/L/keyRings/R/cryptoKeys/K',
@@ -114,6 +115,14 @@ class Job:
         program = ('launch.parent', '--') if self.distributed else ('launch.run',)
         return (*program, *self.flags, *((f'--max_hours={self.max_hours:g}',) if self.max_hours else ()))
 
+    def share(self, shard: int | str) -> tuple[str, ...]:
+        """The flags that are different from shard to shard; one program has none."""
+        return () if self.distributed else (f'--shard={shard}', f'--num_shards={self.shards}')
+
+    def shard_name(self, shard: int) -> str:
+        """Where each shard is a thing of its own."""
+        return f'{self.name}-{shard}'
+
     @property
     def attempts(self) -> int:
         return self.retries + 1
@@ -140,7 +149,7 @@ def site_from_flags() -> Site:
         raise ConfigError('--spot and --reservation exclude each other; give one of them')
     values = {one.name: check_pattern(one.name, one.value) for one in (PROJECT, REGION, ZONE, RESERVATION)}
     account, key = (check_pattern(one.name, one.value) for one in (SERVICE_ACCOUNT, KMS_KEY))
-    if ZONE.value and REGION.value and not ZONE.value.startswith(REGION.value):
+    if ZONE.value and REGION.value and ZONE.value.rpartition('-')[0] != REGION.value:
         raise ConfigError(f'--zone={ZONE.value} is not in --region={REGION.value}; give one of them')
     return Site(**values, spot=SPOT.value, service_account=account, kms_key=key)
 
@@ -157,6 +166,8 @@ def from_flags(references: tuple[str, str]) -> Job:
     distributed = bool(run.DISTRIBUTED.value)
     if distributed and SHARDS.value > 1:
         raise ConfigError(f'--distributed is one program: --shards={SHARDS.value} must be 1, and --hosts its hosts')
+    if HOSTS.value > 1 and not distributed:
+        raise ConfigError(f'--hosts={HOSTS.value} is of one program: add --distributed, or give --shards')
     alone = [stage for stage in run.STAGE_NAMES.value if stage not in SHARED_STAGES]
     if alone and SHARDS.value > 1:
         raise ConfigError(f'--stages={alone[0]} is the work of one process: --shards={SHARDS.value} must be 1')

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from launch.jobs import RETRIED, Job
+from launch.commands import escape
+from launch.jobs import RETRIED, SECONDS_OF_START, Job
 
 API = 'jobset.x-k8s.io/v1alpha2'
 PORT = 8476  # of the coordinator of one program
 GRACE_SECONDS = 60
-SECONDS_OF_START = 1800  # of an attempt: machine, drivers and image, beside what --max_hours counts
 DISRUPTED = {'type': 'DisruptionTarget', 'status': 'True'}  # preempted, drained or evicted
 
 
@@ -83,11 +83,6 @@ def _pod(job: Job, pod: dict[str, Any], on_tpu: bool) -> dict[str, Any]:
         'automountServiceAccountToken': False,
         'containers': [container],
     }
-
-
-def escape(text: str) -> str:
-    """Kubernetes replaces $(NAME) in arguments and variables; this keeps what is written."""
-    return text.replace('$', '$$')
 
 
 def _coordination(job: Job, on_tpu: bool) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ from typing import IO, NoReturn
 from absl import app, flags
 
 from adx.errors import BUG, COMPLETE, REJECTED_ROWS, ConfigError, Interrupted
-from launch import joining, program
+from launch import environment, joining, program
 
 PROCESSES = flags.DEFINE_integer('processes', 1, 'How many processes on this host; more than 1 are all there are.', 1)
 GRACE_SECONDS = flags.DEFINE_integer('grace_seconds', 30, 'Between a signal from outside and SIGKILL.', 1)
@@ -36,6 +37,7 @@ GRACE_SECONDS = flags.DEFINE_integer('grace_seconds', 30, 'Between a signal from
 OWN_SECONDS = 10.0  # for the others to end by themselves once one has died
 STOP_SECONDS = 10.0  # from their SIGTERM to SIGKILL
 POLL_SECONDS = 0.1
+THEIRS = joining.__name__, environment.__name__  # modules whose flags this program has, and no use for
 KEPT_LINES = 200  # of what a process said last
 SAVED = COMPLETE, REJECTED_ROWS
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
@@ -43,6 +45,9 @@ AGAIN = '; what is finished is saved, the same command continues'
 # What JAX says in every process that it aborts, and what launch.run says in one that ends because of another.
 ABORTED = 'JAX distributed service detected fatal errors'
 FOLLOWED = re.compile(r'^error: (another process|process \d+ failed|process(es)? \S.* did not start)', re.MULTILINE)
+# Process 0 binds the port seconds after this parent has found it free.
+TAKEN = re.compile(r'^error: --coordinator: port \d+ is not free here', re.MULTILINE)
+PORTS = 3  # that are tried
 # What in the log of a survivor names the process that it missed; the first that is found counts.
 NAMING = (
     (re.compile(r'^error: (process \d+ failed.*)', re.MULTILINE), '{}'),
@@ -128,6 +133,13 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
 
+    def begin(self, children: Sequence[Child]) -> None:
+        self.children, self.ended = children, []
+        if self.reason:  # came while they were started
+            self.send(signal.SIGTERM)
+        else:
+            self._plan = []
+
     def _forward(self, number: int, _: FrameType | None) -> None:
         if not self.reason:
             self.reason = signal.Signals(number).name
@@ -166,9 +178,11 @@ def verdict(ended: Sequence[Child], reason: str) -> tuple[int, str]:
     failed = [child for child in ended if child.status not in SAVED]
     if not failed:
         return max((child.status or COMPLETE for child in ended), default=COMPLETE), ''
-    if reason:
-        return Interrupted.exit_code, f'stopped by {reason}{AGAIN}'
     culprits = [child for child in failed if not child.told and not child.survived]
+    if reason:  # whoever had failed for good by then would do so again
+        culprits = [child for child in culprits if _how(child)[0] != Interrupted.exit_code]
+        if not culprits:
+            return Interrupted.exit_code, f'stopped by {reason}{AGAIN}'
     if not culprits:
         code = next((child.status for child in failed if (child.status or 0) > 0), None) or Interrupted.exit_code
         return code, _end(missed(failed), code)
@@ -205,13 +219,17 @@ def missed(survivors: Sequence[Child]) -> str:
 def main(given: Sequence[str]) -> NoReturn:
     if not given:
         raise ConfigError('nothing to run; give the flags of launch.run after --')
+    by_module = flags.FLAGS.flags_by_module_dict()
+    if theirs := [one.name for name in THEIRS for one in by_module[name] if one.present]:
+        raise ConfigError(f'--{theirs[0]} is of launch.run; give it after --')
     ranks = range(PROCESSES.value) if PROCESSES.value > 1 else (None,)
     parent = Parent([], GRACE_SECONDS.value)
     parent.listen()
-    parent.children = [start(*each) for each in zip(commands(given, PROCESSES.value), ranks, strict=True)]
-    if parent.reason:  # came while they were started
-        parent.send(signal.SIGTERM)
-    code, why = parent.wait()
+    for _ in range(PORTS):
+        parent.begin([start(*each) for each in zip(commands(given, PROCESSES.value), ranks, strict=True)])
+        code, why = parent.wait()
+        if parent.reason or PROCESSES.value == 1 or not any(TAKEN.search(one.text) for one in parent.children):
+            break
     if why:
         print(f'error: {why}', file=sys.stderr)
     sys.exit(code)
@@ -225,4 +243,5 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 if __name__ == '__main__':
     OWN, GIVEN = split(sys.argv)
-    app.run(lambda _: program.call(lambda: main(GIVEN)), argv=OWN, flags_parser=program.parse)
+    PARSE = functools.partial(program.parse, compiles=False)
+    app.run(lambda _: program.call(lambda: main(GIVEN)), argv=OWN, flags_parser=PARSE)

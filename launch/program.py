@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import traceback
@@ -15,9 +16,9 @@ from adx.errors import BUG, AdxError, ConfigError, StorageError
 from launch import environment
 
 
-def start(main: Callable[[], None]) -> None:
+def start(main: Callable[[], None], compiles: bool = True) -> None:
     """Parses the flags, calls main and exits: 0, 2 for flags, the code of an AdxError, or 70 for anything else."""
-    app.run(lambda _: call(main), flags_parser=parse)
+    app.run(lambda _: call(main), flags_parser=functools.partial(parse, compiles=compiles))
 
 
 def call(main: Callable[[], None]) -> None:
@@ -29,8 +30,11 @@ def call(main: Callable[[], None]) -> None:
         sys.exit(unforeseen(error))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback."""
+def parse(argv: list[str], compiles: bool = True) -> list[str]:
+    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback.
+
+    compiles: False where only other processes need the compile cache, which is then theirs to make and to refuse.
+    """
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
@@ -41,7 +45,7 @@ def parse(argv: list[str]) -> list[str]:
     logging.getLogger('jax').setLevel(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.WARNING)
     try:
-        environment.begin()
+        environment.begin(compiles)
     except ConfigError as error:
         _end(error)
     return argv

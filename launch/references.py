@@ -10,7 +10,7 @@ from adx.errors import ConfigError
 NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
 SECRET_NAME = re.compile(r'(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$', re.IGNORECASE)
 SECRET_MANAGER = (r'projects/[-a-z0-9.:]+/secrets/[-\w]+/versions/(latest|\d+)', 'projects/P/secrets/S/versions/1')
-# How tokens of well-known services begin, and long runs of letters and digits without a word in them.
+# How tokens of well-known services begin, and runs of 32 letters and digits or more that have both.
 SECRET_VALUE = re.compile(
     r'\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|ya29\.|eyJ)[A-Za-z0-9_\-.]{8}|-----BEGIN'
     r'|(?<![A-Za-z0-9+/_-])(?=[A-Za-z0-9+]*[0-9])(?=[A-Za-z0-9+]*[A-Za-z])[A-Za-z0-9+]{32,}={0,2}(?![A-Za-z0-9+/=_-])'

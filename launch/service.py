@@ -10,10 +10,10 @@ from absl import flags
 
 from adx.errors import ConfigError
 from launch import costs, jobs, run
-from launch.commands import Command, remove_all, run_all
+from launch.commands import Command, remove_each, run_each
 from launch.jobs import Job
 
-LIST = flags.DEFINE_bool('list', False, 'List the jobs of adx there.')
+LIST = flags.DEFINE_bool('list', False, 'List the jobs there, of adx where the service can tell.')
 LOGS = flags.DEFINE_bool('logs', False, 'Show the logs of --name.')
 CANCEL = flags.DEFINE_bool('cancel', False, 'Stop --name; the same command without this continues it.')
 DELETE = flags.DEFINE_bool('delete', False, 'Remove what was created for --name, never the workdir.')
@@ -21,7 +21,7 @@ PREFLIGHT = flags.DEFINE_bool('preflight', False, 'Print what the account needs 
 
 
 class Service(Protocol):
-    """One place that runs jobs. Its methods build commands; `submit` and the three below run them.
+    """One place that runs jobs. Its methods build commands, but for `submit`, which runs them.
 
     references: pattern and example of a reference to a secret; the example is '' where it takes none.
     named_by_shard: whether each shard is a thing of its own there.
@@ -32,6 +32,9 @@ class Service(Protocol):
 
     @property
     def named_by_shard(self) -> bool: ...
+
+    def check_place(self) -> None:
+        """Raises ConfigError where the flags do not say where that is."""
 
     def check(self, job: Job) -> None:
         """Raises ConfigError for a job that cannot run there."""
@@ -63,10 +66,12 @@ def carry_out(service: Service) -> None:
     asked = [one.name for one in (LIST, LOGS, CANCEL, DELETE, PREFLIGHT) if one.value]
     if len(asked) > 1:
         raise ConfigError(f'--{asked[0]} and --{asked[1]} exclude each other; give one of them')
+    if PREFLIGHT.value:
+        print(service.preflight(jobs.from_flags(service.references)))
+        return
+    service.check_place()
     if not asked:
         launch(service)
-    elif PREFLIGHT.value:
-        print(service.preflight(jobs.from_flags(service.references)))
     else:
         act: dict[str, Callable[[], list[Command]]] = {
             'list': service.listing,
@@ -74,7 +79,7 @@ def carry_out(service: Service) -> None:
             'cancel': lambda: service.cancel(named(service)),
             'delete': lambda: service.delete(named(service)),
         }
-        carry = show if run.DRY_RUN.value else remove_all if DELETE.value else run_all
+        carry = show if run.DRY_RUN.value else remove_each if DELETE.value else run_each
         carry(act[asked[0]]())
 
 
@@ -116,7 +121,7 @@ def limit(fleet: costs.Fleet, price: costs.Price | None) -> float:
 
 
 def show(commands: Sequence[Command]) -> None:
-    print('\n'.join(map(str, commands)))
+    print('\n'.join(f'{one} &&' if one.login else str(one) for one in commands))
 
 
 def check_image(job: Job) -> None:

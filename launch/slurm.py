@@ -44,6 +44,9 @@ class Slurm:
     named_by_shard = False
     references = (r'/[-\w./]+', '/path/of/a/file')
 
+    def check_place(self) -> None:
+        """The cluster is that of this host."""
+
     def check(self, job: Job) -> None:
         site = self.site
         if job.image or site.project or site.region or site.zone or site.spot or site.reservation:
@@ -79,6 +82,8 @@ class Slurm:
         lines = ['#!/usr/bin/env bash']
         lines += [f'#SBATCH --{name}={value}' for name, value in directives.items() if value]
         lines += ['#SBATCH --requeue', 'set -euo pipefail', f'cd {shlex.quote(self.directory)}']
+        if job.distributed and self.gpus:  # or JAX takes the one GPU of the task's number on its host
+            lines.append(f'export JAX_LOCAL_DEVICE_IDS={",".join(map(str, range(self.gpus)))}')
         lines += [f'export {name}={shlex.quote(value)}' for name, value in job.variables.items()]
         for name, path in job.secrets.items():
             lines += [f'{name}="$(cat {shlex.quote(path)})"', f'export {name}']
@@ -86,14 +91,13 @@ class Slurm:
 
     def _steps(self, job: Job) -> list[str]:
         # Each task of the array is a job of its own in which SLURM_PROCID is 0.
-        share = '' if job.distributed else ' --shard="$SLURM_ARRAY_TASK_ID" --num_shards="$SLURM_ARRAY_TASK_COUNT"'
         codes = '|'.join(map(str, RETRIED))
-        start = shlex.join([self.python, '-m', *job.arguments])
+        start = ' '.join([shlex.join([self.python, '-m', *job.arguments]), *job.share('"$SLURM_ARRAY_TASK_ID"')])
         # A job that was cancelled is not running any more and stays cancelled.
         state = '"$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" == RUNNING'
         return [
             'code=0',
-            f'srun {start}{share} || code=$?',
+            f'srun {start} || code=$?',
             'case "$code" in',
             f'  {codes})',
             f'    if (( ${{SLURM_RESTART_COUNT:-0}} < {job.retries} )) && [[ {state} ]]; then',
@@ -117,8 +121,9 @@ class Slurm:
         return [command('squeue', '--me', '--format=%i %j %T %M %R')]
 
     def logs(self, job: Job) -> list[Command]:
-        paths = sorted(map(str, pathlib.Path(self.directory).glob(f'{job.name}-[0-9]*.log')))
-        return [command('tail', '--lines=200', '--', *paths)] if paths else []
+        pattern = re.compile(rf'{job.name}-\d+(_\d+)?\.log')  # of a job alone or of an array; poe-2 is another's name
+        paths = sorted(path for path in pathlib.Path(self.directory).glob('*.log') if pattern.fullmatch(path.name))
+        return [command('tail', '--lines=200', '--', *map(str, paths))] if paths else []
 
     def cancel(self, job: Job) -> list[Command]:
         return [command('scancel', '--me', f'--name={job.name}')]
@@ -146,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

@@ -19,7 +19,7 @@ from absl import flags
 
 from adx.errors import ConfigError, Interrupted
 from launch import commands, costs, jobs, preflight, program, run, service, tpus
-from launch.commands import Command, command, find, remove_all, run_all
+from launch.commands import Command, command, find, remove_each, run_all
 from launch.jobs import RETRIED, Job, Site
 from launch.references import SECRET_MANAGER
 
@@ -34,31 +34,32 @@ POLL_SECONDS = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class TpuPod:
-    """runtime: the image of the machines; '' takes that of the generation."""
+    """slice_: None where no job is started. runtime: the image of the machines; '' takes that of the generation."""
 
     site: Site
-    slice_: tpus.Slice
+    slice_: tpus.Slice | None
     runtime: str = ''
     wait_minutes: float = 0.0
     named_by_shard = True
     references = SECRET_MANAGER
 
-    def check(self, job: Job) -> None:
-        service.check_image(job)
+    def check_place(self) -> None:
         if not self.site.zone:
             raise ConfigError('--zone is needed, one that has the accelerator type, as us-west4-a')
-        if self.slice_.hosts > 1 and not job.distributed:
-            raise ConfigError(
-                f'--accelerator_type={self.slice_.accelerator_type} has {self.slice_.hosts} hosts; add --distributed, '
-                'or give each shard a slice of one host'
-            )
+
+    def check(self, job: Job) -> None:
+        service.check_image(job)
+        if not self.slice_:
+            raise ConfigError('--accelerator_type is needed, as v5litepod-8')
+        self.slice_.check_hosts(job)
 
     def fleet(self, job: Job) -> costs.Fleet:
-        chips = job.shards * self.slice_.chips
-        return costs.Fleet(self.slice_.generation.unit, chips, chips, self.site.area, self.site.provisioning)
+        assert self.slice_ is not None
+        return self.slice_.fleet(job, self.site)
 
     def create(self, job: Job, shard: int) -> Command:
-        site, node = self.site, node_name(job, shard)
+        assert self.slice_ is not None
+        site, node = self.site, job.shard_name(shard)
         return self._resource(
             'create', node, f'--node-id={node}', f'--accelerator-type={self.slice_.accelerator_type}',
             f'--runtime-version={self.runtime or self.slice_.generation.runtime}',
@@ -70,7 +71,7 @@ class TpuPod:
         )  # fmt: skip
 
     def start(self, job: Job, shard: int) -> Command:
-        return self._ssh(node_name(job, shard), worker_script(job, shard))
+        return self._ssh(job.shard_name(shard), worker_script(job, shard))
 
     def submission(self, job: Job) -> list[Command]:
         shards = range(job.shards)
@@ -93,13 +94,13 @@ class TpuPod:
 
     def _advance(self, job: Job, shard: int) -> bool:
         """Does what is next for a shard; whether it runs."""
-        node = node_name(job, shard)
+        node = job.shard_name(shard)
         state = find(self._resource('describe', node, '--format=value(state.state)'))
         if state == 'ACTIVE':
             print(commands.run(self.start(job, shard)))
             return True
         if state in GONE:
-            remove_all([self._remove(node)])
+            remove_each([self._remove(node)])
             state = None
         if state is None:
             run_all([self.create(job, shard)])
@@ -111,14 +112,14 @@ class TpuPod:
 
     def logs(self, job: Job) -> list[Command]:
         show = f'sudo journalctl --unit={unit_name(job)} --no-pager --lines=200'
-        return [self._ssh(node_name(job, shard), show) for shard in range(job.shards)]
+        return [self._ssh(job.shard_name(shard), show) for shard in range(job.shards)]
 
     def cancel(self, job: Job) -> list[Command]:
-        stop = f'sudo systemctl stop {unit_name(job)}'
-        return [self._ssh(node_name(job, shard), stop) for shard in range(job.shards)]
+        stop = f'sudo systemctl stop {unit_name(job)} || [ $? -eq 5 ]'  # 5: it has ended
+        return [self._ssh(job.shard_name(shard), stop) for shard in range(job.shards)]
 
     def delete(self, job: Job) -> list[Command]:
-        return [self._remove(node_name(job, shard)) for shard in range(job.shards)]
+        return [self._remove(job.shard_name(shard)) for shard in range(job.shards)]
 
     def preflight(self, job: Job) -> str:
         consumer = f'--consumer=projects/{self.site.project or "PROJECT"}'
@@ -158,10 +159,6 @@ class TpuPod:
         return command('gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', *words)
 
 
-def node_name(job: Job, shard: int) -> str:
-    return f'{job.name}-{shard}'
-
-
 def unit_name(job: Job) -> str:
     return f'adx-{job.name}'
 
@@ -175,14 +172,17 @@ def worker_script(job: Job, shard: int) -> str:
         'StartLimitBurst': str(job.attempts),
         'TimeoutStopSec': '60',
     }
-    words = ['sudo', 'systemd-run', f'--unit={unit_name(job)}']
+    words = ['sudo', 'systemd-run', f'--unit={unit_name(job)}', '--setenv=HOME=/root']  # where docker's login is
     words += [f'--property={name}={value}' for name, value in properties.items()]
-    start = shlex.join([*words, '/bin/bash', '-c', container_script(job, shard)])
+    start = shlex.join([*words, '/bin/bash', '-c', commands.escape(container_script(job, shard))])
     registry = job.image.partition('/')[0]
     unit = shlex.quote(unit_name(job))
     return '\n'.join([
         'set -euo pipefail',
-        f'if systemctl is-active --quiet {unit}; then echo "$HOSTNAME: runs already"; exit 0; fi',
+        # Between two attempts it is activating.
+        f'case "$(systemctl is-active {unit} || true)" in',
+        '  active | activating) echo "$HOSTNAME: runs already"; exit 0 ;;',
+        'esac',
         f'sudo systemctl reset-failed {unit} 2>/dev/null || true',
         f'sudo gcloud auth configure-docker {shlex.quote(registry)} --quiet',
         start,
@@ -198,16 +198,12 @@ def container_script(job: Job, shard: int) -> str:
     words = ['docker', 'run', '--rm', f'--name={unit_name(job)}', '--privileged', '--net=host']
     words += [f'--env={name}={value}' for name, value in job.variables.items()]
     words += [f'--env={name}' for name in job.secrets]
-    share = () if job.distributed else (f'--shard={shard}', f'--num_shards={job.shards}')
-    return '\n'.join([*lines, f'exec {shlex.join([*words, job.image, *job.arguments, *share])}'])
+    return '\n'.join([*lines, f'exec {shlex.join([*words, job.image, *job.arguments, *job.share(shard)])}'])
 
 
 def main() -> None:
-    if not jobs.ACCELERATOR_TYPE.value and not service.LIST.value:
-        raise ConfigError('--accelerator_type is needed, as v5litepod-8')
-    slice_ = tpus.parse(jobs.ACCELERATOR_TYPE.value or 'v5litepod-8')
-    service.carry_out(TpuPod(jobs.site_from_flags(), slice_, RUNTIME.value, WAIT.value))
+    service.carry_out(TpuPod(jobs.site_from_flags(), tpus.from_flags(), RUNTIME.value, WAIT.value))
 
 
 if __name__ == '__main__':
-    program.start(main)
+    program.start(main, compiles=False)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from adx.errors import ConfigError
+from launch import costs, jobs
 
 # Sides of a slice by its chips. Two-dimensional for v5e and v6e.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
@@ -52,6 +53,19 @@ class Slice:
     def chips_per_host(self) -> int:
         return self.chips // self.hosts
 
+    def check_hosts(self, job: jobs.Job) -> None:
+        """Raises ConfigError for a job of shards that would each have several hosts."""
+        if self.hosts > 1 and not job.distributed:
+            raise ConfigError(
+                f'--accelerator_type={self.accelerator_type} has {self.hosts} hosts; add --distributed, '
+                'or give each shard a slice of one host'
+            )
+
+    def fleet(self, job: jobs.Job, site: jobs.Site) -> costs.Fleet:
+        """Of one slice a shard."""
+        chips = job.shards * self.chips
+        return costs.Fleet(self.generation.unit, chips, chips, site.area, site.provisioning)
+
     @property
     def topology(self) -> str:
         return self.generation.topologies[self.chips]
@@ -59,6 +73,10 @@ class Slice:
     @property
     def machine_type(self) -> str:
         return f'{self.generation.machine}-{self.chips_per_host}t'
+
+
+def from_flags() -> Slice | None:
+    return parse(jobs.ACCELERATOR_TYPE.value) if jobs.ACCELERATOR_TYPE.value else None
 
 
 def parse(accelerator_type: str) -> Slice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from launch.jobs import Job, Site
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDENS = ROOT / 'tests' / 'goldens' / 'launch'
 KEY = 'projects/p/locations/us-central1/keyRings/r/cryptoKeys/k'
-HOSTILE = """--set=a="$(touch pwned)"; `touch pwned` 'x' $HOME \\ & | > *"""
+HOSTILE = """--set=a="$(touch pwned)"; `touch pwned` 'x' $HOME ${HOME} $$ $(HF_TOKEN) \\ & | > *"""
 SITE = Site('my-project', 'us-central1', service_account='runner@my-project.iam.gserviceaccount.com')
 RUN = ('--config=configs/smollm2_poe.py', '--workdir=gs://bucket/poe', '--set=limit=64')
-# Writes down how it was called and answers what FAKE_ANSWERS has for the first words that fit.
+# Writes down how it was called and answers what FAKE_ANSWERS has for the first words that fit: in turn, then the last.
 FAKE = """#!{python}
 import json, os, sys
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
@@ -25,9 +26,11 @@ stdin = '' if sys.stdin.isatty() else sys.stdin.read()
 with open({log!r}, 'a') as log:
     log.write(json.dumps([call, stdin]) + '\\n')
 answers = json.load(open({answers!r}))
-line = ' '.join(call)
-for words, (code, out, err) in answers:
-    if all(word in line for word in words.split()):
+lines = [' '.join(json.loads(line)[0]) for line in open({log!r})]
+for words, ends in answers:
+    times = [all(word in line for word in words.split()) for line in lines]
+    if times[-1]:
+        code, out, err = ends[min(sum(times), len(ends)) - 1]
         sys.stdout.write(out)
         sys.stderr.write(err)
         sys.exit(code)
@@ -63,6 +66,11 @@ for line in sys.stdin:
 def job(**changes) -> Job:
     given = {'name': 'poe', 'image': 'us-docker.pkg.dev/my-project/adx/run:1', 'flags': RUN, 'shards': 2}
     return Job(**(given | changes))
+
+
+def kubernetes(text: str, **variables: str) -> str:
+    """What Kubernetes makes of an argument or of a variable's value."""
+    return re.sub(r'\$(?:\$|\((\w+)\))', lambda found: variables.get(found[1], found[0]) if found[1] else '$', text)
 
 
 def check_golden(name: str, text: str) -> None:
@@ -110,7 +118,7 @@ class Forks:
 class Programs:
     """Stand-ins for gcloud, kubectl and others, first on the PATH.
 
-    answers: words that a call has -> (exit code, stdout, stderr); the first that fits.
+    answers: words that a call has -> (exit code, stdout, stderr), or a list of them in turn; the first that fits.
     """
 
     def __init__(self, directory: pathlib.Path, *names: str) -> None:
@@ -124,8 +132,9 @@ class Programs:
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
-    def answer(self, answers: dict[str, tuple[int, str, str]]) -> None:
-        self._answers.write_text(json.dumps(list(answers.items())))
+    def answer(self, answers: dict[str, tuple[int, str, str] | list[tuple[int, str, str]]]) -> None:
+        turns = [(words, end if isinstance(end, list) else [end]) for words, end in answers.items()]
+        self._answers.write_text(json.dumps(turns))
         self.log.write_text('')
 
     @property

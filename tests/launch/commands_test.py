@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.commands import CloudError, command, find, remove_all, run, run_all
+from launch.commands import CloudError, command, find, remove_each, run, run_all, run_each
 from tests.launchers import Programs
 
 ONE = command('gcloud', 'batch', 'jobs', 'list', '')
@@ -35,6 +35,10 @@ def test_what_it_prints(gcloud, capsys):
         ('Working...\nERROR: Quota exceeded for quota metric GPUS\nTry later\n', '--preflight lists the quotas'),
         ("ERROR: PERMISSION_DENIED: 'batch.jobs.create' denied\n", '--preflight lists the roles'),
         ('ERROR: Cloud Batch API has not been used in project 3 before\n', '--preflight lists the APIs'),
+        (
+            'Unable to connect to the server: getting credentials: exec: executable gke-gcloud-auth-plugin not found\n',
+            'run: gcloud components install gke-gcloud-auth-plugin',
+        ),
         ('something odd\n', 'something odd'),
         ('', 'it printed nothing'),
     ],
@@ -61,7 +65,7 @@ def test_a_program_that_is_not_installed(tmp_path, monkeypatch):
 def test_what_is_not_there_is_none(gcloud):
     gcloud.answer({'list': (1, '', "ERROR: NOT_FOUND: Resource 'x' was not found\n")})
     assert find(ONE) is None
-    remove_all([ONE])
+    remove_each([ONE])
     with pytest.raises(CloudError):
         run(ONE)
 
@@ -71,6 +75,23 @@ def test_a_missing_login_is_not_a_missing_job(gcloud):
     gcloud.answer({'list': (1, '', 'ERROR: account not found. Please run: gcloud auth login\n')})
     with pytest.raises(CloudError, match='gcloud auth login'):
         find(ONE)
+
+
+def test_one_that_fails_keeps_no_other_from_running(gcloud, capsys):
+    gcloud.answer({'0': (3, '', 'ERROR: odd\n'), '1': (4, '', 'ERROR: odder\n'), '2': (0, 'stopped\n', '')})
+    with pytest.raises(CloudError, match='gcloud 0 ended with 3: ERROR: odd'):
+        run_each([command('gcloud', str(shard)) for shard in range(3)])
+    assert [call[1] for call in gcloud.calls] == ['0', '1', '2']
+    assert capsys.readouterr().out == 'stopped\n'
+
+
+@pytest.mark.parametrize('act', [run_each, remove_each])
+def test_a_login_that_finds_no_cluster_keeps_all_others_from_running(gcloud, act):
+    """Or they would reach the cluster of an earlier login."""
+    gcloud.answer({'get-credentials': (1, '', 'ERROR: ResponseError: code=404, message=Not found: x.\n')})
+    with pytest.raises(CloudError, match='code=404'):
+        act([command('gcloud', 'get-credentials', login=True), command('gcloud', 'delete')])
+    assert gcloud.calls == [['gcloud', 'get-credentials']]
 
 
 def test_as_it_is_typed(tmp_path):

@@ -9,12 +9,13 @@ import pytest
 from google.cloud import batch_v1
 
 from adx.errors import ConfigError
-from launch import run
+from launch import gcp_batch, run
 from launch.commands import CloudError
 from launch.gcp_batch import Batch
 from tests.launchers import HOSTILE, KEY, SITE, Programs, check_golden, job, shellcheck
 
 BATCH = Batch(SITE, 'g2-standard-4', gpus=1)
+ABSENT = (1, '', 'ERROR: (gcloud.batch.jobs.describe) NOT_FOUND: Resource was not found')
 SECRETS = {'HF_TOKEN': 'projects/my-project/secrets/hub/versions/3'}
 
 
@@ -22,6 +23,7 @@ SECRETS = {'HF_TOKEN': 'projects/my-project/secrets/hub/versions/3'}
 def gcloud(tmp_path, monkeypatch) -> Programs:
     programs = Programs(tmp_path, 'gcloud')
     monkeypatch.setenv('PATH', programs.path)
+    monkeypatch.setattr(gcp_batch, 'POLL_SECONDS', 0.0)
     return programs
 
 
@@ -135,7 +137,7 @@ def test_what_is_printed_is_what_would_run(tmp_path):
 
 
 def test_a_job_that_is_not_there_is_submitted(gcloud, capsys):
-    gcloud.answer({'jobs describe': (1, '', 'ERROR: (gcloud.batch.jobs.describe) NOT_FOUND: Resource was not found')})
+    gcloud.answer({'jobs describe': ABSENT})
     BATCH.submit(job())
     assert [call[3] for call in gcloud.calls] == ['describe', 'submit']
     assert json.loads(gcloud.inputs[1])['taskGroups']
@@ -152,9 +154,27 @@ def test_a_job_that_runs_is_left_alone(gcloud, capsys, state):
 
 @pytest.mark.parametrize('state', ['FAILED', 'CANCELLED', 'SUCCEEDED'])
 def test_a_job_that_ended_is_continued_under_its_name(gcloud, state):
-    gcloud.answer({'jobs describe': (0, f'{state}\n', '')})
+    there, going = (0, f'{state}\n', ''), (0, 'DELETION_IN_PROGRESS\n', '')
+    gcloud.answer({'jobs describe': [there, going, ABSENT]})
     BATCH.submit(job())
-    assert [call[3] for call in gcloud.calls] == ['describe', 'delete', 'submit']
+    assert [call[3] for call in gcloud.calls] == ['describe', 'delete', 'describe', 'describe', 'submit']
+
+
+def test_a_deletion_is_not_waited_for_without_end(gcloud, monkeypatch):
+    monkeypatch.setattr(gcp_batch, 'DELETION_SECONDS', 0.0)
+    gcloud.answer({'jobs describe': (0, 'FAILED\n', '')})
+    with pytest.raises(CloudError, match='poe is still in FAILED'):
+        BATCH.submit(job())
+    assert 'submit' not in [call[3] for call in gcloud.calls]
+
+
+def test_a_template_that_a_refused_job_left_is_made_anew(gcloud):
+    batch = dataclasses.replace(BATCH, site=dataclasses.replace(SITE, kms_key=KEY))
+    gcloud.answer({'jobs describe': ABSENT})
+    batch.submit(job())
+    assert [call[2:4] for call in gcloud.calls] == [
+        ['jobs', 'describe'], ['instance-templates', 'delete'], ['instance-templates', 'create'], ['jobs', 'submit']
+    ]  # fmt: skip
 
 
 def test_a_job_that_is_ending_is_waited_for(gcloud):
@@ -175,7 +195,7 @@ def test_deleting_never_touches_the_workdir():
     ('batch', 'changes', 'message'),
     [
         (BATCH, {'distributed': True}, 'is not for Batch'),
-        (Batch(SITE, ''), {}, '--machine_type and --region are needed'),
+        (Batch(SITE, ''), {}, '--machine_type is needed'),
         (Batch(SITE, 'n1-standard-8', 'nvidia-tesla-t4'), {}, '--gpu=nvidia-tesla-t4 needs --gpus'),
     ],
 )

@@ -15,7 +15,7 @@ from adx.errors import ConfigError
 from launch import tpus
 from launch.gke import Gke
 from launch.xpk import Xpk
-from tests.launchers import HOSTILE, KEY, SITE, Programs, check_golden, job, shellcheck
+from tests.launchers import HOSTILE, KEY, SITE, Programs, check_golden, job, kubernetes, shellcheck
 
 PLACE = dataclasses.replace(SITE, region='us-west4', service_account='runner')
 TPU = Gke(PLACE, 'adx', slice_=tpus.parse('v5litepod-8'))
@@ -149,9 +149,10 @@ def test_a_limit_ends_what_hangs_too():
 
 def test_secrets_are_references_and_values_are_not_replaced():
     found = container_of(read(TPU, secrets=SECRETS, variables={'NOTE': '$(HF_TOKEN)'}, flags=(HOSTILE,)))
+    assert '$(HF_TOKEN)' in HOSTILE
     assert {'name': 'HF_TOKEN', 'valueFrom': {'secretKeyRef': {'name': 'hub', 'key': 'token'}}} in found['env']
-    assert {'name': 'NOTE', 'value': '$$(HF_TOKEN)'} in found['env']
-    assert found['args'] == ['launch.run', HOSTILE.replace('$', '$$')]
+    assert [kubernetes(one['value'], HF_TOKEN='x') for one in found['env'] if one['name'] == 'NOTE'] == ['$(HF_TOKEN)']
+    assert [kubernetes(word, HF_TOKEN='x') for word in found['args']] == ['launch.run', HOSTILE]
 
 
 @pytest.mark.parametrize(
@@ -175,13 +176,15 @@ def test_golden_commands():
 
 
 def test_golden_commands_of_one_program_under_a_key():
-    site = dataclasses.replace(PLACE, kms_key=KEY, spot=True)
+    site = dataclasses.replace(PLACE, zone='us-west4-a', kms_key=KEY, spot=True)
     gke = dataclasses.replace(HOSTS, site=site, node_pool='keyed')
     script = '\n'.join(map(str, gke.submission(job(**ONE, hosts=4)))) + '\n'
     shellcheck(script)
     assert f'--boot-disk-kms-key={KEY}' in script
     assert 'cloud.google.com/gke-nodepool: keyed' in script
+    assert '--node-locations=us-west4-a' in script  # or there would be as many nodes in each zone of the region
     check_golden('gke_key.sh', script)
+    assert not any('node-pools' in one.words for one in gke.delete(job(**ONE)))
 
 
 @pytest.mark.parametrize(
@@ -214,11 +217,15 @@ def test_a_pool_under_a_key_is_made_once(programs):
 
 
 def test_xpk_goldens_and_what_it_hands_to_a_shell(tmp_path):
-    commands = [*XPK.submission(job(flags=(HOSTILE,))), *XPK.listing(), *XPK.logs(job()), *XPK.delete(job())]
+    given = job(flags=(HOSTILE,), variables={'NOTE': '$(HF_TOKEN)'})
+    commands = [*XPK.submission(given), *XPK.listing(), *XPK.logs(job()), *XPK.delete(job())]
     script = '\n'.join(map(str, commands)) + '\n'
     shellcheck(script)
     check_golden('xpk.sh', script)
     (start,) = [word.removeprefix('--command=') for word in commands[1].words if word.startswith('--command=')]
+    (note,) = [word.removeprefix('--env=NOTE=') for word in commands[1].words if word.startswith('--env=')]
+    assert kubernetes(note, HF_TOKEN='x') == '$(HF_TOKEN)'
+    start = kubernetes(start, HF_TOKEN='x')
     shellcheck(f'#!/bin/bash\n{start}\n')
     programs = Programs(tmp_path, 'python')
     programs.add('python', f'#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n')
@@ -228,15 +235,37 @@ def test_xpk_goldens_and_what_it_hands_to_a_shell(tmp_path):
     assert shlex.split(start)[0] == 'exec'
 
 
+def test_xpk_and_the_same_command_again(programs, capsys):
+    """Of three shards one runs, one has ended and one is not there."""
+    programs.answer({
+        'get jobset poe-0': (0, '', ''),
+        'get jobset poe-1': (0, 'Failed', ''),
+        'get jobset': (1, '', 'Error from server (NotFound): jobsets.jobset.x-k8s.io "poe-2" not found'),
+    })  # fmt: skip
+    XPK.submit(job(shards=3))
+    assert programs.calls[0][:3] == ['xpk', 'workload', 'list']  # which logs in
+    done = [(call[0], call[2]) for call in programs.calls[1:]]
+    assert done == [
+        ('kubectl', 'jobset'), ('kubectl', 'jobset'), ('xpk', 'delete'), ('xpk', 'create'), ('kubectl', 'jobset'),
+        ('xpk', 'create'),
+    ]  # fmt: skip
+    names = [word for call in programs.calls for word in call if word.startswith('--workload=')]
+    assert names == ['--workload=poe-1', '--workload=poe-1', '--workload=poe-2']
+    assert capsys.readouterr().out == 'poe-0 is there; nothing was done\n'
+
+
 @pytest.mark.parametrize(
     ('gke', 'changes', 'message'),
     [
-        (HOSTS, {}, '4 hosts for one shard: add --distributed'),
+        (HOSTS, {}, 'has 4 hosts; add --distributed'),
         (HOSTS, {**ONE, 'hosts': 2}, 'has 4 hosts; give --hosts=4'),
-        (GPU, {'hosts': 2}, '2 hosts for one shard'),
         (dataclasses.replace(TPU, site=dataclasses.replace(PLACE, kms_key=KEY)), {}, '--kms_key is for the disks'),
+        (
+            dataclasses.replace(TPU, site=dataclasses.replace(PLACE, kms_key=KEY), node_pool='keyed'),
+            {},
+            'add --node_pool, --zone',
+        ),
         (dataclasses.replace(TPU, site=SITE), {}, 'is one of Kubernetes here'),
-        (dataclasses.replace(TPU, cluster=''), {}, '--cluster is needed'),
         (HOSTS, {**ONE, 'hosts': 4, 'retries': 0}, '--retries must be above 0 with --distributed'),
         (XPK, {'retries': 0}, '--retries must be above 0 with --xpk'),
         (XPK, {'labels': {'team': 'x'}}, 'are not for --xpk'),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -76,6 +77,62 @@ ABORTS, KILLED, CRASHED = 'os.abort()', 'import os; os.kill(os.getpid(), 9)', 'i
 def test_it_ends_with_one_code_and_names_who_began(programs, expected):
     code, why = start(*programs).wait()
     assert (code, why[: len(expected[1])] or why) == expected
+
+
+@pytest.mark.parametrize(
+    ('first', 'expected'),
+    [
+        ('raise SystemExit(3)', (3, 'process 0 ended with exit status 3, the others were ended')),
+        ('raise SystemExit(75)', (75, f'stopped by SIGTERM{AGAIN}')),
+        (KILLED, (75, f'stopped by SIGTERM{AGAIN}')),
+    ],
+)
+def test_a_signal_does_not_hide_who_had_failed_for_good(monkeypatch, first, expected):
+    monkeypatch.setattr(parent, 'OWN_SECONDS', 60.0)
+    both = start(first, FOREVER)
+    both.listen()
+    while not both.ended:
+        assert both.turn()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert both.wait() == expected
+
+
+@pytest.mark.parametrize(('count', 'expected'), [(2, 0), (1, 2)])
+def test_a_port_that_was_taken_meanwhile_is_not_the_last(monkeypatch, tmp_path, count, expected):
+    """Where the parent chose it."""
+    taken = says('error: --coordinator: port 7 is not free here (x); give another', 'sys.exit(2)')
+    first = f'import pathlib\nif not pathlib.Path({str(tmp_path / "again")!r}).exists():\n  {taken}'
+    tries = []
+
+    def commands(*_) -> list[list[str]]:
+        if tries:
+            (tmp_path / 'again').touch()
+        tries.append(count)
+        return [[sys.executable, '-c', text] for text in (first, 'pass')[:count]]
+
+    monkeypatch.setattr(parent, 'commands', commands)
+    for name, value in (('PROCESSES', count), ('GRACE_SECONDS', 1)):
+        monkeypatch.setattr(parent, name, types.SimpleNamespace(value=value))
+    with pytest.raises(SystemExit) as ended:
+        parent.main(['--config=a'])
+    assert (ended.value.code, len(tries)) == (expected, count)
+
+
+def test_flags_of_the_run_are_for_the_run(tmp_path):
+    """A cache that the parent has no use for does not keep it from starting, and what it would drop it refuses."""
+    given = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+    given |= {'PYTHONPATH': str(ROOT), 'ADX_CACHE': '/proc/none'}
+
+    def run(*flags: str) -> tuple[int, str]:
+        command = [sys.executable, '-m', 'launch.parent', *flags]
+        done = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    code, said = run('--', '--compile_cache=none', '--no_such_flag')
+    assert (code, said.splitlines()[0]) == (2, "error: Unknown command line flag 'no_such_flag'; see --help")
+    for flag in ('--compile_cache=none', '--start_seconds=3'):
+        refused = f'error: {flag.partition("=")[0]} is of launch.run; give it after --\n'
+        assert run(flag, '--', '--config=a') == (2, refused)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,10 @@ FAST = (
     (BATCH, '--secret=HF_TOKEN=hf_0123456789abcdef', '--secret=NAME:... is not allowed'),
     (BATCH, '--set=a=hf_0123456789abcdef', '--set holds what looks like a secret'),
     (BATCH, '--shards=2 --stages=generate,distil', '--stages=distil is the work of one process'),
+    (BATCH, '--shards=2 --stages=prepare', '--stages=prepare is the work of one process'),
     (BATCH, '--distributed --shards=2', '--distributed is one program'),
+    (BATCH, '--region=europe-west1 --zone=europe-west10-a', '--zone=europe-west10-a is not in --region=europe-west1'),
+    (SLURM, '--hosts=3', '--hosts=3 is of one program: add --distributed'),
     (BATCH, '--workdir=/tmp/x', '--workdir=/tmp/x would end with its machine'),
     (BATCH, '--config=/home/me/config.py', 'is read inside the image'),
     (BATCH, '--config=../config.py', 'is read inside the image'),
@@ -47,6 +50,12 @@ FAST = (
     (GKE, '--cluster=a;b', "--cluster='a;b' is not allowed"),
     (GKE, '--shards=0', 'flag --shards=0'),
     (SLURM, IMAGE, 'are not for Slurm'),
+    (('gcp_batch',), '--list', '--region is needed'),
+    (('gke', '--region=us-west4'), '--list', '--cluster is needed'),
+    (('gke', '--xpk', '--cluster=adx'), '--list', '--xpk needs --cluster and --zone'),
+    (('tpu_pod',), '--list', '--zone is needed'),
+    (TPU[:-1], '--spot', '--accelerator_type is needed'),
+    (XPK[:-1], '--spot', '--xpk needs --accelerator_type'),
 )
 
 
@@ -86,15 +95,17 @@ def test_a_dry_run_calls_nobody_and_prints_a_script(run, launcher, programs):
 
 def test_the_job_gets_the_flags_of_launch_run_that_were_given(run, programs):
     flags = (HOSTILE.replace('--set=a', '--sweep=arms.x.a'), '--set=experiment.limit=8', '--set=experiment.samples=2')
-    stages = ('--stages=prepare,generate', '--nolog_text', '--max_hours=11')
-    done = run(BATCH, *flags[1:], *stages, '--dry_run', '--shards=3')
+    stages = ('--stages=generate,rewrite', '--nolog_text', '--allow_environment_change', '--compile_cache=/proc/none/x')
+    stages = (*stages, '--max_hours=11')
+    account = '--service_account=123456789-compute@developer.gserviceaccount.com'
+    done = run(BATCH, *flags[1:], *stages, account, '--dry_run', '--shards=3')
     assert done.returncode == 0, done.stderr
     text = done.stdout.split("<<'END_OF_INPUT'\n")[1].rpartition('END_OF_INPUT')[0]
     (group,) = json.loads(text)['taskGroups']
     commands = group['taskSpec']['runnables'][0]['container']['commands']
     assert commands[0] == 'launch.run'
     assert set(commands[1:]) == {
-        '--config=configs/testbed_small.py', '--workdir=gs://bucket/small', *flags[1:], *stages[:2], '--max_hours=1'
+        '--config=configs/testbed_small.py', '--workdir=gs://bucket/small', *flags[1:], *stages[:4], '--max_hours=1'
     }  # fmt: skip
     assert '# limit: 11.00 hours, 1.00 for each of 11 attempts' in done.stdout
 
@@ -161,8 +172,26 @@ def test_list_cancel_and_delete_call_what_a_dry_run_prints(run, launcher, progra
         assert programs.calls == []
         assert programs.bash(printed).returncode == 0
         assert programs.calls == calls
+        if launcher == 'tpu':  # none of these reads it
+            without = run(TPU[:-1], action, '--shards=2', '--dry_run')
+            assert (without.returncode, without.stdout) == (0, printed), without.stderr
         assert 'gs://' not in printed
         assert '/shared/small' not in printed
+
+
+def test_deleting_in_a_cluster_that_is_not_there_is_69_and_deletes_nowhere(run, programs):
+    programs.answer({'get-credentials': (1, '', 'ERROR: ResponseError: code=404, message=Not found: adx.\n')})
+    done = run(GKE, '--delete', PATH=programs.path)
+    assert (done.returncode, [call[0] for call in programs.calls]) == (69, ['gcloud']), done.stderr
+    printed = run(GKE, '--delete', '--dry_run').stdout
+    assert programs.bash(printed).returncode == 1
+    assert [call[0] for call in programs.calls] == ['gcloud', 'gcloud']
+
+
+def test_all_shards_are_cancelled_although_one_is_not_there(run, programs):
+    programs.answer({'small-0': (1, '', 'ERROR: NOT_FOUND: small-0\n')})
+    done = run(TPU, '--cancel', '--shards=2', PATH=programs.path)
+    assert (done.returncode, len(programs.calls)) == (69, 2), done.stderr
 
 
 @pytest.mark.parametrize('launcher', ALL)

@@ -87,9 +87,23 @@ def test_a_cancelled_job_stays_cancelled(node):
     assert ['scontrol', 'requeue', '41'] not in node.calls
 
 
-def test_one_program_takes_no_shard(node):
-    words, _ = json.loads(on(node, distributed=True, shards=1, hosts=4).stdout)
-    assert words == ['/opt/adx/bin/python', '-m', 'launch.parent', '--', *FLAGS]
+def test_one_program_takes_no_shard_and_all_gpus_of_its_host(node):
+    """Without the variable JAX takes those of SLURM_LOCALID, one."""
+    node.add('srun', SRUN.replace('HF_TOKEN', 'JAX_LOCAL_DEVICE_IDS'))
+    slurm = dataclasses.replace(SLURM, gpus=4, directory=str(node.bin.parent))
+    script = slurm.script(job(**(GIVEN | {'distributed': True, 'shards': 1, 'hosts': 4})))
+    words, devices = json.loads(node.bash(f'export FAKE_CODE=0\n{script}').stdout)
+    assert (words, devices) == (['/opt/adx/bin/python', '-m', 'launch.parent', '--', *FLAGS], '0,1,2,3')
+    assert 'JAX_LOCAL_DEVICE_IDS' not in slurm.script(job(**GIVEN))
+
+
+def test_logs_are_those_of_the_job(tmp_path):
+    """Of an array and of one program, and not of the job poe-2."""
+    for name in ('poe-41_0.log', 'poe-42.log', 'poe-2-123.log', 'poe-2-41_0.log', 'poe-x.log'):
+        (tmp_path / name).touch()
+    (shown,) = dataclasses.replace(SLURM, directory=str(tmp_path)).logs(job(**GIVEN))
+    assert shown.words[-2:] == (f'{tmp_path}/poe-41_0.log', f'{tmp_path}/poe-42.log')
+    assert len(shown.words) == 5
 
 
 @pytest.mark.parametrize(('there', 'calls'), [('', ['squeue', 'sbatch']), ('41_2 RUNNING\n', ['squeue'])])

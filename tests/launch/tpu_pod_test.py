@@ -15,11 +15,20 @@ from tests.launchers import HOSTILE, KEY, SITE, Programs, check_golden, job, she
 
 POD = TpuPod(dataclasses.replace(SITE, region='', zone='us-west4-a'), tpus.parse('v5litepod-8'))
 SECRETS = {'HF_TOKEN': 'projects/my-project/secrets/hub/versions/3'}
-# What a worker has; sudo and systemd-run run what they are given, docker writes down what it is given.
+# What a worker has; sudo and systemd-run run what they are given, docker writes down what it is given. systemd-run
+# replaces as systemd.service(5) says of ExecStart.
 WORKER = {
     'sudo': '#!/bin/bash\nexec "$@"\n',
-    'systemctl': '#!/bin/bash\n[[ $1 != is-active ]] || exit "${FAKE_INACTIVE:-3}"\n',
-    'systemd-run': '#!/bin/bash\nwhile [[ $1 == --* ]]; do echo "$1" >> "$HOME/properties"; shift; done\nexec "$@"\n',
+    'systemctl': '#!/bin/bash\n[[ $1 != is-active ]] || { echo inactive; exit 3; }\n',
+    'systemd-run': f"""#!{sys.executable}
+import os, re, sys
+words = sys.argv[1:]
+with open(os.environ['HOME'] + '/properties', 'w') as properties:
+    while words[0].startswith('--'):
+        print(words.pop(0), file=properties)
+words = [re.sub(r'[$]([$]|{{\\w*}})', lambda found: '$' if found[1] == '$' else 'replaced', word) for word in words]
+os.execvp(words[0], words)
+""",
     'docker': f"""#!{sys.executable}
 import json, os, sys
 json.dump([sys.argv[1:], os.environ.get('HF_TOKEN')], open(os.environ['HOME'] + '/docker', 'w'))
@@ -90,6 +99,7 @@ def test_a_worker_starts_the_container_with_what_was_said(worker):
     properties = (home / 'properties').read_text().splitlines()
     assert '--property=RestartForceExitStatus=74 75' in properties
     assert '--property=StartLimitBurst=11' in properties
+    assert '--setenv=HOME=/root' in properties
 
 
 def test_a_secret_that_cannot_be_read_starts_nothing(worker):
@@ -99,11 +109,19 @@ def test_a_secret_that_cannot_be_read_starts_nothing(worker):
     assert not (worker.bin.parent / 'place' / 'docker').exists()
 
 
-def test_a_worker_that_runs_is_left_alone(worker):
-    worker.add('systemctl', '#!/bin/bash\nexit 0\n')
+@pytest.mark.parametrize(('state', 'code'), [('active', 0), ('activating', 3)])
+def test_a_worker_that_runs_or_is_between_two_attempts_is_left_alone(worker, state, code):
+    worker.add('systemctl', f'#!/bin/bash\necho {state}\nexit {code}\n')
     done = worker.bash(tpu_pod.worker_script(job(), 0))
     assert (done.returncode, 'runs already' in done.stdout) == (0, True)
     assert not (worker.bin.parent / 'place' / 'docker').exists()
+
+
+@pytest.mark.parametrize(('code', 'expected'), [(0, 0), (5, 0), (1, 1)])
+def test_stopping_what_has_ended_is_no_failure(worker, code, expected):
+    worker.add('systemctl', f'#!/bin/bash\nexit {code}\n')
+    (stop,) = [word for word in POD.cancel(job())[0].words if word.startswith('--command=')]
+    assert worker.bash(stop.removeprefix('--command=')).returncode == expected
 
 
 def test_slices_are_asked_for_and_started_when_they_are_active(gcloud, capsys):

@@ -1,4 +1,4 @@
-gcloud batch jobs submit poe --config=- --location=us-central1 --project=my-project <<'END_OF_INPUT'
+gcloud batch jobs submit poe --config=- --project=my-project --location=us-central1 <<'END_OF_INPUT'
 {
   "taskGroups": [
     {
@@ -77,8 +77,8 @@ gcloud batch jobs submit poe --config=- --location=us-central1 --project=my-proj
   }
 }
 END_OF_INPUT
-gcloud batch jobs list --filter=labels.app=adx --location=us-central1 --project=my-project
-gcloud batch tasks list --job=poe --location=us-central1 --project=my-project
-gcloud logging read 'labels.job_uid:"poe" OR resource.labels.job_id="poe"' '--format=value(timestamp,labels.task_id,textPayload)' --order=asc --freshness=7d --project=my-project
-gcloud batch jobs cancel poe --quiet --location=us-central1 --project=my-project
-gcloud batch jobs delete poe --quiet --location=us-central1 --project=my-project
+gcloud batch jobs list --filter=labels.app=adx --project=my-project --location=us-central1
+gcloud batch tasks list --job=poe --project=my-project --location=us-central1
+gcloud logging read 'labels."adx-job"="poe"' '--format=value(timestamp,labels.task_id,textPayload)' --order=asc --freshness=7d --project=my-project
+gcloud batch jobs cancel poe --quiet --project=my-project --location=us-central1
+gcloud batch jobs delete poe --quiet --project=my-project --location=us-central1

@@ -1,5 +1,5 @@
 gcloud compute instance-templates create adx-poe --project=my-project --machine-type=g2-standard-4 --maintenance-policy=TERMINATE --provisioning-model=SPOT --image-project=batch-custom-image --image-family=batch-cos-stable-official --boot-disk-size=100GB --boot-disk-kms-key=projects/p/locations/us-central1/keyRings/r/cryptoKeys/k --labels=app=adx,adx-job=poe
-gcloud batch jobs submit poe --config=- --location=us-central1 --project=my-project <<'END_OF_INPUT'
+gcloud batch jobs submit poe --config=- --project=my-project --location=us-central1 <<'END_OF_INPUT'
 {
   "taskGroups": [
     {

@@ -75,8 +75,8 @@ END_OF_INPUT
 gcloud container clusters get-credentials adx --project=my-project --location=us-west4
 kubectl --namespace=default get jobsets --selector=app=adx
 gcloud container clusters get-credentials adx --project=my-project --location=us-west4
-kubectl --namespace=default logs --selector=jobset.sigs.k8s.io/jobset-name=poe --all-containers --prefix --tail=200 --max-log-requests=100
+kubectl --namespace=default logs --selector=jobset.sigs.k8s.io/jobset-name=poe --all-containers --prefix --tail=200
 gcloud container clusters get-credentials adx --project=my-project --location=us-west4
 kubectl --namespace=default patch jobset poe --type=merge '--patch={"spec": {"suspend": true}}'
 gcloud container clusters get-credentials adx --project=my-project --location=us-west4
-kubectl --namespace=default delete jobset poe --ignore-not-found
+kubectl --namespace=default delete jobset poe --ignore-not-found --cascade=foreground

@@ -1,4 +1,4 @@
-gcloud container node-pools create keyed --cluster=adx --project=my-project --location=us-west4 --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4 --spot --boot-disk-kms-key=projects/p/locations/us-central1/keyRings/r/cryptoKeys/k --labels=app=adx,adx-job=poe
+gcloud container node-pools create keyed --cluster=adx --project=my-project --location=us-west4 --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4 --spot --boot-disk-kms-key=projects/p/locations/us-central1/keyRings/r/cryptoKeys/k --labels=app=adx,adx-job=poe --node-locations=us-west4-a
 gcloud container clusters get-credentials adx --project=my-project --location=us-west4
 kubectl apply --filename=- <<'END_OF_INPUT'
 apiVersion: jobset.x-k8s.io/v1alpha2

@@ -14,7 +14,7 @@ sbatch <<'END_OF_INPUT'
 set -euo pipefail
 cd /shared/adx
 code=0
-srun /opt/adx/bin/python -m launch.run --config=configs/smollm2_poe.py --workdir=/shared/poe --shard="$SLURM_ARRAY_TASK_ID" --num_shards="$SLURM_ARRAY_TASK_COUNT" || code=$?
+srun /opt/adx/bin/python -m launch.run --config=configs/smollm2_poe.py --workdir=/shared/poe --shard="$SLURM_ARRAY_TASK_ID" --num_shards=8 || code=$?
 case "$code" in
   74|75)
     if (( ${SLURM_RESTART_COUNT:-0} < 10 )) && [[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" == RUNNING ]]; then

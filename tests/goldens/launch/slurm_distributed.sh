@@ -12,6 +12,7 @@
 #SBATCH --requeue
 set -euo pipefail
 cd /shared/adx
+export JAX_LOCAL_DEVICE_IDS=0
 code=0
 srun /opt/adx/bin/python -m launch.parent -- --config=configs/smollm2_poe.py --workdir=/shared/poe || code=$?
 case "$code" in
