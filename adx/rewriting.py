@@ -21,12 +21,12 @@ from adx.drafting import Rewrite, Rewritten
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, diff, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
 from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
-from adx.storage import Workdir, diff
+from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 
@@ -147,7 +147,8 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     place, ours = directory / 'identity.json', identity(experiment, one)
     with files.os_errors(StorageError, f'{directory} was not written'):
         files.make_private_dir(directory)
-        files.write_first(place, json.dumps(ours, indent=1).encode())
+        with storage.setup(workdir):
+            files.write_first(place, json.dumps(ours, indent=1).encode())
         theirs = _read_identity(directory)
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
