@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adx import drafting, files, storage
+from adx import drafting, files, storage, watch
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
@@ -190,13 +190,9 @@ def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
             raise InputError(f'selection {of!r} is not there, or traces of it are gone; run --stages=select first')
         return found
     found = [trace for trace in workdir.traces() if RequestId.parse(trace.request_id).setting == of]
-    done = {trace.request_id for trace in found}
-    rejected = sum(RequestId.parse(id_).setting == of for id_ in set(workdir.rejected()) - done)
-    total = (workdir.totals() or {}).get(of, len(found))
-    if not found or len(found) + rejected < total:
-        raise InputError(
-            f'arm {of!r} has {len(found)} of {total} traces ({rejected} rejected); finish --stages=generate first'
-        )
+    is_whole, there = watch.tally(workdir, of, {trace.request_id for trace in found})
+    if not is_whole:
+        raise InputError(f'arm {of!r} has {there}; finish --stages=generate first')
     return found
 
 
