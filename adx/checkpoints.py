@@ -17,8 +17,8 @@ import numpy as np
 from etils import epath
 
 from adx import gguf_io, orbax_io, safetensors_io
-from adx.errors import InputError, malformed
-from adx.files import absolute
+from adx.errors import InputError, StorageError, malformed
+from adx.files import absolute, os_errors
 from adx.mesh import Layout
 from adx.models import GGUF_MENU, family_of, find_family
 from adx.models.names import Tensor, gguf_tensors, hf_tensors, translator_tensors
@@ -269,13 +269,19 @@ def save_orbax(
 ) -> None:
     """Saves a model so that `load` restores it on any mesh. All processes call it.
 
-    write_tokenizer: puts the tokenizer's files into a directory. Raises InputError unless it is new or empty.
+    write_tokenizer: puts the tokenizer's files into a directory. Raises InputError unless it is new or empty,
+    StorageError if it cannot be written.
     """
     path = absolute(directory)
-    orbax_io.write(path, model.config, params)
-    if write_tokenizer is not None and jax.process_index() == 0:
-        with building(path) as folder:
-            write_tokenizer(folder)
+    if path.exists() and any(path.iterdir()):
+        raise InputError(f'{path} exists and is not empty; name a new directory')
+    orbax_io.write_arrays(path, params)
+    if jax.process_index() == 0:
+        with os_errors(StorageError, f'{path} was not written'):
+            if write_tokenizer is not None:
+                with building(path) as folder:
+                    write_tokenizer(folder)
+            orbax_io.write_manifest(path, model.config)
 
 
 def save_hf(

@@ -32,10 +32,11 @@ from adx.experiment import Derivative, Experiment, to_json
 from adx.generation import Models, Requests
 from adx.gradients import Differentiator, Gradient, Tell, batches, deal, layer_norms
 from adx.hashing import content_hash
+from adx.journal import diff, read_object
 from adx.loading import Blueprint
 from adx.models.transformer import Params
 from adx.needs import differentiated
-from adx.storage import Workdir, diff
+from adx.storage import Workdir
 from adx.texts import canonical
 from adx.types import Array, Prompt, Trace
 
@@ -161,12 +162,9 @@ def place(workdir: epath.PathLike, index: int) -> epath.Path:
 
 def known(directory: epath.Path, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
     """What was saved there beside each direction, None if nothing was. Raises InputError if it is not of `identity`."""
-    try:
-        record = json.loads((directory / IDENTITY).read_text())
-    except FileNotFoundError:
+    if not (directory / IDENTITY).exists():
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f'{directory / IDENTITY} cannot be read ({error}); delete {directory} and {FIX}') from error
+    record = read_object(directory / IDENTITY, ('directions',), InputError, f'delete {directory} and {FIX}')
     differences = diff({name: record.get(name) for name in identity}, identity)
     if differences:
         raise InputError(

@@ -8,10 +8,12 @@ run goes on in an environment that its workdir does not know only when told that
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from typing import Any
 
 import jax
+from etils import epath
 
 from adx import files, locks
 from adx.errors import StorageError, WorkdirError
@@ -32,14 +34,18 @@ def current(mesh: MeshShape) -> dict[str, str]:
 
 def read(workdir: Workdir) -> dict[str, list[dict[str, Any]]]:
     """Shard -> its records in order: environment, since (UTC), changed. Raises StorageError."""
-    found = {}
-    for path in files.list_files(workdir.private / DIRECTORY, '.jsonl'):
-        try:
-            records = [from_json(line) for line in path.read_bytes().splitlines() or ['']]
-            found[path.name.removesuffix('.jsonl')] = [_checked(record) for record in records]
-        except (OSError, ValueError) as error:
-            raise StorageError(f'{path} cannot be read: {error}; restore it, it says where tokens come from') from error
-    return found
+    directory = workdir.private / DIRECTORY
+    with files.os_errors(StorageError, f'{directory} cannot be read'):
+        paths = files.list_files(directory, '.jsonl')
+        contents = zip(paths, files.read_all(paths), strict=True)
+        return {path.name.removesuffix('.jsonl'): _records(path, data) for path, data in contents}
+
+
+def _records(path: epath.Path, data: bytes) -> list[dict[str, Any]]:
+    try:
+        return [_checked(from_json(line)) for line in data.splitlines() or [b'']]
+    except ValueError as error:
+        raise StorageError(f'{path} cannot be read: {error}; restore it, it says where tokens come from') from error
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
@@ -55,14 +61,16 @@ def enter(workdir: Workdir, owner: str, ours: dict[str, str], allowed: bool) -> 
     Raises WorkdirError naming it where the workdir knows other environments only and `allowed` is False.
     """
     directory = workdir.private / DIRECTORY
+    place = directory / f'{owner}.jsonl'
     with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
+        with contextlib.suppress(FileNotFoundError):  # most restarts end here, and need not wait for each other
+            if _records(place, files.read(place))[-1]['environment'] == ours:
+                return []
         files.make_private_dir(directory)
         with locks.exclusive(workdir.private / 'locks' / DIRECTORY):
             known = read(workdir)
             every = sorted((record for records in known.values() for record in records), key=lambda one: one['since'])
             mine = known.get(owner, [])
-            if mine and mine[-1]['environment'] == ours:
-                return []
             changed = _changed((mine or every)[-1]['environment'], ours) if every else []
             if changed and not allowed and ours not in [record['environment'] for record in every]:
                 raise WorkdirError(
@@ -72,7 +80,7 @@ def enter(workdir: Workdir, owner: str, ours: dict[str, str], allowed: bool) -> 
             record = {'format_version': FORMAT_VERSION, 'environment': ours, 'since': locks.utc_now()}
             lines = [*mine, record | {'changed': changed}]
             data = ''.join(f'{to_json(line)}\n' for line in lines).encode()
-            files.write_private(directory / f'{owner}.jsonl', data)
+            files.write_private(place, data)
     return changed
 
 

@@ -22,7 +22,7 @@ from etils import epath
 
 from adx import files, locks, rewriting
 from adx.errors import ConfigError, InputError, StorageError
-from adx.journal import FORMAT_VERSION, from_json, to_json
+from adx.journal import FORMAT_VERSION, read_object, to_json
 from adx.selection import CONTROLS
 from adx.storage import Workdir, digest, trace_hash
 from adx.types import RequestId, Trace
@@ -235,8 +235,8 @@ FORMATS: dict[str, Callable[[list[Row], epath.Path, str], None]] = {
 
 def _is_exported(source: Workdir, fingerprint: str) -> bool:
     try:
-        record = from_json((source.private / 'export.json').read_bytes())
-    except (FileNotFoundError, ValueError):
+        record = read_object(source.private / 'export.json', (), InputError, 'export again')
+    except InputError:  # none yet, or damaged
         return False
     return record.get('fingerprint') == fingerprint and (source.release / CARD).exists()
 

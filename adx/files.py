@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from adx.errors import StorageError
 
 T = TypeVar('T')
 
+TEMPORARY = '.tmp'  # ends the name of a file that is being written
 CACHE = 'ADX_CACHE'  # environment variable that names another directory than ~/.cache/adx
 ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read; none is begun after so long
 FIRST_WAIT = 1.0  # seconds after the first attempt, at most; then twice as long each time
@@ -99,12 +101,18 @@ def make_private_dir(path: epath.Path) -> None:
 
 
 def write_private(path: epath.Path, data: bytes) -> None:
-    """Writes a file of mode 0600; a reader, or a restart after a crash, sees the old one or the new one."""
+    """Writes a file of mode 0600, whole."""
+    write_whole(path, data, 0o600)
+
+
+def write_whole(path: epath.Path, data: bytes, mode: int = 0o666) -> None:
+    """Writes a file; a reader, or a restart after a crash, sees the old one or the new one."""
     if is_object_store(path):
         upload(path, data)
         return
-    temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # No name by pid: containers that share a disk have the same ones.
+    temporary = f'{os.fspath(path)}.{secrets.token_hex(4)}{TEMPORARY}'
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_all(fd, data)
         os.fsync(fd)
@@ -123,7 +131,7 @@ def write_first(path: epath.Path, data: bytes) -> None:
     if is_gcs(path):
         with contextlib.suppress(FileExistsError):  # another's, or ours and the reply was lost
             retried(lambda: _pipe(path, data, 'create'))
-    elif not path.exists():
+    elif not exists(path):
         write_private(path, data)
 
 
@@ -210,6 +218,12 @@ def list_files(directory: epath.Path, suffix: str) -> list[epath.Path]:
         return sorted(path for path in retried(lambda: list(directory.iterdir())) if path.name.endswith(suffix))
     except FileNotFoundError:
         return []
+
+
+def last_change(directory: epath.Path) -> float:
+    """When a file in it, or in a folder of it, was written last, in seconds since 1970; 0.0 where there is none."""
+    fs, name = client(directory)
+    return max((fs.modified(path).timestamp() for path in retried(lambda: fs.find(name))), default=0.0)
 
 
 def is_of_client(error: Exception) -> bool:

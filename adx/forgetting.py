@@ -20,8 +20,8 @@ from etils import epath
 
 from adx import export, files, journal, locks, rewriting
 from adx.errors import InputError, StorageError
-from adx.journal import FORMAT_VERSION, from_json, to_json
-from adx.storage import FORGOTTEN, Workdir
+from adx.journal import FORMAT_VERSION, to_json
+from adx.storage import FORGOTTEN, Workdir, setup
 
 PARTS = 3  # of a request id, that name the prompt
 BEYOND = (
@@ -71,10 +71,12 @@ def forget(path: epath.PathLike, request_id: str) -> Found:
         known = [place for place in places if _knows(place, prompt)]
         if not known:
             raise InputError(f'{path} has nothing of request {prompt!r}; check the id, its parts are dataset/split/row')
-        for place in places:
-            if place in known or place.experiment['experiment'].get('split') == prompt.split('/')[1]:
-                _note(place, prompt)
-        for place in known:
+        split = prompt.split('/')[1]
+        noted = [one for one in places if one in known or one.experiment['experiment'].get('split') == split]
+        for place in noted:
+            _note(place, prompt)
+        for place in noted:
+            check_idle(place)
             _remove(place, prompt, found)
         _remove_report(Workdir(path), found)
     for place in known:
@@ -99,18 +101,22 @@ def inside(workdir: Workdir) -> Iterator[Workdir]:
 @contextlib.contextmanager
 def alone(workdirs: Sequence[Workdir]) -> Iterator[None]:
     """Nobody begins to write the workdirs meanwhile. Raises WorkdirError naming who does already."""
-    places = {workdir.path: workdir for workdir in workdirs if (workdir.private / 'locks').exists()}
     with contextlib.ExitStack() as stack:
-        for workdir in places.values():
-            _take(workdir, stack)
+        for workdir in {workdir.path: workdir for workdir in workdirs}.values():
+            # A store has no folders: that of the locks is gone with the last of them.
+            if files.is_object_store(workdir.path) or (workdir.private / 'locks').exists():
+                stack.enter_context(setup(workdir))
+                check_idle(workdir)
         yield
 
 
-def _take(workdir: Workdir, stack: contextlib.ExitStack) -> None:
-    """Whoever begins to write takes `setup` first, but for generation on a store, whose locks alone stand there."""
-    place = workdir.private / 'locks'
-    stack.enter_context(locks.exclusive(place / 'setup'))
-    for path in files.list_files(place, '.lock'):
+def check_idle(workdir: Workdir) -> None:
+    """Raises WorkdirError naming who writes the workdir.
+
+    Whoever begins to takes `setup` first, which `alone` holds, but for generation on a store. That takes its lock and
+    reads then what is noted in the workdir: so who notes something looks again afterwards.
+    """
+    for path in files.list_files(workdir.private / 'locks', '.lock'):
         locks.check_free(path, f'workdir {workdir.path}, {path.name.removesuffix(".lock")},')
 
 
@@ -134,6 +140,9 @@ def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
     private = workdir.private
     journals = [private / 'journal', private / 'rejected', private / 'scores' / 'nll', private / 'scores' / 'harm']
     journals += [private / 'rewrites' / name for name in rewriting.names(workdir)]
+    for directory in (*journals, private / 'selections', private / 'report'):
+        for path in files.list_files(directory, files.TEMPORARY):  # of a writer that was killed
+            path.unlink()
     for directory in journals:
         if count := journal.drop_records(directory, _is_of(prompt)):
             found.removed.append(f'{directory}: {count} records')
@@ -163,10 +172,10 @@ def _release(workdir: Workdir, found: Found) -> None:
     if not workdir.release.exists():
         return
     try:
-        recipe = from_json((workdir.private / 'export.json').read_bytes())['recipe']
+        recipe = journal.read_object(workdir.private / 'export.json', ('recipe',), InputError, 'export again')['recipe']
         export.export(workdir.path, **recipe)
         found.removed.append(f'{workdir.release}: written again without it')
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+    except (TypeError, InputError) as error:
         workdir.release.rmtree()
         again = f'python -m tools.export_traces --workdir={workdir.path}'
         found.removed.append(f'{workdir.release}: as a whole ({error}); write it again with {again}')

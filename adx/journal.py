@@ -29,6 +29,7 @@ from adx.types import Trace
 
 FORMAT_VERSION = 1
 SUFFIX = '.jsonl'
+ABSENT = '(absent)'
 # Format of a record -> what makes a record of this version of it; the one before this, at least, stays here.
 READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda record: record}
 
@@ -51,13 +52,36 @@ def from_json(text: str | bytes) -> dict[str, Any]:
 
 def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], fix: str) -> dict[str, Any]:
     """The JSON object in a file. Raises `error` where it cannot be read or lacks a key of `wanted`."""
+    with files.os_errors(error, f'{path} cannot be read'):
+        data = files.read(path)
     try:
-        record = from_json(files.read(path))
-    except (OSError, ValueError) as reason:
+        record = from_json(data)
+    except ValueError as reason:
         raise error(f'{path} is damaged ({reason}); {fix}') from reason
     if lacking := sorted(set(wanted) - set(record)):
         raise error(f'{path} is damaged (it has no {lacking}); {fix}')
     return record
+
+
+def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
+    """What differs between two JSON values, as 'path: theirs != ours', in the order of `theirs`.
+
+    >>> diff({'decoding': {'temperature': 0.7}, 'seed': 1}, {'decoding': {'temperature': 1.0}, 'seed': 1})
+    ['decoding.temperature: 0.7 != 1.0']
+    """
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        pairs = [(f'.{k}' if path else k, theirs.get(k, ABSENT), ours.get(k, ABSENT)) for k in theirs | ours]
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        pairs = [(f'[{i}]', a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True))]
+    else:
+        same = type(theirs) is type(ours) and theirs == ours
+        return [] if same else [f'{path or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
+    return [line for key, a, b in pairs for line in diff(a, b, path + key)]
+
+
+def _brief(value: Any) -> str:
+    text = value if value is ABSENT else json.dumps(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def trace_to_json(trace: Trace) -> str:
@@ -155,24 +179,25 @@ class Journal:
                 self._append(data)
 
     def _append(self, data: bytes) -> None:
-        if self._fd is None:
-            self._open()
-        assert self._fd is not None
         try:
-            files.write_all(self._fd, data)
-            os.fsync(self._fd)
+            fd = self._open()
+            files.write_all(fd, data)
+            os.fsync(fd)
             self._end += len(data)
         except BaseException:  # also KeyboardInterrupt: half a line must not get a neighbour
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._end)
+            if self._fd is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._end)
             self.close()
             raise
 
-    def _open(self) -> None:
-        path = self._directory / f'{self._owner}.{self._opening}{SUFFIX}'
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._end = 0
-        files.fsync_path(self._directory)
+    def _open(self) -> int:
+        if self._fd is None:
+            path = self._directory / f'{self._owner}.{self._opening}{SUFFIX}'
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            self._end = 0
+            files.fsync_path(self._directory)
+        return self._fd
 
     def close(self) -> None:
         """Closes the file, if one is open; a later append starts another."""
@@ -219,21 +244,23 @@ def _opened(directory: epath.Path) -> Iterator[tuple[epath.Path, IO[bytes]]]:
 def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
     """Cuts what follows the last finished line of each journal of `owner`; returns the names of those cut.
 
-    The caller holds the owner's lock, so nobody is appending. Objects are whole: there is nothing to cut.
+    The caller holds the owner's lock, so nobody is appending. Objects are whole: there is nothing to cut. Raises
+    StorageError.
     """
     cut: list[str] = []
     if files.is_object_store(directory):
         return cut
-    for path in files.list_files(directory, SUFFIX):
-        if not path.name.startswith(f'{owner}.'):
-            continue
-        with path.open('rb') as file:
-            end = max((end for _, end, _ in _finished_lines(path, file)), default=0)
-        if end < os.path.getsize(path):
-            with open(path, 'rb+') as torn:
-                torn.truncate(end)
-                os.fsync(torn.fileno())
-            cut.append(path.name)
+    with files.os_errors(StorageError, f'{directory}: unfinished ends were not cut, what was saved in it is safe'):
+        for path in files.list_files(directory, SUFFIX):
+            if not path.name.startswith(f'{owner}.'):
+                continue
+            with path.open('rb') as file:
+                end = max((end for _, end, _ in _finished_lines(path, file)), default=0)
+            if end < os.path.getsize(path):
+                with open(path, 'rb+') as torn:
+                    torn.truncate(end)
+                    os.fsync(torn.fileno())
+                cut.append(path.name)
     return cut
 
 
@@ -250,6 +277,8 @@ def drop_records(directory: epath.Path, drop: Callable[[dict[str, Any]], bool]) 
         data = ''.join(f'{to_json(record)}\n' for record in kept).encode()
         if not data:
             path.unlink()
+            if not files.is_object_store(directory):
+                files.fsync_path(directory)
         elif data != path.read_bytes():
             files.write_private(path, data)
         dropped += len(every) - len(kept)

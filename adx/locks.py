@@ -5,13 +5,14 @@ at once and no pid is guessed at; the file stays and says who held it last. Acro
 the file system's flock (NFSv4 and Lustre mounted with flock have it).
 
 gs://: a lease, an object that is created only where none is and refreshed only while it is the one that was created
-(generation match), every RENEW_SECONDS by a thread and with every heartbeat. It is abandoned when the server saw no
+(generation match), every RENEW_SECONDS by a thread, which stops the process as SIGTERM does where the lease is lost,
+and with every heartbeat. It is abandoned when the server saw no
 change of it for LEASE_SECONDS, by the server's own clock: no clock of ours is asked. Whoever finds a lease waits until
 it is refreshed, and is refused, or abandoned, and then one of those who wait gets it. So a process that was killed
 and starts again elsewhere waits for at most LEASE_SECONDS.
 
-Other object stores: a weaker lease, refreshed with every heartbeat and abandoned after WEAK_LEASE_SECONDS by the
-clocks of the hosts. They offer no precondition through epath, so two processes that start in the same second can both
+Other object stores: a weaker lease, refreshed likewise and abandoned after WEAK_LEASE_SECONDS by the clocks of the
+hosts. They offer no precondition through epath, so two processes that start in the same second can both
 see it free; the one that wrote last keeps it and the other is told at its first refresh. Nothing is corrupted
 meanwhile: journals never share objects and readers drop duplicates.
 """
@@ -26,10 +27,11 @@ import logging
 import os
 import random
 import secrets
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from etils import epath
@@ -119,7 +121,7 @@ def utc_now() -> str:
 def _read(path: epath.Path) -> dict[str, Any]:
     """What the holder wrote; empty if there is none or it has not written yet."""
     try:
-        return from_json(path.read_bytes())
+        return from_json(files.read(path))
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -159,16 +161,44 @@ class FileLock:
         os.close(self._fd)
 
 
+class Renewal:
+    """A thread that refreshes a lease until it is closed, and stops the process where the lease is another's.
+
+    refresh: as that of a Lock. Only generation calls it itself; the other stages would go on without their lock.
+    """
+
+    def __init__(self, refresh: Callable[[], None]):
+        self._refresh, self._stop = refresh, threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            try:
+                self._refresh()
+            except WorkdirError as error:
+                if not self._stop.is_set():
+                    logging.error('%s; this process stops', error)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+            except OSError:  # the next one may pass
+                pass
+
+    def close(self) -> None:
+        """Returns when nothing is refreshed any more."""
+        self._stop.set()
+        self._thread.join()
+
+
 class Lease:
     """A held lease on gs://. Constructing it takes the lease or raises WorkdirError; `patient` waits for its holder."""
 
     def __init__(self, path: epath.Path, what: str, patient: bool = False):
-        self._object, self._what = gcs.Object(path), what
+        self._object, self._what, self._changes = gcs.Object(path), what, 0
         self._record = {key: str(value) for key, value in _holder().items()}
-        self._changes, self._stop = 0, threading.Event()
         while not self._take():
             _wait_until_free(self._object, what, patient)
-        threading.Thread(target=self._renew, daemon=True).start()
+        self._renewal = Renewal(self.refresh)
 
     def _take(self) -> bool:
         """Whether it is ours now. A reply may be lost, so what is there decides and not the reply."""
@@ -182,25 +212,17 @@ class Lease:
         return True
 
     def refresh(self) -> None:
+        self._changes += 1
         try:
-            self._touch()
+            self._object.touch(self._mine, self._record | {'changes': str(self._changes)})
         except (FileExistsError, FileNotFoundError) as error:
             found = self._object.find()
             raise _busy(self._what, found.record if found else {}) from error
 
     def release(self) -> None:
-        self._stop.set()
+        self._renewal.close()
         with contextlib.suppress(OSError):  # not ours any more, or soon abandoned
             self._object.delete(self._mine)
-
-    def _touch(self) -> None:
-        self._changes += 1
-        self._object.touch(self._mine, self._record | {'changes': str(self._changes)})
-
-    def _renew(self) -> None:
-        while not self._stop.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # refresh tells of it
-                self._touch()
 
 
 def _wait_until_free(lease: gcs.Object, what: str, patient: bool = False) -> None:
@@ -232,12 +254,14 @@ class WeakLease:
         self._record = _holder()
         self._write()
         self._check_mine()
+        self._renewal = Renewal(self.refresh)
 
     def refresh(self) -> None:
         self._check_mine()
         self._write()
 
     def release(self) -> None:
+        self._renewal.close()
         if _read(self._path).get('token') == self._record['token']:
             self._path.unlink(missing_ok=True)
 

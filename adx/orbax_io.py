@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from adx import files
 from adx.errors import AdxError, InputError, StorageError
 from adx.models.rope import Rope
 from adx.models.transformer import Params, TransformerConfig
@@ -26,14 +27,10 @@ FORMAT_VERSION = 1
 OUTAGES = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
-def write(directory: epath.Path, config: TransformerConfig, params: Params) -> None:
-    """Saves the arrays from all processes, then the manifest. `directory` is new or empty."""
-    if directory.exists() and any(directory.iterdir()):
-        raise InputError(f'{directory} exists and is not empty; name a new directory')
-    write_arrays(directory, params)
-    if jax.process_index() == 0:
-        manifest = {'format_version': FORMAT_VERSION, 'config': dataclasses.asdict(config)}
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + '\n')
+def write_manifest(directory: epath.Path, config: TransformerConfig) -> None:
+    """Makes the directory a checkpoint, once all else is in it."""
+    manifest = {'format_version': FORMAT_VERSION, 'config': dataclasses.asdict(config)}
+    files.write_whole(directory / MANIFEST, f'{json.dumps(manifest, indent=2)}\n'.encode())
 
 
 def write_arrays(directory: epath.Path, params: Params) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from adx import files, journal, locks
 from adx.errors import StorageError, WorkdirError
 from adx.outcomes import Outcome, ThreatModel
-from adx.storage import Workdir, diff, foreign
+from adx.storage import Workdir, foreign, setup
 
 OWNER = 'distil'  # of the journals, with the family and an attack behind it
 Known = dict[str, Outcome]  # by name
@@ -33,12 +33,15 @@ def name(of: Any, setting: Mapping[str, float], split: str) -> str:
 
 def claim(path: str, identity: Mapping[str, Any]) -> None:
     """Makes the workdir this study's. Raises WorkdirError, with the difference, where it is another's."""
-    place, ours = Workdir(path).private / 'study.json', json.loads(json.dumps(identity))
+    workdir, ours = Workdir(path), json.loads(json.dumps(identity))
+    place = workdir.private / 'study.json'
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
-        files.make_private_dir(place.parent)
-        files.write_first(place, json.dumps(ours, indent=1).encode())
+        for directory in (workdir.private, workdir.private / 'locks'):
+            files.make_private_dir(directory)
+        with setup(workdir):  # of two studies one is the first, also where write_first alone does not see to it
+            files.write_first(place, json.dumps(ours, indent=1).encode())
         theirs = journal.read_object(place, (), WorkdirError, 'restore it, or give another workdir')
-    if differences := diff(theirs, ours):
+    if differences := journal.diff(theirs, ours):
         raise foreign(path, 'study', differences)
 
 
@@ -91,8 +94,9 @@ def open_log(path: str, student: str, attacks: Sequence[str], guard: Guard) -> I
         with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
             for place in (workdir.private, directory, places):
                 files.make_private_dir(place)
-            for owner, attack in zip(owners, attacks, strict=True):
-                what = f'workdir {path}, student {student}, attack {attack},'
-                held.callback(locks.acquire(places / f'{owner}.lock', what).release)
+            with setup(workdir):  # as whoever begins to write: see forgetting.alone
+                for owner, attack in zip(owners, attacks, strict=True):
+                    what = f'workdir {path}, student {student}, attack {attack},'
+                    held.callback(locks.acquire(places / f'{owner}.lock', what).release)
         journal.cut_torn_tails(directory, owners[0])
         yield Log(path, held.enter_context(contextlib.closing(journal.Journal(directory, owners[0]))), guard)

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 
 from adx import ahead, directions, environments, files, fitting, forgetting, generation, loading, processes
 from adx import experiment as experiments
-from adx.errors import COMPLETE, REJECTED_ROWS
+from adx.errors import COMPLETE, REJECTED_ROWS, AdxError
 from adx.experiment import Experiment
 from adx.hashing import content_hash
 from adx.processes import Place
@@ -22,6 +23,7 @@ from adx.storage import Workdir, WorkdirWriter
 from adx.types import POISONED, Request, Trace
 
 FLUSH_SECONDS = 2.0
+BEAT_SECONDS = 30.0
 STORE_FLUSH_SECONDS = 10.0  # each flush is an object, and all of them are read again at every start
 NOT_FINITE = 'the teacher gave nan or inf after {} tokens; mend its checkpoint, or try dtype float32'
 
@@ -99,11 +101,10 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
     made = job.made
     processes.check_same('requests', lambda: _digest(experiment, made))
     with contextlib.ExitStack() as stack:
-        workdir, left = processes.together(lambda: _open(experiment, path, place, made, stack))
+        workdir, opened = processes.together(lambda: _open(experiment, path, place, made, stack))
         # Only the process that writes needs to see the workdir.
-        left = json.loads(processes.gather(json.dumps(left))[0])
+        left, total, rejected = json.loads(processes.gather(json.dumps(opened))[0])
         pending = [made.requests[id_] for id_ in left]
-        total, rejected = len(made.prompts), len(made.rejected)
         report = Report(total, total - rejected - len(pending), rejected, job.left_out)
         stack.enter_context(processes.ending_together())
         traces = _traces(experiment, path, job, pending, report)
@@ -113,11 +114,12 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         report.changes = environments.changes(workdir)
         saver = _Saver(workdir, report, job.totals, progress, guard)
         progress(report, None)
-        try:
-            for trace in traces:
-                saver.add(trace)
-        finally:
-            saver.flush()
+        with saver.beating():
+            try:
+                for trace in traces:
+                    saver.add(trace)
+            finally:
+                saver.flush()
     return report
 
 
@@ -136,27 +138,29 @@ def _prepare(experiment: Experiment, path: str, place: Place) -> _Job:
 
 def _open(
     experiment: Experiment, path: str, place: Place, made: generation.Requests, stack: contextlib.ExitStack
-) -> tuple[WorkdirWriter | None, list[str]]:
-    """The workdir, closed with `stack`, and the requests not finished in it; (None, []) on one that does not write.
+) -> tuple[WorkdirWriter | None, tuple[list[str], int, int]]:
+    """The workdir, closed with `stack`, the requests not finished in it, and how many there are and are rejected but
+    for forgotten ones; nothing of that on a process that does not write.
 
     Records the policy and the rejected rows.
     """
     if not place.writes:
-        return None, []
+        return None, ([], 0, 0)
     identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
     if experiment.policy is not None:
         workdir.keep_policy(experiments.policy_hash(experiment), experiments.to_json(experiment.policy))
     known, is_forgotten = workdir.rejected(), forgetting.is_forgotten(workdir)
-    for id_, reason in made.rejected.items():
-        if known.get(id_) != reason and not is_forgotten(id_):
-            workdir.reject(id_, reason)
+    there = [id_ for id_ in made.prompts if not is_forgotten(id_)]
+    rejected = [id_ for id_ in there if id_ in made.rejected]
+    for id_ in rejected:
+        if known.get(id_) != made.rejected[id_]:
+            workdir.reject(id_, made.rejected[id_])
     finished = workdir.finished()
-    left = [id_ for id_ in made.requests if id_ not in finished and not is_forgotten(id_)]
+    left = [id_ for id_ in there if id_ in made.requests and id_ not in finished]
     if left:  # a complete run may be looked at anywhere
-        owner = f'{place.shard}-of-{place.num_shards}'
-        environments.enter(workdir, owner, environments.current(experiment.mesh), place.may_change)
-    return workdir, left
+        environments.enter(workdir, workdir.owner, environments.current(experiment.mesh), place.may_change)
+    return workdir, (left, len(there), len(rejected))
 
 
 def _digest(experiment: Experiment, made: generation.Requests) -> str:
@@ -218,6 +222,24 @@ class _Saver:
                 self.waiting = []
             self.beat()
             self.flushed = time.monotonic()
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Sends heartbeats also while nothing is finished: weights are read, programs compiled, long traces decoded."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(BEAT_SECONDS):
+                with contextlib.suppress(AdxError):  # the next flush says so
+                    self.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def beat(self) -> None:
         report = self.report

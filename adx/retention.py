@@ -16,22 +16,25 @@ from etils import epath
 
 from adx import files, locks
 from adx.errors import ConfigError, StorageError
-from adx.forgetting import alone, inside
+from adx.forgetting import alone, check_idle, inside
 from adx.journal import FORMAT_VERSION, to_json
 from adx.storage import EXPIRED, Workdir
 
 DAY = 86400.0  # seconds
+LATER = ('scores', 'selections', 'rewrites')  # written after the last heartbeat, by stages that send none
 GOES = (
     'journal', 'rejected', 'scores', 'selections', 'rewrites', 'directions', 'report', 'evolved', 'export.new',
     'export.old',
 )  # fmt: skip
 
 
-def age(workdir: Workdir) -> float:
-    """Days since the last heartbeat of any process, else since the workdir was made."""
-    times = [beat['time'] for beat in workdir.heartbeats()]
+def age(workdir: Workdir, study: Workdir) -> float:
+    """Days since anybody went on with a workdir, or with the study that it may belong to."""
     made = datetime.datetime.fromisoformat(workdir.experiment['created']).timestamp()
-    return (time.time() - max(times, default=made)) / DAY
+    last = max([made, *(beat['time'] for beat in workdir.heartbeats())])
+    for place in [*(workdir.private / name for name in LATER), study.private / 'outcomes']:
+        last = max(last, files.last_change(place))
+    return (time.time() - last) / DAY
 
 
 def expire(path: epath.PathLike, days: float) -> list[str]:
@@ -44,8 +47,8 @@ def expire(path: epath.PathLike, days: float) -> list[str]:
     places, lines = list(inside(Workdir(path))), []
     if not places:
         _ = Workdir(path).experiment  # says that it is no workdir
-    ages = {place.path: age(place) for place in places}
-    with alone([Workdir(path), *places]), files.os_errors(StorageError, f'{path} was not cleaned'):
+    with files.os_errors(StorageError, f'{path} was not cleaned'), alone([Workdir(path), *places]):
+        ages = {place.path: age(place, Workdir(path)) for place in places}
         for place in places:
             if ages[place.path] <= days:
                 lines.append(f'{place.path}: stays, it is {ages[place.path]:.1f} days old')
@@ -61,6 +64,7 @@ def _expire(workdir: Workdir, days: float) -> str:
     if not place.exists():
         record = {'format_version': FORMAT_VERSION, 'retention_days': days, 'traces': count, 'removed': locks.utc_now()}
         files.write_private(place, to_json(record).encode())
+    check_idle(workdir)
     _remove(workdir, GOES)
     return f'{count} traces and what was made of them were removed'
 

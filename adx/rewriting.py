@@ -15,19 +15,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adx import drafting, files, storage
+from adx import drafting, files, storage, watch
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment, to_json
 from adx.hashing import content_hash, row_key
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, diff, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
 from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
-from adx.storage import Workdir, diff
+from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 
@@ -162,7 +162,8 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     place, ours = directory / 'identity.json', identity(experiment, one)
     with files.os_errors(StorageError, f'{directory} was not written'):
         files.make_private_dir(directory)
-        files.write_first(place, json.dumps(ours, indent=1).encode())
+        with storage.setup(workdir):
+            files.write_first(place, json.dumps(ours, indent=1).encode())
         theirs = _read_identity(directory)
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
@@ -204,13 +205,9 @@ def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
             raise InputError(f'selection {of!r} is not there, or traces of it are gone; run --stages=select first')
         return found
     found = [trace for trace in workdir.traces() if RequestId.parse(trace.request_id).setting == of]
-    done = {trace.request_id for trace in found}
-    rejected = sum(RequestId.parse(id_).setting == of for id_ in set(workdir.rejected()) - done)
-    total = (workdir.totals() or {}).get(of, len(found))
-    if not found or len(found) + rejected < total:
-        raise InputError(
-            f'arm {of!r} has {len(found)} of {total} traces ({rejected} rejected); finish --stages=generate first'
-        )
+    is_whole, there = watch.tally(workdir, of, {trace.request_id for trace in found})
+    if not is_whole:
+        raise InputError(f'arm {of!r} has {there}; finish --stages=generate first')
     return found
 
 

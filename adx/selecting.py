@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from adx import directions, files, loading, storage
+from adx import directions, files, loading, storage, watch
 from adx import experiment as experiments
 from adx.batching import Example, batches
 from adx.datasets.chat import encode_prompt
@@ -68,14 +68,12 @@ def _candidates(workdir: Workdir, arm: str, samples: int) -> Prompts:
         id_ = RequestId.parse(trace.request_id)
         if id_.setting == arm:
             found.setdefault(_prompt(id_), {})[id_.sample] = trace
-    done = sum(map(len, found.values()))
-    ids = {trace.request_id for group in found.values() for trace in group.values()}
-    rejected = sum(RequestId.parse(id_).setting == arm for id_ in set(workdir.rejected()) - ids)
-    total = (workdir.totals() or {}).get(arm, done)
-    if not done or done + rejected < total or any(len(group) != samples for group in found.values()):
+    done = {trace.request_id for group in found.values() for trace in group.values()}
+    is_whole, there = watch.tally(workdir, arm, done)
+    if not is_whole or any(len(group) != samples for group in found.values()):
         raise InputError(
-            f'arm {arm!r} has {done} of {total} traces ({rejected} rejected) and a selection is made among all '
-            f'{samples} samples of each prompt; finish --stages=generate first'
+            f'arm {arm!r} has {there} and a selection is made among all {samples} samples of each prompt; finish '
+            '--stages=generate first'
         )
     return {prompt: [group[sample] for sample in sorted(group)] for prompt, group in sorted(found.items())}
 

@@ -35,7 +35,9 @@ from adx.journal import (
     FORMAT_VERSION,
     Journal,
     cut_torn_tails,
+    diff,
     from_json,
+    read_object,
     read_records,
     to_json,
     trace_from_record,
@@ -45,7 +47,6 @@ from adx.journal import (
 from adx.types import Trace
 
 SHOWN_DIFFERENCES = 5
-ABSENT = '(absent)'
 EXPIRED, FORGOTTEN = 'expired.json', 'forgotten.json'  # written by retention.py and forgetting.py
 PRIVATE_DIRS = ('journal', 'rejected', 'policies', 'heartbeat', 'locks')
 
@@ -77,20 +78,17 @@ class Workdir:
     @functools.cached_property
     def experiment(self) -> dict[str, Any]:
         """experiment.json: experiment, experiment_hash, created. Raises WorkdirError if there is none."""
-        path = self.private / 'experiment.json'
+        path, fix = self.private / 'experiment.json', 'restore it, or give another workdir'
         with files.os_errors(WorkdirError, f'{path} cannot be read'):
             if not files.exists(path):
                 raise WorkdirError(
                     f'{self.path} is no workdir: it has no private/experiment.json; give the --workdir of a run'
                 )
-            data = files.read(path)
+        record = read_object(path, ('experiment', 'experiment_hash', 'created'), WorkdirError, fix)
         try:
-            record = upgrade(from_json(data))
+            return upgrade(record)
         except ValueError as error:
-            raise WorkdirError(f'{path} cannot be read: {error}; restore it, or give another workdir') from error
-        if lacking := sorted({'experiment', 'experiment_hash'} - set(record)):
-            raise WorkdirError(f'{path} has no {lacking}: damaged; restore it, or give another workdir')
-        return record
+            raise WorkdirError(f'{path} cannot be read: {error}; {fix}') from error
 
     def finished(self) -> set[str]:
         """The request ids of all finished traces."""
@@ -144,11 +142,14 @@ class Workdir:
 
     def forgotten(self) -> set[str]:
         """Which prompts were removed for good, by hash: see forgetting.py. Raises StorageError."""
-        path = self.private / FORGOTTEN
-        try:
-            return set(from_json(files.read(path))['prompts']) if files.exists(path) else set()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f'{path} cannot be read: {error!r}; restore it, or forget the requests again') from error
+        path, fix = self.private / FORGOTTEN, 'restore it, or forget the requests again'
+        with files.os_errors(StorageError, f'{path} cannot be read'):
+            if not files.exists(path):
+                return set()
+        prompts = read_object(path, ('prompts',), StorageError, fix)['prompts']
+        if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
+            raise StorageError(f'{path} is damaged (its prompts are no list of hashes); {fix}')
+        return set(prompts)
 
     def _traces(self) -> Iterator[tuple[str, dict[str, Any]]]:
         return read_records(self.private / 'journal')
@@ -162,6 +163,15 @@ def of_experiment(path: epath.PathLike, experiment_hash: str) -> Workdir:
     return workdir
 
 
+def share_name(shard: int, num_shards: int) -> str:
+    return f'{shard}-of-{num_shards}'
+
+
+def setup(workdir: Workdir) -> contextlib.AbstractContextManager[None]:
+    """Waits until nobody else begins to write the workdir."""
+    return locks.exclusive(workdir.private / 'locks' / 'setup')
+
+
 @contextlib.contextmanager
 def held(
     workdir: Workdir, stage: str, directories: Sequence[str], place: tuple[int, int] = (0, 1)
@@ -170,12 +180,12 @@ def held(
 
     directories: under private/, made where they are missing. place: (shard, num_shards).
     """
-    owner = f'{stage}-{place[0]}-of-{place[1]}'
-    what = f'workdir {workdir.path}, stage {stage}, shard {place[0]}-of-{place[1]},'
+    share = share_name(*place)
+    owner, what = f'{stage}-{share}', f'workdir {workdir.path}, stage {stage}, shard {share},'
     with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
         for name in directories:
             files.make_private_dir(workdir.private / name)
-        with locks.exclusive(workdir.private / 'locks' / 'setup'):
+        with setup(workdir):
             _check_layout(workdir, place[1], f'{stage}-')
             lock = locks.acquire(workdir.private / 'locks' / f'{owner}.lock', what)
     try:
@@ -189,7 +199,7 @@ class WorkdirWriter(Workdir):
 
     def __init__(self, path: epath.PathLike, owner: str, lock: locks.Lock):
         super().__init__(path)
-        self._owner = owner
+        self.owner = owner
         self._lock = lock
         self._journal = Journal(self.private / 'journal', owner)
         self._rejected = Journal(self.private / 'rejected', owner)
@@ -231,14 +241,15 @@ class WorkdirWriter(Workdir):
             self._journal.close()
             self._rejected.close()
             if self._beat is not None:
-                self._write_beat('stopped')
+                with contextlib.suppress(StorageError):  # news, which hides no error of the traces
+                    self._write_beat('stopped')
         finally:
             self._lock.release()
 
     def _write_beat(self, state: str) -> None:
         record = dict(self._beat or {}) | locks.identity()
-        record |= {'process': self._owner, 'state': state, 'time': time.time()}
-        path = self.private / 'heartbeat' / f'{self._owner}.json'
+        record |= {'process': self.owner, 'state': state, 'time': time.time()}
+        path = self.private / 'heartbeat' / f'{self.owner}.json'
         with files.os_errors(StorageError, f'{path} was not written, finished traces are safe'):
             files.write_private(path, to_json(record).encode())
 
@@ -247,26 +258,28 @@ class WorkdirWriter(Workdir):
 def _open(
     workdir: Workdir, experiment: dict[str, Any], experiment_hash: str, place: tuple[int, int]
 ) -> Iterator[WorkdirWriter]:
-    owner = f'{place[0]}-of-{place[1]}'
+    owner = share_name(*place)
     # On a store each step is atomic, and what hundreds wait for would take minutes.
-    stored = files.is_object_store(workdir.path)
-    setup = contextlib.nullcontext() if stored else locks.exclusive(workdir.private / 'locks' / 'setup')
+    alone = contextlib.nullcontext() if files.is_object_store(workdir.path) else setup(workdir)
     with contextlib.ExitStack() as undo:
         with files.os_errors(WorkdirError, f'workdir {workdir.path} cannot be written'):
             for directory in (workdir.private, *(workdir.private / name for name in PRIVATE_DIRS)):
                 files.make_private_dir(directory)
-            with setup:
+            with alone:
                 _claim(workdir, experiment, experiment_hash)
                 lock = locks.acquire(
                     workdir.private / 'locks' / f'{owner}.lock', f'workdir {workdir.path}, shard {owner},'
                 )
                 undo.callback(lock.release)
+                if files.exists(workdir.private / EXPIRED):  # after the lock: who removes them looks for it
+                    raise WorkdirError(
+                        f'the traces of workdir {workdir.path} were removed by age, see {EXPIRED}; give another'
+                    )
                 _check_layout(workdir, place[1])  # after its own lock: of two layouts at once one sees the other
         for name in ('journal', 'rejected'):
             cut_torn_tails(workdir.private / name, owner)
-        writer = WorkdirWriter(workdir.path, owner, lock)
         undo.pop_all()
-    with contextlib.closing(writer):
+    with contextlib.closing(WorkdirWriter(workdir.path, owner, lock)) as writer:
         yield writer
 
 
@@ -275,8 +288,6 @@ def _claim(workdir: Workdir, experiment: dict[str, Any], experiment_hash: str) -
     record = {'experiment': experiment, 'experiment_hash': experiment_hash, 'created': locks.utc_now()}
     content = json.dumps({'format_version': FORMAT_VERSION} | record, indent=1).encode()
     files.write_first(workdir.private / 'experiment.json', content)
-    if files.exists(workdir.private / EXPIRED):
-        raise WorkdirError(f'the traces of workdir {workdir.path} were removed by age, see {EXPIRED}; give another')
     theirs = workdir.experiment
     if theirs['experiment_hash'] != experiment_hash:
         raise foreign(workdir.path, 'experiment', diff(theirs['experiment'], experiment) or ['only the hashes differ'])
@@ -309,27 +320,6 @@ def _read_beat(data: bytes) -> dict[str, Any]:
         return {}
     sound = isinstance(beat.get('time'), int | float) and isinstance(beat.get('state'), str)
     return beat if sound and isinstance(beat.get('totals', {}), dict) else {}
-
-
-def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
-    """What differs between two JSON values, as 'path: theirs != ours', in the order of `theirs`.
-
-    >>> diff({'decoding': {'temperature': 0.7}, 'seed': 1}, {'decoding': {'temperature': 1.0}, 'seed': 1})
-    ['decoding.temperature: 0.7 != 1.0']
-    """
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        pairs = [(f'.{k}' if path else k, theirs.get(k, ABSENT), ours.get(k, ABSENT)) for k in theirs | ours]
-    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        pairs = [(f'[{i}]', a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True))]
-    else:
-        same = type(theirs) is type(ours) and theirs == ours
-        return [] if same else [f'{path or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
-    return [line for key, a, b in pairs for line in diff(a, b, path + key)]
-
-
-def _brief(value: Any) -> str:
-    text = value if value is ABSENT else json.dumps(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def trace_hash(trace: Trace) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from adx import rewriting
+from adx import rewriting, watch
 from adx.errors import InputError
 from adx.storage import Workdir
 from adx.study import Study
@@ -56,13 +56,10 @@ def _by_arm(study: Study, workdir: Workdir, traces: Iterable[Trace], seed: int) 
     found: dict[str, list[Trace]] = {arm.name: [] for arm in study.experiment.arms}
     for trace in traces:
         found[RequestId.parse(trace.request_id).setting].append(trace)
-    totals = workdir.totals() or {}
     for name, mine in found.items():
-        rejected = sum(RequestId.parse(id_).setting == name for id_ in workdir.rejected())
-        if not mine or len(mine) + rejected < totals.get(name, 0):
-            raise InputError(
-                f'seed {seed} has {len(mine)} of {totals.get(name, "its")} traces of arm {name!r}; finish them first'
-            )
+        is_whole, there = watch.tally(workdir, name, {trace.request_id for trace in mine})
+        if not is_whole:
+            raise InputError(f'arm {name!r} of seed {seed} has {there}; finish --stages=generate first')
     return found
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from etils import epath
 
 from adx.storage import Workdir
+from adx.types import RequestId
 
 LIVE_SECONDS = 120.0  # a process whose last heartbeat is older is not counted as running
+
+
+def tally(workdir: Workdir, setting: str, done: Collection[str]) -> tuple[bool, str]:
+    """Whether the traces of an arm, of which those of the request ids `done` are there, are all that there will be; and
+    how many there are, as '3 of 5 traces (1 rejected)'. A row that was rejected once and is there counts as there.
+    """
+    rejected = sum(RequestId.parse(id_).setting == setting for id_ in set(workdir.rejected()) - set(done))
+    total = (workdir.totals() or {}).get(setting, len(done))
+    whole = bool(done) and len(done) + rejected >= total
+    return whole, f'{len(done)} of {total} traces ({rejected} rejected)'
 
 
 def status(path: epath.PathLike) -> dict[str, Any]:

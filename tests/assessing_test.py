@@ -105,7 +105,7 @@ def test_a_study_without_a_judge_is_not_assessed(ran):
 
 
 def test_missing_traces_are_named(ran, tmp_path):
-    with pytest.raises(InputError, match="seed 0 has 0 of its traces of arm 'plain'"):
+    with pytest.raises(InputError, match="arm 'plain' of seed 0 has 0 of 0 traces"):
         assessing.assess(ran[0], str(tmp_path))
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
+from storage_test import refuse
 
-from adx import checkpoints, safetensors_io
+from adx import checkpoints, files, safetensors_io
 from adx.checkpoints import hash_files, load, save_hf, save_orbax
 from adx.errors import InputError, StorageError
 from adx.mesh import make_mesh, teacher_layout
@@ -88,6 +89,22 @@ def test_orbax_restores_on_another_mesh(tmp_path):
     assert same(early.params, load(str(GOLDENS / 'gemma3_text'), **how).params)
     with pytest.raises(InputError, match='not empty'):
         save_orbax(str(tmp_path / 'orbax'), saved.model, saved.params)
+
+
+def test_an_orbax_directory_is_a_checkpoint_once_all_of_it_is_there(tmp_path, monkeypatch):
+    saved, out = load(str(GOLDENS / 'smollm2')), tmp_path / 'orbax'
+
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_orbax(str(out), saved.model, saved.params, interrupted)
+    assert not (out / 'adx.json').exists()
+    shutil.rmtree(out)
+    monkeypatch.setattr(files, 'write_all', refuse)
+    with pytest.raises(StorageError, match='was not written: No space'):
+        save_orbax(str(out), saved.model, saved.params)
+    assert [path.name for path in out.iterdir()] == ['params']
 
 
 def test_padding_early_exit_translator_and_dtypes(tmp_path):

@@ -121,7 +121,7 @@ def test_missing_and_damaged_directions_are_refused(taken, tmp_path):
     where = save(taken, tmp_path)
     directions.check_prepared(EXPERIMENT, tmp_path)
     (where / 'identity.json').write_text('{')
-    with pytest.raises(InputError, match='cannot be read'):
+    with pytest.raises(InputError, match=r'identity\.json is damaged'):
         directions.known(where, belongs())
     where = save(taken, tmp_path)
     (where / 'params').rmtree()

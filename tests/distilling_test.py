@@ -21,6 +21,7 @@ from adx.experiment import ModelSource
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
 from adx.selection import Selection
+from adx.storage import Workdir
 from adx.study import REGISTRY, Student, check, study_hash
 from launch import study as launch
 
@@ -235,6 +236,19 @@ def test_selections_stand_for_their_arms(students, tmp_path):
         ('one', 'defence', 'clean'), ('any', 'control', 'defended'), ('long', 'defence', 'defended'),
     }  # fmt: skip
     assert {o.threat.samples for o in outcomes if o.arm} == {1}
+
+
+def test_a_row_that_was_rejected_once_and_is_there_hides_no_missing_one(students, tmp_path, monkeypatch):
+    study = make_study(students, seeds=(0,))
+    write_traces(study, str(tmp_path))
+    done = sorted(Workdir(study_traces.seed_path(str(tmp_path), 0)).finished())
+    plain = [id_ for id_ in done if id_.endswith('/plain')]
+    monkeypatch.setattr(Workdir, 'rejected', lambda self: {plain[0]: 'once'})
+    for total, refused in ((len(plain), False), (len(plain) + 1, True)):
+        monkeypatch.setattr(Workdir, 'totals', lambda self, total=total: {'plain': total})
+        expected = pytest.raises(InputError, match=f"'plain' of seed 0 has {len(plain)} of {total} traces")
+        with expected if refused else contextlib.nullcontext():
+            study_traces.read(study, str(tmp_path), 0)
 
 
 def test_clean_traces_are_no_choice(students):

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import errno
 import os
+import threading
 import time
 
 import fakes
@@ -16,7 +17,19 @@ import pytest
 from etils import epath
 from storage_test import EXPERIMENT, make_trace, open_workdir, refuse
 
-from adx import fitting, generation, journal, orbax_io, outcomes_io, pipeline, rewriting, storage, training_io, watch
+from adx import (
+    files,
+    fitting,
+    generation,
+    journal,
+    orbax_io,
+    outcomes_io,
+    pipeline,
+    rewriting,
+    storage,
+    training_io,
+    watch,
+)
 from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
@@ -133,6 +146,30 @@ class TestHolders:
         again = outcomes_io.open_log(str(tmp_path), 'wide', ['other', 'sft'], contextlib.nullcontext)
         with log, one_line(WorkdirError, 'student wide, attack sft', f'pid {os.getpid()}'), again:
             pass
+
+
+    def test_of_two_studies_in_one_instant_the_first_has_the_workdir(self, tmp_path, monkeypatch):
+        told: list[str] = []
+
+        def claim(name):
+            try:
+                outcomes_io.claim(str(tmp_path), {'study': name})
+                told.append(name)
+            except WorkdirError:
+                pass
+
+        other = threading.Thread(target=claim, args=['second'])
+
+        def write(path, data, write=files.write_private):
+            if not other.ident:  # the first has seen that there is none
+                other.start()
+                other.join(0.3)
+            write(path, data)
+
+        monkeypatch.setattr(files, 'write_private', write)
+        claim('first')
+        other.join(30)
+        assert told == ['first']
 
 
 class TestReadOnly:

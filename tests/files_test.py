@@ -161,3 +161,18 @@ def test_the_first_experiment_keeps_the_workdir(store):
     with pytest.raises(WorkdirError, match='belongs to another experiment'), open_workdir(PATH, {'seed': 2}, 'other'):
         pass
     assert json.loads(store.objects['run/private/experiment.json'][1])['experiment_hash'] == 'hash'
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    """Containers on a shared disk have the same pids."""
+    place, others = epath.Path(tmp_path / 'file'), [b'second']
+
+    def write_all(fd, data, write_all=files.write_all):
+        if others:
+            files.write_private(place, others.pop())
+        write_all(fd, data)
+
+    monkeypatch.setattr(files, 'write_all', write_all)
+    files.write_private(place, b'first')
+    assert place.read_bytes() == b'first'
+    assert [path.name for path in tmp_path.iterdir()] == ['file']

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import threading
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from gcs_fake import serve
 
-from adx import export, forgetting, retention, storage
-from adx.errors import ConfigError, InputError, WorkdirError
+from adx import export, files, forgetting, locks, outcomes_io, retention, storage
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.journal import FORMAT_VERSION
 from adx.storage import Workdir
 from adx.types import RequestId
@@ -213,3 +216,126 @@ def test_the_program_says_what_it_removed_and_what_stays(tmp_path, capsys):
     assert 'stays' in capsys.readouterr().out
     with flagsaver.flagsaver(workdir=str(tmp_path)), pytest.raises(ConfigError, match='either'):
         program.main()
+
+
+def test_what_a_killed_writer_left_of_a_file_goes_too(tmp_path):
+    make(tmp_path)
+    for folder in ('journal', 'rejected', 'scores/nll', 'selections', 'rewrites/said', 'report'):
+        place = tmp_path / 'private' / folder
+        place.mkdir(exist_ok=True)
+        (place / f'x.7{files.TEMPORARY}').write_text(SECRET)
+    forgetting.forget(tmp_path, GONE)
+    assert holding(tmp_path, GONE + '/', SECRET) == []
+
+
+def test_students_wait_while_a_workdir_is_cleaned(tmp_path):
+    make(tmp_path)
+    begun = threading.Event()
+
+    def begin():
+        with outcomes_io.open_log(str(tmp_path), 'wide', ['sft'], contextlib.nullcontext):
+            begun.set()
+
+    with forgetting.alone([Workdir(tmp_path)]):
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert not begun.wait(0.3)
+    thread.join(30)
+    assert begun.is_set()
+
+
+RUN = 'gs://bucket/run'
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A run on a store, of which no lock is left."""
+    with serve() as fake:
+        monkeypatch.setenv('STORAGE_EMULATOR_HOST', fake.url)
+        monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
+        monkeypatch.setattr(locks, 'RENEW_SECONDS', 0.1)
+        with open_workdir(RUN, EXPERIMENT) as workdir:
+            workdir.append([trace(row, 0, 'plain') for row in (1, 2)])
+        assert not fake.names('/locks/')
+        yield fake
+
+
+@contextlib.contextmanager
+def beginning_before_it_is_written(monkeypatch, name: str):
+    """A process of the run begins in the instant before the file is written."""
+    with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
+
+        def write(path, data, write=files.write_private):
+            if path.name == name:
+                stack.enter_context(open_workdir(RUN, EXPERIMENT))
+            write(path, data)
+
+        patch.setattr(files, 'write_private', write)
+        yield
+
+
+def test_on_a_store_who_began_before_the_note_is_seen(store, monkeypatch):
+    with (
+        beginning_before_it_is_written(monkeypatch, storage.FORGOTTEN),
+        pytest.raises(WorkdirError, match='0-of-1'),
+    ):
+        forgetting.forget(RUN, GONE)
+    assert len(Workdir(RUN).finished()) == 2
+    with forgetting.alone([Workdir(RUN)]):
+        assert store.names('/locks/') == ['run/private/locks/setup']
+    forgetting.forget(RUN, GONE)
+    assert Workdir(RUN).finished() == {'gsm8k/test/2/0/plain'}
+
+
+def test_on_a_store_old_runs_go_unless_somebody_began(store, monkeypatch):
+    monkeypatch.setattr(retention, 'DAY', 1e-6)
+    with (
+        beginning_before_it_is_written(monkeypatch, storage.EXPIRED),
+        pytest.raises(WorkdirError, match='0-of-1'),
+    ):
+        retention.expire(RUN, 1)
+    assert len(Workdir(RUN).finished()) == 2
+    retention.expire(RUN, 1)
+    assert not Workdir(RUN).finished()
+
+
+def test_a_run_that_is_expired_while_its_lock_is_taken_is_not_begun(tmp_path, monkeypatch):
+    make(tmp_path)
+
+    def acquire(path, what, acquire=locks.acquire):
+        (tmp_path / 'private' / storage.EXPIRED).write_text('{}')
+        return acquire(path, what)
+
+    monkeypatch.setattr(locks, 'acquire', acquire)
+    with pytest.raises(WorkdirError, match='removed by age'), open_workdir(tmp_path, EXPERIMENT):
+        pass
+
+
+@pytest.mark.parametrize(
+    'file', ['scores/nll/select.a.jsonl', 'selections/short.jsonl', 'rewrites/said/rewrite.a.jsonl', 'outcomes/a.jsonl']
+)
+def test_a_run_that_a_later_stage_went_on_with_stays(tmp_path, monkeypatch, file):
+    make(tmp_path / 'private' / 'seeds' / '0')
+    outcome = file.startswith('outcomes')
+    place = (tmp_path if outcome else tmp_path / 'private' / 'seeds' / '0') / 'private' / file
+    now = retention.time.time()
+    monkeypatch.setattr(retention.time, 'time', lambda: now + 31 * retention.DAY)
+
+    @contextlib.contextmanager
+    def alone(workdirs, alone=forgetting.alone):
+        with alone(workdirs):
+            place.parent.mkdir(exist_ok=True)
+            place.touch()
+            os.utime(place, (now + 30 * retention.DAY,) * 2)  # written by who had it before
+            yield
+
+    monkeypatch.setattr(retention, 'alone', alone)
+    (line,) = retention.expire(tmp_path, 30)
+    assert 'stays, it is 1.0 days old' in line
+
+
+def test_retention_on_storage_that_fails_is_one_line(tmp_path, monkeypatch):
+    make(tmp_path)
+    monkeypatch.setattr(locks, 'exclusive', lambda path: contextlib.closing(os.open(path / 'none', 0)))
+    with pytest.raises(StorageError, match='was not cleaned'):
+        retention.expire(tmp_path, 30)

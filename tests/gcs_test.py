@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 
+import fsspec
 import pytest
 from etils import epath
+from etils.epath import backend
 from gcs_fake import LOST, Fault, serve
 
 from adx import files, gcs, locks
@@ -33,7 +37,7 @@ def store(monkeypatch):
 def dead(monkeypatch, store):
     """A lease whose holder lives nowhere near and never refreshes it."""
     lease = locks.acquire(PATH, 'it')
-    lease._stop.set()
+    lease._renewal.close()
     resource, _ = store.objects[NAME]
     resource['metadata'] |= {'space': 'far', 'host': 'far', 'pid': '7'}
     return lease
@@ -104,6 +108,7 @@ def test_a_lease_is_waited_for_until_it_is_abandoned(store, dead):
 def test_a_holder_that_lost_it_is_told(store):
     lease = locks.acquire(PATH, 'it')
     lease.refresh()
+    lease._renewal.close()
     del store.objects[NAME]
     with pytest.raises(WorkdirError, match='it is in use by pid unknown'):
         lease.refresh()
@@ -161,7 +166,7 @@ def test_the_lease_of_a_process_that_died_here_is_free_at_once(store):
     child = subprocess.Popen([sys.executable, '-c', ''])
     child.wait()
     lease = locks.acquire(PATH, 'it')
-    lease._stop.set()
+    lease._renewal.close()
     store.objects[NAME][0]['metadata'] |= {'pid': str(child.pid)}
     locks.acquire(PATH, 'it').release()
 
@@ -191,3 +196,57 @@ def test_the_first_of_two_writers_stays(store):
     files.write_first(path, b'first')
     files.write_first(path, b'second')
     assert files.read(path) == b'first'
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """Raises Stopped where the process would be stopped."""
+
+    def stop(number, frame):
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def works_until_it_is_stopped():
+    with pytest.raises(Stopped):
+        time.sleep(30)
+
+
+def test_a_holder_that_never_asks_is_stopped_when_it_lost_it(store, stopping):
+    lease = locks.acquire(PATH, 'it')
+    store.faults = [Fault('PATCH', 'lock', 503)]  # an outage is no loss
+    time.sleep(3 * locks.RENEW_SECONDS)
+    del store.objects[NAME]
+    works_until_it_is_stopped()
+    lease.release()
+
+
+def test_one_that_was_released_stops_nobody(store, stopping):
+    for _ in range(3):
+        lease = locks.acquire(PATH, 'it')
+        time.sleep(locks.RENEW_SECONDS)  # it is being refreshed just now
+        lease.release()
+    time.sleep(2 * locks.RENEW_SECONDS)
+
+
+def test_a_weak_lease_is_renewed_too_and_its_loss_is_told(monkeypatch, stopping):
+    memory = fsspec.filesystem('memory')
+    monkeypatch.setattr(backend._FileSystemSpecBackend, 'fs', lambda self, path: memory)
+    monkeypatch.setattr(locks, 'RENEW_SECONDS', 0.05)
+    path = epath.Path('s3://bucket/weak/0-of-1.lock')
+    lease = locks.acquire(path, 'it')
+    time.sleep(0.3)
+    record = json.loads(path.read_text())
+    assert time.time() - record['time'] < 0.25
+    path.write_text(json.dumps(record | {'token': 'another'}))
+    works_until_it_is_stopped()
+    lease.release()
+    assert json.loads(path.read_text())['token'] == 'another'
+    path.unlink()

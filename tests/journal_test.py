@@ -10,10 +10,11 @@ import pytest
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from storage_test import journals, make_trace, open_workdir
+from storage_test import journals, make_trace, open_workdir, refuse
 
-from adx.errors import StorageError
-from adx.journal import Journal, read_records, trace_from_json, trace_to_json
+from adx import files, retention
+from adx.errors import StorageError, WorkdirError
+from adx.journal import Journal, cut_torn_tails, drop_records, read_records, trace_from_json, trace_to_json
 from adx.storage import Workdir
 from adx.types import Trace
 
@@ -132,3 +133,53 @@ def test_a_failed_journal_starts_a_new_file(tmp_path, monkeypatch):
     journal.append([line])
     journal.close()
     assert [where.rsplit(':')[-1] for where, _ in read_records(epath.Path(tmp_path))] == ['1', '1']
+
+
+def test_a_file_whose_name_may_be_lost_is_not_appended_to(tmp_path, monkeypatch):
+    journal = Journal(epath.Path(tmp_path), '0-of-1')
+    line = json.dumps({'format_version': 1, 'request_id': 'a'})
+    with monkeypatch.context() as patch:
+        patch.setattr(files, 'fsync_path', refuse)
+        with pytest.raises(StorageError, match='not saved'):
+            journal.append([line])
+    journal.append([line])
+    journal.close()
+    assert sorted(path.stat().st_size for path in tmp_path.iterdir()) == [0, len(line) + 1]
+
+
+def test_what_is_dropped_stays_gone_after_a_crash(tmp_path, monkeypatch):
+    journal = Journal(epath.Path(tmp_path), '0-of-1')
+    journal.append([json.dumps({'format_version': 1, 'request_id': 'a'})])
+    journal.close()
+    durable = []
+    monkeypatch.setattr(files, 'fsync_path', lambda path: durable.append((path, list(tmp_path.iterdir()))))
+    assert drop_records(epath.Path(tmp_path), lambda record: True) == 1
+    assert durable == [(tmp_path, [])]
+
+
+def test_an_end_that_cannot_be_cut_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / '0-of-1.x.jsonl').write_text('{')
+    monkeypatch.setattr(os, 'fsync', refuse)
+    with pytest.raises(StorageError, match=r'unfinished ends were not cut.*; free some space'):
+        cut_torn_tails(epath.Path(tmp_path), '0-of-1')
+
+
+def test_an_experiment_that_lacks_a_part_is_damaged(tmp_path):
+    with open_workdir(tmp_path):
+        pass
+    place = tmp_path / 'private' / 'experiment.json'
+    for part in ('created', 'experiment', 'experiment_hash'):
+        whole = json.loads(place.read_text())
+        place.write_text(json.dumps({key: value for key, value in whole.items() if key != part}))
+        with pytest.raises(WorkdirError, match=rf'experiment\.json is damaged.*{part}'):
+            retention.expire(tmp_path, 30)
+        place.write_text(json.dumps(whole))
+
+
+def test_damaged_hashes_of_what_is_forgotten_are_not_taken_for_none(tmp_path):
+    with open_workdir(tmp_path):
+        pass
+    for content in (b'', b'[]', b'{}', b'{"prompts": 1}', b'{"prompts": [[]]}'):
+        (tmp_path / 'private' / 'forgotten.json').write_bytes(content)
+        with pytest.raises(StorageError, match=r'forgotten\.json is damaged.*forget the requests again'):
+            Workdir(tmp_path).forgotten()

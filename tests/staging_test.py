@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from gcs_fake import Fault, serve
 
 from adx import checkpoints, files, loading, orbax_io, staging
@@ -12,6 +15,7 @@ from adx.datasets import Gsm8k, builder
 from adx.datasets.tokenizing import save_tokenizer
 from adx.errors import InputError, StorageError
 from tests import tiny
+from tools import convert_checkpoint
 
 MODEL = 'gs://bucket/models/teacher'
 
@@ -94,3 +98,42 @@ def test_a_built_dataset_is_read(store, tmp_path):
     files.upload_directory(files.path_of(built), files.path_of('gs://bucket/data'), last='dataset_info.json')
     ours, theirs = (Gsm8k(path).source().pool.rows for path in (built, 'gs://bucket/data'))
     assert ours == theirs
+
+
+def test_no_name_leads_out_of_the_copy_and_a_placeholder_is_no_file(store, saved, tmp_path):
+    resource, data = store.objects['models/teacher/config.json']
+    for name in ('models/teacher/', 'models/teacher/more/', 'models/teacher/more/x'):
+        store.objects[name] = (resource | {'name': name}, data)
+    copied = staging.stage(MODEL)
+    assert (copied / 'more' / 'x').read_bytes() == data
+    assert checkpoints.read_config(MODEL).vocab_size == tiny.VOCAB
+    for name in ('models/teacher/../../../../x', 'models/teacher/more/../y'):
+        store.objects[name] = (resource | {'name': name}, data)
+        with pytest.raises(InputError, match='leads out of it'):
+            staging.stage(MODEL)
+        del store.objects[name]
+    assert [epath.Path(path) for path in tmp_path.rglob('x')] == [copied / 'more' / 'x']
+
+
+def test_each_block_is_retried_on_its_own_and_what_a_kill_left_goes(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, 'BLOCK_BYTES', 3)
+    files.upload(files.path_of('gs://bucket/a/x'), b'0123456789')
+    files.upload(files.path_of('gs://bucket/a/empty'), b'')
+    old, new = tmp_path / 'cache' / 'staged' / 'tmpold', tmp_path / 'cache' / 'staged' / 'tmpnew'
+    for folder in (old, new):
+        (folder / 'half').mkdir(parents=True)
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(files, 'retried', lambda call: (call(), call())[1])
+    copied = staging.stage('gs://bucket/a')
+    assert (copied / 'x').read_bytes() == b'0123456789'
+    assert (copied / 'empty').read_bytes() == b''
+    assert sum('a/x?alt=media' in request for request in store.requests) == 2 * 4
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@pytest.mark.parametrize('to', ['hf', 'orbax'])
+def test_a_model_on_a_store_is_converted_with_its_tokenizer(store, saved, tmp_path, to):
+    out = str(tmp_path / 'out')
+    convert_checkpoint.convert(MODEL, out, to, 'float32')
+    assert loading.read_tokenizer(out).size == tiny.VOCAB
+    assert all(np.array_equal(checkpoints.load(out).params[path], x) for path, x in saved.items())

@@ -19,6 +19,7 @@ from etils.epath import backend
 
 from adx import files, locks, storage, watch
 from adx.errors import StorageError, WorkdirError
+from adx.journal import diff
 from adx.storage import Workdir
 from adx.types import Trace
 
@@ -102,8 +103,8 @@ class TestWorkdir:
 
     def test_diff_knows_types_and_lengths(self):
         theirs, ours = {'a': 1, 'b': [1]}, {'a': 1.0, 'b': [1, 2]}
-        assert storage.diff(theirs, ours) == ['a: 1 != 1.0', 'b: [1] != [1, 2]']
-        assert storage.diff(EXPERIMENT, EXPERIMENT) == []
+        assert diff(theirs, ours) == ['a: 1 != 1.0', 'b: [1] != [1, 2]']
+        assert diff(EXPERIMENT, EXPERIMENT) == []
 
     def test_digest_ignores_order_files_and_times(self, tmp_path):
         traces = [make_trace(row) for row in range(4)]
@@ -181,6 +182,16 @@ class TestFullDisk:
             assert journals(tmp_path)[0].read_bytes() == before
             workdir.append([make_trace(2)])
         assert Workdir(tmp_path).finished() == {make_trace(0).request_id, make_trace(2).request_id}
+
+    def test_the_last_heartbeat_hides_no_lost_record(self, tmp_path, monkeypatch):
+        def run():
+            with open_workdir(tmp_path) as workdir:
+                workdir.heartbeat({})
+                monkeypatch.setattr(os, 'write', refuse)
+                workdir.append([make_trace(1)])
+
+        with pytest.raises(StorageError, match=r'1 record\(s\) not saved'):
+            run()
 
     def test_opening_on_a_full_disk_is_a_storage_error(self, tmp_path, monkeypatch):
         monkeypatch.setattr(os, 'fsync', refuse)

@@ -10,11 +10,11 @@ The tokenizer goes along where the source has one. Exit codes: 0 done, 2 flags, 
 from __future__ import annotations
 
 from absl import flags, logging
-from etils import epath
 
 from adx import checkpoints
 from adx.datasets.tokenizing import load_tokenizer, save_tokenizer
 from adx.safetensors_io import copy_tokenizer
+from adx.staging import stage
 from launch import program
 
 SOURCE = flags.DEFINE_string('source', None, 'What to convert.', required=True, allow_override=True)
@@ -25,9 +25,9 @@ PARAM_DTYPE = flags.DEFINE_enum('param_dtype', 'float32', list(checkpoints.DTYPE
 
 def tokenizer_writer(source: str) -> checkpoints.WriteTokenizer | None:
     """Copies the tokenizer's files beside a directory's weights, or rebuilds them from a GGUF file."""
-    path = epath.Path(source).expanduser()
+    path = stage(source).expanduser()
     if path.suffix == '.gguf':
-        return lambda target: save_tokenizer(load_tokenizer(source), str(target))
+        return lambda target: save_tokenizer(load_tokenizer(str(path)), str(target))
     if (path / 'tokenizer.json').exists() or (path / 'tokenizer.model').exists():
         return lambda target: copy_tokenizer(path, target)
     return None

@@ -1,7 +1,7 @@
 """Kills -9 real runs at moments drawn uniformly over their work, restarts the same command until it is done, and
 compares what is there with an uninterrupted run and with what a witness saw come from the device.
 
-    python -m tools.soak --stage=generate --kills=100          # appends to tools/bench/results/faults.json
+    python -m tools.soak --stage=generate --kills=100 --record   # appends to tools/bench/results/faults.json
 
 Every start is a fork of one process that has imported everything and started no backend; compiled programs are
 shared in a cache. Only so are a hundred kills affordable.
@@ -156,7 +156,7 @@ class Soak:
         code = wait(pid, LIMIT)
         if code is None:
             kill(pid)
-        if code:
+        if code != 0:
             raise ConfigError(f'{name} ended with {code}; see {place.with_suffix(".log")}')
 
     def trial(self) -> Trial:
@@ -184,6 +184,9 @@ class Soak:
         """The exit code of a process that ended before its moment came; it may come inside a wait for the disk too."""
         moment, pause = self.rng.uniform(0, self.seconds), self.rng.uniform(0, PAUSE)
         code = wait(pid, LIMIT, lambda: worked(pid) >= moment)
+        if code is None and worked(pid) < moment:
+            kill(pid)
+            raise ConfigError(f'a restarted run hangs: {LIMIT:g} s went by; see its log in {self.root}')
         return wait(pid, pause) if code is None else code
 
     def _judge(self, one: Trial, place: pathlib.Path) -> None:

@@ -7,7 +7,6 @@ template_worker.py, has limits of time and memory; one that is ended by them is 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import json
 import os
@@ -44,10 +43,15 @@ class _Renderer:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             reply = ''
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 self._process.stdin.write(f'{line}\n')
                 self._process.stdin.flush()
                 reply = self._process.stdout.readline()
+            except BrokenPipeError:
+                pass
+            except BaseException:  # interrupted: its answer would be taken for that to the next question
+                self._end()
+                raise
             if reply.endswith('\n'):
                 return json.loads(reply)
             self._end()

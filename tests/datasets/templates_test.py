@@ -98,3 +98,22 @@ def test_the_process_ends_when_its_input_does():
         [templates.sys.executable, '-P', template_worker.__file__], input='', capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+def test_an_interruption_leaves_no_answer_for_the_next_question(monkeypatch):
+    assert render('first') == 'first'
+    answers = templates._RENDERER._process.stdout
+
+    class Interrupted:
+        def readline(self):
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return getattr(answers, name)
+
+    monkeypatch.setattr(templates._RENDERER._process, 'stdout', Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        render('second')
+    if templates._RENDERER._process:
+        templates._RENDERER._process.stdout = answers
+    assert render('third') == 'third'

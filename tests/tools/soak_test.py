@@ -13,6 +13,7 @@ from faults_test import start
 
 from adx import journal, outcomes_io, rewriting, training_io
 from adx.decoding.slots import Slots
+from adx.errors import ConfigError
 from adx.training_io import Run
 from tools import soak
 from tools.soaking import witness
@@ -115,3 +116,18 @@ def test_the_witness_hears_of_a_checkpoint_once_it_is_whole(tmp_path, monkeypatc
     assert not witness.what_was_told(tmp_path / 'seen').saved
     training_io.save(run, dataclasses.replace(state, step=state.step + 2))
     assert witness.what_was_told(tmp_path / 'seen').saved == {witness.step(1), witness.step(2)}
+
+
+def test_a_run_that_hangs_is_told(tmp_path, monkeypatch):
+    for name in ('whole', 'killed'):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(soak, 'LIMIT', 0.3)
+    hanging = dataclasses.replace(fake(), run=lambda place, seer: time.sleep(60) or 0)
+    with pytest.raises(ConfigError, match='first ended with None'):
+        soak.Soak(hanging, tmp_path / 'whole', random.Random(0))
+    monkeypatch.setattr(soak, 'LIMIT', 600.0)
+    one = soak.Soak(fake(), tmp_path / 'killed', random.Random(0))
+    one.stage = hanging
+    monkeypatch.setattr(soak, 'LIMIT', 0.3)
+    with pytest.raises(ConfigError, match='a restarted run hangs'):
+        one.trial()

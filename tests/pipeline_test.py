@@ -1,0 +1,67 @@
+"""What a run says of itself: that it lives while nothing is finished, and how many requests it has."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+
+import pytest
+
+from adx import forgetting, generation, pipeline, watch
+from adx.processes import Place
+from adx.storage import Workdir
+from launch.config import load_config
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+    """Three prompts of one arm on a tiny teacher."""
+    root = tmp_path_factory.mktemp('pipeline')
+    teacher = tiny.write_teacher(root / 'teacher')
+    run = load_config(tiny.write_config(root / 'config.py', teacher))
+    return dataclasses.replace(run, arms=run.arms[:1], proxies=())
+
+
+def generate(experiment, path):
+    return pipeline.generate(experiment, str(path), Place(), lambda report, trace: None, contextlib.nullcontext)
+
+
+def test_it_lives_while_weights_are_read(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, 'BEAT_SECONDS', 0.05)
+    beats = []
+
+    def load(*given, load=pipeline.load_models):
+        until = time.monotonic() + 30.0
+        while len(set(beats)) < 3 and time.monotonic() < until:
+            beats.extend(beat['time'] for beat in watch.status(tmp_path)['processes'] if beat['state'] == 'running')
+            time.sleep(0.02)
+        return load(*given)
+
+    monkeypatch.setattr(pipeline, 'load_models', load)
+    assert generate(experiment, tmp_path).done == 3
+    assert len(set(beats)) == 3
+    (last,) = Workdir(tmp_path).heartbeats()
+    assert last['state'] == 'stopped'
+    time.sleep(0.2)
+    assert Workdir(tmp_path).heartbeats()[0]['time'] == last['time']
+
+
+def test_forgotten_requests_are_neither_there_nor_rejected(experiment, tmp_path, monkeypatch):
+    def refusing_one(*given, make=generation.make_requests):
+        made = make(*given)
+        id_ = list(made.requests)[-1]
+        return dataclasses.replace(
+            made, requests={one: made.requests[one] for one in made.requests if one != id_}, rejected={id_: 'too long'}
+        )
+
+    monkeypatch.setattr(generation, 'make_requests', refusing_one)
+    report = generate(experiment, tmp_path)
+    assert (report.total, report.done, report.rejected) == (3, 2, 1)
+    (refused,), finished = Workdir(tmp_path).rejected(), sorted(Workdir(tmp_path).finished())
+    for id_, expected in ((refused, (2, 2, 0)), (finished[0], (1, 1, 0))):
+        forgetting.forget(tmp_path, id_)
+        report = generate(experiment, tmp_path)
+        assert (report.total, report.done_before, report.rejected) == expected
+        assert report.done == 0
