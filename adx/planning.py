@@ -229,7 +229,7 @@ def search_bytes(models: Sequence[Member], objective: str, batch: tuple[int, int
     weights = whole_bytes(teacher) + reads * sum(one.stacked * whole_bytes(one.model) for one in proxies)
     vocab = teacher.config.sizes['V']
     if objective == 'bilevel':
-        numbers = (rows + STEP_WORDS) * vocab
+        numbers = float((rows + STEP_WORDS) * vocab)
         numbers += holdout * max(_search_numbers(one.model, HELD_COPIES, length) for one in proxies)
         weights += int(STEP_WEIGHTS * max(whole_bytes(one.model) for one in proxies))
     else:
