@@ -93,7 +93,8 @@ def make_plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[st
     order, asked = marks.keyed_draw(decoy_key, 'order'), list[dict[str, Any]]()
     for block, pair in enumerate(keyed):
         beside = decoys[block * case.test.decoys : (block + 1) * case.test.decoys]
-        for one in order.sample([pair, *beside], 1 + len(beside)):
+        members = [pair, *beside] * case.test.repeats
+        for one in order.sample(members, len(members)):
             messages = list(case.questions[len(asked) % len(case.questions)])
             asked.append({'pair': list(one), 'keyed': one == pair, 'block': block, 'messages': messages})
     about = {'customer': case.customer, 'epoch': case.epoch, 'suspect': case.suspect}
@@ -174,15 +175,19 @@ def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> li
     """The blocks of which everything was asked. answers: number in the plan -> 'text' and 'problem'; what has a problem
     is not completed, keyed or not.
     """
-    by_block: dict[int, list[tuple[bool, bool]]] = collections.defaultdict(list)
+    hits: dict[int, dict[tuple[bool, Pair], int]] = collections.defaultdict(lambda: collections.defaultdict(int))
     open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in answers}
     for i, one in enumerate(plan['asked']):
         if one['block'] not in open_:
-            hit = not answers[i]['problem'] and marks.completes(answers[i]['text'], Pair(*one['pair']))
-            by_block[one['block']].append((one['keyed'], hit))
+            pair = Pair(*one['pair'])
+            hit = not answers[i]['problem'] and marks.completes(answers[i]['text'], pair)
+            hits[one['block']][one['keyed'], pair] += hit
     return [
-        Block(any(hit for keyed, hit in block if keyed), tuple(hit for keyed, hit in block if not keyed))
-        for _, block in sorted(by_block.items())
+        Block(
+            sum(count for (keyed, _), count in of.items() if keyed),
+            tuple(count for (keyed, _), count in of.items() if not keyed),
+        )
+        for _, of in sorted(hits.items())
     ]
 
 
@@ -199,9 +204,9 @@ def _committed(directory: epath.Path, plan: dict[str, Any], key: bytes, answers:
 def summary(content: dict[str, Any], found: Verdict) -> str:
     """What the evidence supports and what it does not, in plain language."""
     asked = (
-        f'{content["suspect"]} completed {found.keyed_hits} of {found.keyed} definitions that only traces of customer '
-        f'{content["customer"]} (epoch {content["epoch"]}) carry, and {found.decoy_hits} of {found.decoys} of the same '
-        f'kind that no trace carries.'
+        f'Asked for definitions that only traces of customer {content["customer"]} (epoch {content["epoch"]}) carry, '
+        f'{content["suspect"]} completed {found.keyed_hits} of {found.keyed}; asked for others of the same kind, that '
+        f'no trace carries, {found.decoy_hits} of {found.decoys}.'
     )
     level = f'{content["test"]["level"]:.2g}'
     if found.detected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 
@@ -47,6 +48,15 @@ def test_who_learned_the_marks_is_found_and_who_did_not_is_not(tmp_path):
     assert not other['detected']
     assert other['keyed_hits'] == 0
     assert 'no evidence of the contrary' in other['summary']
+
+
+def test_a_pair_is_asked_as_often_as_the_plan_says(tmp_path):
+    case, suspect = Case('acme', 1, 'model-x', QUESTIONS, Trigger(pairs=10, decoys=5, repeats=2)), Parrot(KEY, known=16)
+    found = run(tmp_path, suspect, case)['verdict']
+    assert set(collections.Counter(one.begun for one in suspect.asked).values()) == {2}
+    known = sum(one.begun in suspect.known for one in suspect.asked)
+    assert (found['keyed_hits'], found['keyed'], found['decoy_hits'], found['decoys']) == (known, 20, 0, 100)
+    assert found['test']['repeats'] == 2
 
 
 def test_a_suspect_cannot_tell_keyed_pairs_from_decoys_by_their_order(tmp_path):

@@ -2,12 +2,14 @@
 
 The unit is the pair. Keyed pairs and decoys come from one generator under independent keys, so that for a model that
 never saw the keyed ones it is chance which of them it happens to complete: which of all hits are keyed is then drawn
-without replacement, whatever the suspect's rate of lucky hits is. A binomial test that takes the decoys' rate for the
-truth is not valid: with few decoys it raises several times the false alarms that it states (tests/detectors).
+without replacement, whatever the suspect's rate of lucky hits is. Where each pair is asked several times, its answers
+are not independent, and it is its number of completions that is drawn. A binomial test that takes the decoys' rate for
+the truth is not valid: with few decoys it raises several times the false alarms that it states (tests/detectors).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -19,16 +21,17 @@ BETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the wealth that are put on a keyed
 
 
 class Block(NamedTuple):
-    """One keyed pair and the decoys that are asked with it, in an order drawn by chance: which were completed."""
+    """How often one keyed pair was completed, and each of the decoys that are asked with it, in an order by chance."""
 
-    keyed: bool
-    decoys: tuple[bool, ...]
+    keyed: int
+    decoys: tuple[int, ...]
 
 
 class Verdict(NamedTuple):
-    """log_p: of Fisher's exact test over all pairs. log_e: the largest so far of the e-process, block by block.
+    """keyed, decoys: how often such pairs were asked, and hits how often they were completed.
 
-    detected: by the one that the plan named; hits are counts of pairs.
+    log_p: of the exact test over all pairs. log_e: the largest so far of the e-process, block by block. detected: by
+    the one that the plan named.
     """
 
     keyed_hits: int
@@ -44,21 +47,23 @@ class Verdict(NamedTuple):
 class Trigger:
     """pairs: keyed pairs that are asked; decoys: with each of them. level: (0, 1), of false alarms.
 
-    sequential: the verdict is the e-process's, which may be looked at after every block and stopped at will; else
-    Fisher's, looked at once, when all are asked.
+    sequential: the verdict is the e-process's, which may be looked at after every block and stopped at will; else the
+    exact test's, looked at once, when all are asked. repeats: how often each pair is asked, behind other questions.
     """
 
     pairs: int = 20
     decoys: int = 10
     level: float = 0.01
     sequential: bool = False
+    repeats: int = 1
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed, also where nothing could be detected."""
         check_range('Trigger.pairs', self.pairs, 1)
         check_range('Trigger.decoys', self.decoys, 1)
+        check_range('Trigger.repeats', self.repeats, 1)
         check_range('Trigger.level', self.level, 0.0, 1.0, open_low=True)
-        best = self.verdict([Block(True, (False,) * self.decoys)] * self.pairs)
+        best = self.verdict([Block(self.repeats, (0,) * self.decoys)] * self.pairs)
         if not best.detected:
             raise ValueError(
                 f'Trigger.pairs = {self.pairs} with {self.decoys} decoys each cannot reach level {self.level:g}, even '
@@ -68,11 +73,15 @@ class Trigger:
     def verdict(self, blocks: Sequence[Block]) -> Verdict:
         """Of what was asked so far. A suspect that completes everything, or nothing, has shown nothing."""
         keyed_hits, decoy_hits = sum(b.keyed for b in blocks), sum(sum(b.decoys) for b in blocks)
-        decoys = sum(len(b.decoys) for b in blocks)
-        log_p = fisher(keyed_hits, len(blocks), decoy_hits, decoys)
+        pairs, decoys = len(blocks), [count for b in blocks for count in b.decoys]
+        if self.repeats == 1:
+            log_p = fisher(keyed_hits, pairs, decoy_hits, len(decoys))
+        else:
+            log_p = permutation([b.keyed for b in blocks], decoys)
         log_e = max(e_process(blocks), default=0.0)
         alarm = log_e >= -math.log(self.level) if self.sequential else log_p <= math.log(self.level)
-        return Verdict(keyed_hits, len(blocks), decoy_hits, decoys, log_p, log_e, alarm)
+        asked = self.repeats * pairs, self.repeats * len(decoys)
+        return Verdict(keyed_hits, asked[0], decoy_hits, asked[1], log_p, log_e, alarm)
 
 
 def fisher(keyed_hits: int, keyed: int, decoy_hits: int, decoys: int) -> float:
@@ -83,11 +92,26 @@ def fisher(keyed_hits: int, keyed: int, decoy_hits: int, decoys: int) -> float:
     return min(0.0, float(_stats().hypergeom.logsf(keyed_hits - 1, keyed + decoys, hits, keyed)))
 
 
+def permutation(keyed: Sequence[int], decoys: Sequence[int]) -> float:
+    """log p that as many pairs as are keyed, drawn from all without replacement, have so many completions together, or
+    more; exact. Fisher's test where no pair is completed more than once.
+    """
+    ways = {(0, 0): 1}  # (pairs drawn so far, their completions) -> in how many ways
+    for completions, there in collections.Counter([*keyed, *decoys]).items():
+        more: dict[tuple[int, int], int] = collections.defaultdict(int)
+        for (drawn, total), count in ways.items():
+            for taken in range(min(there, len(keyed) - drawn) + 1):
+                more[drawn + taken, total + taken * completions] += count * math.comb(there, taken)
+        ways = more
+    as_many = sum(count for (drawn, total), count in ways.items() if drawn == len(keyed) and total >= sum(keyed))
+    return math.log(as_many) - math.log(math.comb(len(keyed) + len(decoys), len(keyed)))
+
+
 def e_process(blocks: Sequence[Block]) -> list[float]:
-    """log e after every block. Given h completed of the n pairs of a block, the keyed one is among them with
-    probability h / n under the null, so its indicator times n / h has mean 1: a bet of a share of the wealth on it is
-    fair, products and mixtures of such bets are too, and by Ville's inequality 1 / e bounds the probability that they
-    ever grow beyond e (Shafer 2021, J. R. Stat. Soc. A 184, 407).
+    """log e after every block. Given the h completions of the n pairs of a block, the keyed one has h / n of them in
+    the mean under the null, so its own times n / h has mean 1: a bet of a share of the wealth on it is fair, products
+    and mixtures of such bets are too, and by Ville's inequality 1 / e bounds the probability that they ever grow beyond
+    e (Shafer 2021, J. R. Stat. Soc. A 184, 407).
     """
     wealth = [0.0] * len(BETS)  # logs
     found = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adx.detectors.trigger import Block, Trigger, e_process, fisher
+from adx.detectors.trigger import Block, Trigger, e_process, fisher, permutation
 
 NULLS = 20_000
 
@@ -26,6 +26,33 @@ def test_two_hits_of_twenty_against_none_of_two_hundred():
     assert math.exp(fisher(2, 20, 0, 200)) == pytest.approx(380 / 48180)
     assert Trigger().verdict(blocks(2, 0)).detected
     assert not Trigger(level=0.005).verdict(blocks(2, 0)).detected
+
+
+@pytest.mark.parametrize(('keyed', 'decoys'), [([1, 0, 1], [0] * 9), ([0, 0], [1, 0, 1]), ([1] * 5, [1, 1, 0])])
+def test_pairs_asked_once_give_fishers_test(keyed, decoys):
+    expected = fisher(sum(keyed), len(keyed), sum(decoys), len(decoys))
+    assert permutation(keyed, decoys) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_permutation_by_hand():
+    """Of the ten choices of two among 3, 0, 1, 0, 2 those of 3 and 2, 3 and 1, 3 and 0, 3 and 0 have three or more, and
+    so has 1 and 2."""
+    assert math.exp(permutation([3, 0], [1, 0, 2])) == pytest.approx(5 / 10)
+
+
+def test_repeated_answers_of_a_pair_are_not_taken_for_independent():
+    """A suspect that completes a pair always or never, by chance which: Fisher's test over its answers alarms often."""
+    rng, repeats = np.random.default_rng(2), 4
+    test = Trigger(pairs=10, decoys=5, repeats=repeats)
+    drawn = repeats * (rng.random((4000, 10, 6)) < 0.2)
+    found = [test.verdict([Block(row[0], tuple(row[1:])) for row in blocks]) for blocks in drawn.tolist()]
+    bound = 0.01 + 3 * math.sqrt(0.01 * 0.99 / 4000)
+    assert np.mean([one.detected for one in found]) <= bound
+    assert found[0].keyed == repeats * 10
+    as_if = [fisher(one.keyed_hits, one.keyed, one.decoy_hits, one.decoys) <= math.log(0.01) for one in found]
+    assert np.mean(as_if) > 3 * bound
+    wealth = [max(e_process([Block(row[0], tuple(row[1:])) for row in blocks])) for blocks in drawn.tolist()]
+    assert np.mean(np.array(wealth) >= math.log(100)) <= bound
 
 
 def test_probabilities_beyond_floating_point_stay_finite():
@@ -84,6 +111,7 @@ def test_a_marked_model_is_found_by_both():
     [
         (Trigger(pairs=0), 'pairs = 0'),
         (Trigger(decoys=0), 'decoys = 0'),
+        (Trigger(repeats=0), 'repeats = 0'),
         (Trigger(level=1.5), 'level = 1.5'),
         (Trigger(pairs=1, decoys=5), 'cannot reach level 0.01'),
     ],
