@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from adx import files
+from adx import files, gcs
 
 BEFORE, HALF, AFTER = 'before', 'half', 'after'
 FINISHED, FAILED = 0, 1
+STORED = 'stored'  # a call that changes a store
 # With an open file as their first argument, and with a path.
 ON_FILES, ON_PATHS = ('write', 'pwrite', 'fsync', 'ftruncate'), ('replace', 'rename', 'unlink', 'mkdir', 'rmdir')
 
@@ -24,11 +25,15 @@ class Points:
         self.root, self.at, self.when, self.count = os.fspath(root), at, when, 0
         for name in (*ON_FILES, *ON_PATHS):
             setattr(os, name, self._around(getattr(os, name), name))
-        files.upload = self._around(files.upload, 'upload')
+        for owner, name in (
+            (files, 'upload'), (files, '_pipe'),
+            (gcs.Object, 'create'), (gcs.Object, 'touch'), (gcs.Object, 'delete'),
+        ):  # fmt: skip
+            setattr(owner, name, self._around(getattr(owner, name), STORED))
 
     def _around(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(target: Any, *more: Any, **named: Any) -> Any:
-            if not self._is_ours(target, name):
+            if not self._is_ours(target, name, named.get('dir_fd')):
                 return call(target, *more, **named)
             self.count += 1
             mine = self.count == self.at
@@ -44,11 +49,15 @@ class Points:
 
         return counted
 
-    def _is_ours(self, target: Any, name: str) -> bool:
-        if name == 'upload':
+    def _is_ours(self, target: Any, name: str, folder: int | None) -> bool:
+        if name == STORED:
             return True
         try:
-            path = os.readlink(f'/proc/self/fd/{target}') if name in ON_FILES else os.path.abspath(os.fspath(target))
+            if name in ON_FILES:
+                path = os.readlink(f'/proc/self/fd/{target}')
+            else:
+                above = '' if folder is None else os.readlink(f'/proc/self/fd/{folder}')
+                path = os.path.abspath(os.path.join(above, os.fspath(target)))
         except (OSError, TypeError):
             return False
         return path.startswith(self.root)
@@ -86,10 +95,11 @@ def killed(run: Callable[[], Any], place: pathlib.Path, at: int, when: str) -> i
 
 
 def everywhere(
-    root: pathlib.Path, run: Callable[[pathlib.Path], Any], check: Callable[[pathlib.Path], None], whens=(BEFORE, AFTER)
+    root: pathlib.Path, run: Callable[[pathlib.Path], Any], check: Callable[[pathlib.Path], None],
+    whens=(BEFORE, AFTER), prepare: Callable[[pathlib.Path], Any] = lambda place: None,
 ) -> int:
     """Runs on a place of its own below `root` for every point and every way, killed there, and then once more to its
-    end. check: of a place after that, called also after the kill. The number of points.
+    end. check: of a place after that. prepare: makes one. The number of points.
     """
     for when in whens:
         at = 0
@@ -97,6 +107,7 @@ def everywhere(
             at += 1
             place = root / when / str(at)
             place.mkdir(parents=True)
+            prepare(place)
             code = killed(lambda place=place: run(place), place, at, when)
             if code == FINISHED:
                 break

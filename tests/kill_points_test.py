@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
 import pathlib
+import shutil
+import types
 
+import gcs_fake
+import jax
 import kill_points
 import pytest
 from etils import epath
 from etils.epath import backend
+from forgetting_test import GONE, SECRET, holding, make
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from kill_points import AFTER, BEFORE, HALF, everywhere, said, say
 from storage_test import EXPERIMENT, make_trace
 
-from adx import files, journal, outcomes_io, rewriting, storage, watch
+from adx import files, forgetting, journal, orbax_io, outcomes_io, rewriting, storage, training_io, watch
+from adx.drafting import Rewrite
 from adx.outcomes import Outcome, ThreatModel
+from adx.rewriters import Instructed
 from adx.storage import Workdir
+from adx.training_io import Run
 
-ROWS, BATCH, OWNER = 6, 2, 'rewrite-0-of-1'
+ROWS, BATCH = 6, 2
 TRACES = [make_trace(row, text='x' * 300) for row in range(ROWS)]
 IDS = {trace.request_id for trace in TRACES}
 
@@ -120,25 +130,104 @@ def test_outcomes(tmp_path):
     assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
 
 
-def test_rewrites(tmp_path):
-    """The journal of a rewrite, as the stage keeps it."""
+class Anything:
+    """A workshop nobody asks for more than its parts."""
+
+    experiment = tools = senses = nll = None
+
+
+def test_rewrites(tmp_path, monkeypatch):
+    one = Rewrite('told', 'plain', Instructed())
+    share = rewriting._Share(one, TRACES, frozenset())
+    experiment, shop = types.SimpleNamespace(rewriter=None), Anything()
+    monkeypatch.setattr(rewriting, 'BATCH', BATCH)
+    monkeypatch.setattr(rewriting.drafting, 'rewrite', lambda *given: [])  # all stay as they are: without models
 
     def run(place):
-        directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
-        files.make_private_dir(directory)
-        if not (directory / 'identity.json').exists():
-            files.write_private(directory / 'identity.json', b'{"rewrite": {"of": "plain"}}')
-        journal.cut_torn_tails(directory, OWNER)
-        known = {record['request_id'] for _, record in journal.read_records(directory)}
-        kept = journal.Journal(directory, OWNER)
-        for trace in TRACES:
-            if trace.request_id not in known:
-                kept.append([journal.to_json({'format_version': 1, 'request_id': trace.request_id, 'text': 'x' * 300})])
-        kept.close()
+        workdir = Workdir(place)
+        with storage.held(workdir, 'rewrite', ['locks', 'rewrites']) as owner:
+            directory = rewriting._claim(experiment, workdir, one)
+            rewriting._rewrite(share, directory, owner, shop, lambda *told: None, contextlib.nullcontext)
 
     def check(place):
         directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
         assert [record['request_id'] for _, record in journal.read_records(directory)] == sorted(IDS)
-        assert rewriting._read_identity(directory)['rewrite'] == {'of': 'plain'}
+        assert rewriting._read_identity(directory)['rewrite']['of'] == 'plain'
 
-    assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF)) > 10
+
+
+class Saver:
+    """Arrays that appear whole, as Orbax writes them, in the calls of this process: JAX does not outlive a fork."""
+
+    def begin(self, directory, arrays, whole):
+        half = directory / 'params.half'
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(half)
+        os.mkdir(half)
+        files.write_private(half / 'array', directory.name.encode())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory / 'params')
+        os.rename(half, directory / 'params')
+        whole()
+
+    def close(self):
+        pass
+
+
+def test_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_io, 'Saver', Saver)
+    monkeypatch.setattr(training_io, '_flat', lambda state: {})
+    monkeypatch.setattr(jax, 'process_index', lambda: 0)
+
+    def run(place):
+        kept = Run(epath.Path(place) / 'run', {}, keep=2)
+        for step in range((training_io.last_step(kept) or 0) + 1, 5):
+            assert {path.name: (path / 'params' / 'array').read_text() for path in finished(place)} == {
+                path.name: path.name for path in finished(place)
+            }
+            training_io.save(kept, types.SimpleNamespace(step=step))
+
+    def finished(place):
+        kept = Run(epath.Path(place) / 'run', {})
+        return [kept.directory / f'{step:08d}' for step in training_io.steps(kept)]
+
+    def check(place):
+        assert [int(path.name) for path in finished(place)][-2:] == [3, 4]  # the next one removes what is before them
+        assert all((path / 'params' / 'array').read_text() == path.name for path in finished(place))
+
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF)) > 40
+
+
+def test_forgetting(tmp_path):
+    make(tmp_path / 'whole')
+
+    def check(place):
+        assert holding(place / 'run', f'{GONE}/', SECRET) == []
+        assert len(Workdir(place / 'run').finished()) == 8
+
+    def forget(place):
+        forgetting.forget(place / 'run', GONE)
+
+    def prepare(place):
+        shutil.copytree(tmp_path / 'whole', place / 'run')
+
+    assert everywhere(tmp_path, forget, check, (BEFORE, HALF), prepare) > 20
+
+
+@pytest.mark.slow
+def test_traces_on_gcs(tmp_path, monkeypatch):
+    """Requests that change a store with preconditions, and plain uploads."""
+    files.configure_stores()
+    importlib.import_module('gcsfs')  # once, and not in every fork
+    monkeypatch.setattr('adx.locks._is_gone', lambda holder: True)  # the killed process was here
+    with gcs_fake.serve() as fake:
+        monkeypatch.setenv('STORAGE_EMULATOR_HOST', fake.url)
+
+        def run(place):
+            path = f'gs://bucket/{place.name}'
+            generate(path, place)
+            check_generated(path, place)  # here: the client's threads would not outlive the next fork
+
+        assert everywhere(tmp_path, run, lambda place: None, (BEFORE,)) > 15
+        assert not fake.names('.lock')
