@@ -9,8 +9,8 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
-# Eight devices share the cores: where these are busy, one may wait for the others longer than XLA's 40 seconds.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_collective_call_terminate_timeout_seconds=600'
+# On busy cores XLA's CPU devices were seen to wait for each other for ever, some in a program, others in the next one.
+jax.config.update('jax_cpu_enable_async_dispatch', False)
 # Tests, and the processes that they start, build many models of one shape: a program is compiled once for all of them.
 SECONDS = 0.2  # of compilation, from which a program is kept
 if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit the environment of the process that starts them
