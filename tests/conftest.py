@@ -9,7 +9,8 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
-# On busy cores XLA's CPU devices were seen to wait for each other for ever, some in a program, others in the next one.
+# On busy cores eight CPU devices were seen to wait for each other for ever in collectives, but not where a program
+# starts after the other's end.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
 # Tests, and the processes that they start, build many models of one shape: a program is compiled once for all of them.
 SECONDS = 0.2  # of compilation, from which a program is kept

@@ -34,7 +34,7 @@ def alone() -> Side:
     return Side(*fakes.make_ensemble(make_mesh(), ODD))
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 2), (2, 2, 2)])
+@pytest.mark.parametrize('shape', [(1, 1, 2), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_a_trace_replayed_on_another_mesh_differs_in_near_ties_only(shape):
     made, other = alone(), Side(*fakes.make_ensemble(make_mesh(*shape), ODD))
     traces = decode(made, REQUESTS, fakes.DECODE)
@@ -104,7 +104,7 @@ def test_bfloat16_tokens_do_not_depend_on_slot_neighbours_order_or_chunking():
     assert {str(done.id): done for done in in_bfloat16(chunk=5).generate(requests)} == expected
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 1, 4)])
+@pytest.mark.parametrize('shape', [(1, 1, 1), pytest.param((2, 1, 4), marks=pytest.mark.slow)])
 def test_bfloat16_samples_follow_the_distribution_of_an_uncached_pass(shape):
     """Chi-square of 8192 draws after one prompt against product of experts on logits of full bfloat16 passes.
 
