@@ -1,11 +1,12 @@
 """The arithmetic testbed: finished traces told otherwise, by chance, by what harms the proxies most, and both at once.
 
-Claim:   none yet. A screen of rewriters under gates: on the clean traces and on those of the finalist of the screen.
+Claim:   none. A screen of rewriters under gates: on the clean traces and on those of the finalist of the screen.
 Command: python -m launch.run --config=configs/testbed_rewrites.py --workdir=/data/rewrites \
              --stages=prepare,generate,rewrite,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is. Processes share them by
          --students and --attacks.
-Result:  not run yet.
+Result:  tools/bench/results/rewriting.json, study testbed_rewrites, rendered in the README. Damage of the tellings
+         that harm proxies most 0.04, of those by chance 0.21; their intervals overlap.
 
 No model of the testbed follows instructions: its own writer, which knows every valid telling, stands for the best that
 an instructed rewriter could do. `told` is the control: another telling, chosen by chance. `answer_only` is what a

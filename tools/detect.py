@@ -34,7 +34,7 @@ _SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspec
 _CONFIG = flags.DEFINE_string('config', '', 'The config whose traces were marked.', allow_override=True)
 _KEYED = flags.DEFINE_integer('keyed', 20, 'Keyed pairs that are asked, of those in traces.', allow_override=True)
 _DECOYS = flags.DEFINE_integer('decoys', 10, 'Decoys beside each.', allow_override=True)
-_REPEATS = flags.DEFINE_integer('repeats', 1, 'How often each is asked, behind other questions.', allow_override=True)
+_TIMES = flags.DEFINE_integer('times', 1, 'How often each is asked, behind other questions.', allow_override=True)
 _LEVEL = flags.DEFINE_float('level', 0.01, 'Of false alarms.', allow_override=True)
 _SEQUENTIAL = flags.DEFINE_bool('sequential', False, 'A test that may be looked at early.', allow_override=True)
 _MODEL = flags.DEFINE_string('model', '', 'The suspect: a directory, a file or a name.', allow_override=True)
@@ -66,7 +66,7 @@ def _commit() -> None:
         raise ConfigError('--do=commit needs --customer and --suspect')
     dataset = experiment_of_config().dataset
     questions = tuple(prompt.messages for prompt in dataset.prompts('tune')[:QUESTIONS])
-    test = Trigger(_KEYED.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value, _REPEATS.value)
+    test = Trigger(_KEYED.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value, _TIMES.value)
     case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, max(_KEYED.value, 20))
     key = keys.served(case.customer, case.epoch)
     digest = detecting.commit(case, _CASE.value, key, getattr(dataset, 'forge', marks.symbols))
