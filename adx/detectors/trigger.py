@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adx.types import check_range
 
@@ -74,37 +74,30 @@ class Trigger:
         """Of what was asked so far. A suspect that completes everything, or nothing, has shown nothing."""
         keyed_hits, decoy_hits = sum(b.keyed for b in blocks), sum(sum(b.decoys) for b in blocks)
         pairs, decoys = len(blocks), [count for b in blocks for count in b.decoys]
-        if self.repeats == 1:
-            log_p = fisher(keyed_hits, pairs, decoy_hits, len(decoys))
-        else:
-            log_p = permutation([b.keyed for b in blocks], decoys)
+        log_p = permutation([b.keyed for b in blocks], decoys)
         log_e = max(e_process(blocks), default=0.0)
         alarm = log_e >= -math.log(self.level) if self.sequential else log_p <= math.log(self.level)
         asked = self.repeats * pairs, self.repeats * len(decoys)
         return Verdict(keyed_hits, asked[0], decoy_hits, asked[1], log_p, log_e, alarm)
 
 
-def fisher(keyed_hits: int, keyed: int, decoy_hits: int, decoys: int) -> float:
-    """log p of so many keyed among all hits, or more, when chance decides (Fisher 1935; one-sided, exact)."""
-    hits = keyed_hits + decoy_hits
-    if not hits or not keyed:
-        return 0.0
-    return min(0.0, float(_stats().hypergeom.logsf(keyed_hits - 1, keyed + decoys, hits, keyed)))
-
-
 def permutation(keyed: Sequence[int], decoys: Sequence[int]) -> float:
     """log p that as many pairs as are keyed, drawn from all without replacement, have so many completions together, or
-    more; exact. Fisher's test where no pair is completed more than once.
+    more; exact, in whole numbers. Where each pair is asked once it is Fisher's exact test (1935), one-sided.
     """
+    size, of = len(keyed), collections.Counter([*keyed, *decoys])
+    never = of.pop(0, 0)
     ways = {(0, 0): 1}  # (pairs drawn so far, their completions) -> in how many ways
-    for completions, there in collections.Counter([*keyed, *decoys]).items():
+    for completions, there in of.items():
         more: dict[tuple[int, int], int] = collections.defaultdict(int)
         for (drawn, total), count in ways.items():
-            for taken in range(min(there, len(keyed) - drawn) + 1):
+            for taken in range(min(there, size - drawn) + 1):
                 more[drawn + taken, total + taken * completions] += count * math.comb(there, taken)
         ways = more
-    as_many = sum(count for (drawn, total), count in ways.items() if drawn == len(keyed) and total >= sum(keyed))
-    return math.log(as_many) - math.log(math.comb(len(keyed) + len(decoys), len(keyed)))
+    # The others that are drawn were never completed.
+    reached = ((count, size - drawn) for (drawn, total), count in ways.items() if total >= sum(keyed))
+    as_many = sum(count * math.comb(never, others) for count, others in reached)
+    return math.log(as_many) - math.log(math.comb(size + len(decoys), size))
 
 
 def e_process(blocks: Sequence[Block]) -> list[float]:
@@ -126,9 +119,3 @@ def e_process(blocks: Sequence[Block]) -> list[float]:
 def _log_mean(logs: Sequence[float]) -> float:
     top = max(logs)
     return top + math.log(sum(math.exp(x - top) for x in logs) / len(logs))
-
-
-def _stats() -> Any:
-    import scipy.stats  # half a second that only verdicts need
-
-    return scipy.stats

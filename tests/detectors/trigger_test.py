@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adx.detectors.trigger import Block, Trigger, e_process, fisher, permutation
+from adx.detectors.trigger import Block, Trigger, e_process, permutation
 
 NULLS = 20_000
+
+
+def fisher(keyed_hits, keyed, decoy_hits, decoys):
+    """log p of pairs that were asked once each."""
+    sides = (keyed_hits, keyed), (decoy_hits, decoys)
+    return permutation(*([1] * hits + [0] * (asked - hits) for hits, asked in sides))
 
 
 @pytest.mark.parametrize('counts', [(2, 20, 0, 200), (0, 20, 3, 200), (5, 20, 5, 200), (20, 20, 9, 9), (7, 9, 1, 30)])
@@ -30,7 +36,8 @@ def test_two_hits_of_twenty_against_none_of_two_hundred():
 
 @pytest.mark.parametrize(('keyed', 'decoys'), [([1, 0, 1], [0] * 9), ([0, 0], [1, 0, 1]), ([1] * 5, [1, 1, 0])])
 def test_pairs_asked_once_give_fishers_test(keyed, decoys):
-    expected = fisher(sum(keyed), len(keyed), sum(decoys), len(decoys))
+    table = [[sum(side), len(side) - sum(side)] for side in (keyed, decoys)]
+    expected = math.log(stats.fisher_exact(table, alternative='greater').pvalue)
     assert permutation(keyed, decoys) == pytest.approx(expected, abs=1e-12)
 
 
