@@ -95,11 +95,12 @@ def _decoded(
     said = dict(forcing.force(experiment, models, asked, traces, study.forcing))
     right = forcing.grade(said, traces, reader_of(experiment.dataset))
     # A selection costs its candidates and what scores them: decoding does not tell.
-    names = [] if own.selections else [arm.name for arm in own.arms]
-    costs = stopwatch.seconds_per_token(experiment, models, asked, names)
+    if own.selections:
+        return right, {}
+    costs = stopwatch.seconds_per_token(experiment, models, asked, [arm.name for arm in own.arms])
+    added = rewriting.seconds_per_token(own, seed_path(path, seed)) if own.rewrites else {}
     for one in own.rewrites:
-        if one.of in costs:
-            costs[one.name] = costs[one.of] + rewriting.seconds_per_token(own, seed_path(path, seed), one)
+        costs[one.name] = costs[one.of] + added[one.name]
     return right, costs
 
 

@@ -92,18 +92,21 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
     return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen)
 
 
-def seconds_per_token(experiment: Experiment, path: str, one: Rewrite) -> float:
-    """Seconds of the machine that a rewrite adds to each token of a trace: of one batch, when all is compiled.
+def seconds_per_token(experiment: Experiment, path: str) -> dict[str, float]:
+    """Seconds of the machine that each rewrite adds to a token of a trace: of one batch, when all is compiled.
 
     Saves nothing. Raises as `rewrite` does for traces that are not complete.
     """
     workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
-    share, shop = _share(experiment, workdir, one, ALONE), Workshop(experiment, path)
-    batch = share.traces[:BATCH]
-    _records(share, batch, shop)
-    began = time.perf_counter()
-    _records(share, batch, shop)
-    return (time.perf_counter() - began) / sum(len(trace.tokens) for trace in batch)
+    shop, found = Workshop(experiment, path), {}
+    for one in experiment.rewrites:
+        share = _share(experiment, workdir, one, ALONE)
+        batch = share.traces[:BATCH]
+        _records(share, batch, shop)
+        began = time.perf_counter()
+        _records(share, batch, shop)
+        found[one.name] = (time.perf_counter() - began) / sum(len(trace.tokens) for trace in batch)
+    return found
 
 
 def _name(trace: Trace) -> str:

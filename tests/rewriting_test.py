@@ -103,7 +103,8 @@ def test_its_seconds_are_taken_without_a_trace_of_it(base, workdir, monkeypatch)
     ticks = iter((10.0, 13.0))
     monkeypatch.setattr(rewriting.time, 'perf_counter', lambda: next(ticks))
     tokens = sum(len(trace.tokens) for trace in workdir.traces())
-    found = rewriting.seconds_per_token(base, str(workdir.path), base.rewrites[0])
+    said = dataclasses.replace(base, rewrites=base.rewrites[:1])
+    found = rewriting.seconds_per_token(said, str(workdir.path))['said']
     assert found == pytest.approx(3.0 / tokens)
     assert rewriting.names(workdir) == []
 
