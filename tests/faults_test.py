@@ -24,7 +24,6 @@ from adx import (
     journal,
     orbax_io,
     outcomes_io,
-    pipeline,
     rewriting,
     storage,
     training_io,
@@ -34,26 +33,16 @@ from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
-from adx.processes import Place
 from adx.storage import Workdir
 from adx.training import Trainer
 from adx.training_io import Run
 from adx.types import POISONED
-from launch.config import load_config
 from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def experiment(tmp_path_factory):
-    """Three prompts of one arm on a tiny teacher."""
-    root = tmp_path_factory.mktemp('faults')
-    teacher = tiny.write_teacher(root / 'teacher')
-    run = load_config(tiny.write_config(root / 'config.py', teacher))
-    return dataclasses.replace(run, arms=run.arms[:1], proxies=())
-
-
-def generate(experiment, path):
-    return pipeline.generate(experiment, str(path), Place(), lambda report, trace: None, contextlib.nullcontext)
+    return tiny.one_arm(tmp_path_factory.mktemp('faults'))
 
 
 @contextlib.contextmanager
@@ -73,13 +62,13 @@ class TestRows:
                 yield engine, dataclasses.replace(trace, stop=POISONED, tokens=trace.tokens[:2]) if i == 1 else trace
 
         monkeypatch.setattr(generation, 'decode', poisoned)
-        report = generate(experiment, tmp_path)
+        report = tiny.generate(experiment, tmp_path)
         assert (report.done, report.rejected, report.exit_code) == (2, 1, 5)
         (reason,) = Workdir(tmp_path).rejected().values()
         assert reason.startswith('the teacher gave nan or inf after 2 tokens; ')
         assert len(Workdir(tmp_path).finished()) == 2
         monkeypatch.undo()
-        report = generate(experiment, tmp_path)  # the same command, with a checkpoint that was mended
+        report = tiny.generate(experiment, tmp_path)  # the same command, with a checkpoint that was mended
         assert (report.done, report.done_before, report.exit_code) == (1, 2, 0)
         assert watch.status(tmp_path)['rejected'] == 0
 
@@ -103,37 +92,37 @@ class TestMemory:
         wide = dataclasses.replace(experiment, decode=dataclasses.replace(experiment.decode, slots=64))
         self.fail(monkeypatch, self.FULL, self.planned(wide, slots=16))
         with one_line(ConfigError, 'decode.slots = 64 on the mesh 1x1x1', 'take --set=decode.slots=16 ('):
-            generate(wide, tmp_path)
+            tiny.generate(wide, tmp_path)
 
     def test_also_where_the_plan_was_wrong_and_where_a_device_does_not_say(self, experiment, tmp_path, monkeypatch):
         for limit in (2**40, None):
             self.fail(monkeypatch, self.FULL, limit)
             with one_line(ConfigError, 'take --set=decode.slots=2 ('):
-                generate(experiment, tmp_path)
+                tiny.generate(experiment, tmp_path)
 
     def test_a_mesh_is_proposed_where_no_batch_fits(self, experiment, tmp_path, monkeypatch):
         self.fail(monkeypatch, self.FULL, self.planned(experiment, slots=2) - 1)
         with one_line(ConfigError, 'take --set=mesh.model=2 ('):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
         self.fail(monkeypatch, self.FULL, 1000)
         with one_line(ConfigError, 'of 0.0 MiB', 'no batch and no mesh of these devices fits'):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
 
     def test_another_error_stays_what_it_is(self, experiment, tmp_path, monkeypatch):
         self.fail(monkeypatch, 'INTERNAL: a bug', 1000)
         with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
 
 
 class TestHolders:
     def test_a_second_launcher_is_told_who_holds_the_shard(self, experiment, tmp_path):
-        generate(experiment, tmp_path)
+        tiny.generate(experiment, tmp_path)
         digest = Workdir(tmp_path).experiment['experiment_hash']
         with (
             Workdir.open(tmp_path, Workdir(tmp_path).experiment['experiment'], digest),
             one_line(WorkdirError, 'shard 0-of-1', f'pid {os.getpid()} on host', 'wait for it or stop it'),
         ):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
 
     def test_so_are_those_of_other_stages(self, tmp_path):
         with (
@@ -179,10 +168,10 @@ class TestReadOnly:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             return opened(path, flags, *more, **named)
 
-        generate(experiment, tmp_path)
+        tiny.generate(experiment, tmp_path)
         monkeypatch.setattr(os, 'open', refused)
         with one_line(WorkdirError, 'cannot be written: Read-only file system; make it writable'):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
         with one_line(WorkdirError, 'cannot be written'):
             outcomes_io.claim(str(tmp_path), {})
 
@@ -339,7 +328,7 @@ class TestShards:
             pass
         monkeypatch.setattr(journal.Journal, '_append', lambda *given: refuse())
         with one_line(StorageError, 'not saved, all appended before are safe', 'free some space'):
-            generate(experiment, tmp_path)
+            tiny.generate(experiment, tmp_path)
         monkeypatch.undo()
-        report = generate(experiment, tmp_path)
+        report = tiny.generate(experiment, tmp_path)
         assert (report.done, report.exit_code) == (3, 0)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 
 import pytest
 
 from adx import forgetting, generation, pipeline, watch
-from adx.processes import Place
 from adx.storage import Workdir
-from launch.config import load_config
 from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def experiment(tmp_path_factory):
-    """Three prompts of one arm on a tiny teacher."""
-    root = tmp_path_factory.mktemp('pipeline')
-    teacher = tiny.write_teacher(root / 'teacher')
-    run = load_config(tiny.write_config(root / 'config.py', teacher))
-    return dataclasses.replace(run, arms=run.arms[:1], proxies=())
-
-
-def generate(experiment, path):
-    return pipeline.generate(experiment, str(path), Place(), lambda report, trace: None, contextlib.nullcontext)
+    return tiny.one_arm(tmp_path_factory.mktemp('pipeline'))
 
 
 def test_it_lives_while_weights_are_read(experiment, tmp_path, monkeypatch):
@@ -40,7 +29,7 @@ def test_it_lives_while_weights_are_read(experiment, tmp_path, monkeypatch):
         return load(*given)
 
     monkeypatch.setattr(pipeline, 'load_models', load)
-    assert generate(experiment, tmp_path).done == 3
+    assert tiny.generate(experiment, tmp_path).done == 3
     assert len(set(beats)) == 3
     (last,) = Workdir(tmp_path).heartbeats()
     assert last['state'] == 'stopped'
@@ -57,11 +46,11 @@ def test_forgotten_requests_are_neither_there_nor_rejected(experiment, tmp_path,
         )
 
     monkeypatch.setattr(generation, 'make_requests', refusing_one)
-    report = generate(experiment, tmp_path)
+    report = tiny.generate(experiment, tmp_path)
     assert (report.total, report.done, report.rejected) == (3, 2, 1)
     (refused,), finished = Workdir(tmp_path).rejected(), sorted(Workdir(tmp_path).finished())
     for id_, expected in ((refused, (2, 2, 0)), (finished[0], (1, 1, 0))):
         forgetting.forget(tmp_path, id_)
-        report = generate(experiment, tmp_path)
+        report = tiny.generate(experiment, tmp_path)
         assert (report.total, report.done_before, report.rejected) == expected
         assert report.done == 0

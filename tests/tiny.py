@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
 from collections.abc import Iterator
 
 import tokenizers
+from etils import epath
 
+from adx import pipeline
 from adx.checkpoints import save_hf
 from adx.datasets.gsm8k import SAMPLE
 from adx.datasets.tokenizing import Tokenizer, save_tokenizer
+from adx.experiment import Experiment
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
+from adx.processes import Place
+from launch.config import load_config
 
 VOCAB = 400
 START, END = '<|im_start|>', '<|im_end|>'
@@ -114,6 +121,16 @@ def write_config(path: pathlib.Path, teacher: str, dataset: str = 'Gsm8k()', spl
     """Saves a config: three arms, three prompts, on the model at `teacher` and its early exit; its path."""
     path.write_text(CONFIG.format(teacher=teacher, dataset=dataset, split=split))
     return str(path)
+
+
+def one_arm(root: pathlib.Path) -> Experiment:
+    """Three prompts of one arm on a tiny teacher, without a proxy."""
+    run = load_config(write_config(root / 'config.py', write_teacher(root / 'teacher')))
+    return dataclasses.replace(run, arms=run.arms[:1], proxies=())
+
+
+def generate(experiment: Experiment, path: epath.PathLike) -> pipeline.Report:
+    return pipeline.generate(experiment, str(path), Place(), lambda report, trace: None, contextlib.nullcontext)
 
 
 def _texts() -> Iterator[str]:

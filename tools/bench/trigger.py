@@ -12,6 +12,7 @@ traces, and siblings that were trained on no trace at all. Every student is a fi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -179,17 +180,15 @@ def record(out: pathlib.Path) -> None:
     """Publishes power and false alarms, in samples of one student each, with bounds over all verdicts."""
     records = read(out)
     own, others = list(shares(records, 'own')), list(shares(records, 'others'))
-    put = lambda figure, samples, goal='', unit='of the verdicts': figures.append(  # noqa: E731
-        TABLE, figure, samples, unit=unit, goal=goal, command=COMMAND
-    )
+    put = functools.partial(figures.append, TABLE, unit='of the verdicts', goal='', command=COMMAND)
     put('power_at_20_queries', [sum(one) / len(one) for one in own])
     hits, asked = int(sum(map(sum, own))), sum(map(len, own))
-    put('power_low', [binomial_interval(hits, asked, 0.90).low], '>= 0.99')
-    put('false_alarm_rate', [sum(one) / len(one) for one in others], '<= 0.01')
+    put('power_low', [binomial_interval(hits, asked, 0.90).low], goal='>= 0.99')
+    put('false_alarm_rate', [sum(one) / len(one) for one in others], goal='<= 0.01')
     alarms, nulls = int(sum(map(sum, others))), sum(map(len, others))
-    put('false_alarm_upper', [binomial_interval(alarms, nulls, 0.90).high], '<= 0.02')
-    put('null_verdicts', [nulls], '>= 1300', 'verdicts')
-    put('null_students', [len(others)], '>= 20', 'students')
+    put('false_alarm_upper', [binomial_interval(alarms, nulls, 0.90).high], goal='<= 0.02')
+    put('null_verdicts', [nulls], goal='>= 1300', unit='verdicts')
+    put('null_students', [len(others)], goal='>= 20', unit='students')
     put('marked_traces', [one['marked'] for one in records.values() if 'marked' in one], unit='traces of 2000')
 
 

@@ -10,6 +10,7 @@ carry a mark from those that do not, by their most suspicious line.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -98,10 +99,8 @@ def work(study: Any, path: str, out: pathlib.Path) -> None:
 def record(out: pathlib.Path) -> None:
     """Publishes the attacker's AUC and, in samples of one student each, how often the mark is still found."""
     records = [json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))]
-    put = lambda figure, samples, goal='', unit='of the verdicts': figures.append(  # noqa: E731
-        TABLE, figure, samples, unit=unit, goal=goal, command=COMMAND
-    )
-    put('filter_auc', [one['auc'] for one in records if one['kind'] == 'no_attack'], '<= 0.7', 'AUC')
+    put = functools.partial(figures.append, TABLE, unit='of the verdicts', goal='', command=COMMAND)
+    put('filter_auc', [one['auc'] for one in records if one['kind'] == 'no_attack'], goal='<= 0.7', unit='AUC')
     for kind in TRANSFORMS:
         own = [one['own'] for one in records if one['kind'] == kind]
         put(f'power_after_{kind}', [sum(v['detected'] for v in verdicts) / len(verdicts) for verdicts in own])
