@@ -1,0 +1,37 @@
+"""The arithmetic testbed: the shortlisted rule and its control on new problems, the `test` split and eight new seeds.
+
+Claim:   none until it is measured; the screen's figures are of a search and this one's are not.
+Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/data/confirm \
+             --stages=generate,freeze,distil,assess,report
+Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
+         --stages=distil --students=wide and --students=biased two processes share the work.
+Result:  not run yet.
+
+20,000 prompts in all say whether the teacher loses accuracy. The control spends as much KL as the rule does, on words
+that are drawn by chance.
+"""
+
+import dataclasses
+
+from adx.datasets import Arithmetic
+from adx.defences import EqualKl, Permutation
+from adx.experiment import Arm
+from adx.study import Study
+from configs import testbed_attacks, testbed_screen
+
+WORST = ('canonicalise', 'soft')  # of testbed_attacks, those that recover most
+
+
+def study() -> Study:
+    screen = testbed_screen.study()
+    arms = {arm.name: arm for arm in screen.experiment.arms}
+    rule = arms['cross_soft']
+    control = Arm('soft_control', EqualKl(Permutation(rule.defence), rule.defence), rule.sampling)
+    experiment = dataclasses.replace(
+        screen.experiment, dataset=Arithmetic(seed=1), limit=2500, arms=(arms['plain'], rule, control)
+    )  # fmt: skip
+    attacks = tuple(attack for attack in testbed_attacks.ATTACKS if attack.name in ('sft', *WORST))
+    return dataclasses.replace(
+        screen, experiment=experiment, attacks=attacks, own=testbed_attacks.study().own, seeds=tuple(range(100, 108)),
+        split='test', controls=('soft_control',), temperatures=(),
+    )  # fmt: skip
