@@ -35,6 +35,7 @@ from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
+from adx.processes import ALONE, Place
 from adx.quality import Criterion, Measures, eligibility, measure
 from adx.reporting import page
 from adx.reporting.agreement import agreement, damages
@@ -51,8 +52,12 @@ SHOWN = 5  # prompts whose traces stand side by side in the report
 Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
 
 
-def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None) -> list[Quality]:
-    """Measures what is missing, arm by arm, and returns the quality of every arm and seed.
+def assess(
+    study: Study, path: str, tell: Tell = lambda name, done, total: None, share: Place = ALONE
+) -> list[Quality]:
+    """Measures what is missing, arm by arm, and returns the quality of every arm and seed so far.
+
+    share: which of the seeds to work on.
 
     The first sample of every prompt is measured. Raises ConfigError where the study names no judge, InputError where
     traces are missing.
@@ -61,7 +66,7 @@ def assess(study: Study, path: str, tell: Tell = lambda name, done, total: None)
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
     outcomes_io.claim(path, identity(study))
     arms, stopwatch = study.arms, Stopwatch()
-    for seed in study.seeds:
+    for seed in study.seeds[share.shard :: share.num_shards]:
         missing = [arm for arm in arms if not _place(path, seed, arm).exists()]
         if not missing:
             continue

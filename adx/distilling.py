@@ -43,10 +43,21 @@ Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OW
 
 
 class Share(NamedTuple):
-    """Of a study, the families and the attacks of one process, by name; all where there are none."""
+    """What of a study one process works on: the families and the attacks by name, all where there are none; and of
+    these, family by family, every `num_shards`-th pair from number `shard` on.
+    """
 
     students: Sequence[str] = ()
     attacks: Sequence[str] = ()
+    shard: int = 0
+    num_shards: int = 1
+
+    def of(self, study: Study) -> list[tuple[Student, list[Attack]]]:
+        """Families, each with its attacks. Raises ConfigError for a name that the study does not have."""
+        students = _chosen('--students', study.students, self.students)
+        chosen = _chosen('--attacks', study.attacks, self.attacks)
+        mine = list(itertools.product(students, chosen))[self.shard :: self.num_shards]
+        return [(one, [attack for _, attack in pairs]) for one, pairs in itertools.groupby(mine, lambda pair: pair[0])]
 
 
 class Estimate(NamedTuple):
@@ -70,20 +81,21 @@ def distil(
     Stopped at any moment outside `guard` it goes on with the arm that it was at. announce: told what is ahead. share:
     what of it to work on; other processes may work on the rest in the same workdir.
     """
-    students = _chosen('--students', study.students, share.students)
-    chosen = _chosen('--attacks', study.attacks, share.attacks)
+    mine = share.of(study)
     outcomes_io.claim(path, identity(study))
     with contextlib.ExitStack() as stack:
-        names = [attack.name for attack in chosen]
-        logs = {one.name: stack.enter_context(outcomes_io.open_log(path, one.name, names, guard)) for one in students}
+        logs = {}
+        for student, chosen in mine:
+            names = [attack.name for attack in chosen]
+            logs[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, guard))
         lab = make_lab(study, path, tell)
-        families = [make_family(lab, student) for student in students]
-        announce(_estimate(lab, families, chosen, logs))
+        families = [(make_family(lab, student), chosen) for student, chosen in mine]
+        announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
             attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
             prepare = functools.cache(functools.partial(_prepare, lab, attackers, arms))
-            for family in families:
+            for family, chosen in families:
                 log = logs[family.student.name]
                 _grade_base(lab, family, seed, arms[study.clean], log)
                 for attack in chosen:
@@ -99,10 +111,10 @@ def _chosen(flag: str, among: Sequence[Named], only: Sequence[str]) -> list[Name
     return [one for one in among if not only or one.name in only]
 
 
-def _estimate(lab: Lab, families: Sequence[Family], chosen: Sequence[Attack], logs: Mapping[str, Log]) -> Estimate:
+def _estimate(lab: Lab, families: Sequence[tuple[Family, Sequence[Attack]]], logs: Mapping[str, Log]) -> Estimate:
     """Of an attack without transforms nobody learns from the attacker's own resources."""
     students, steps, seconds = 0, 0, 0.0
-    for family in families:
+    for family, chosen in families:
         ahead, known = list[int](), logs[family.student.name].known
         for seed, attack in itertools.product(lab.study.seeds, chosen):
             group = _Group(lab, family, attack, Attackers(lab.study, lab.path, seed))

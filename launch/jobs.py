@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -42,7 +42,7 @@ ACCELERATOR_TYPE = flags.DEFINE_string('accelerator_type', '', 'The TPU slice of
 # The launcher says these itself.
 OWN = ('shard', 'num_shards', 'coordinator', 'process_id', 'num_processes', 'status')
 RUN_MODULES = ('launch.run', 'launch.joining', 'launch.environment')  # whose flags the job is given
-SHARED_STAGES = {'generate', 'rewrite'}
+SHARED_STAGES = ({'generate', 'rewrite'}, {'distil', 'assess'})  # in one job; the latter want traces of all shards
 PATTERNS = {
     'name': (r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', 'small letters, digits and dashes, at most 40'),
     'image': (r'[a-z0-9][-a-z0-9._/:@]+', 'registry/path/image:tag'),
@@ -168,9 +168,8 @@ def from_flags(references: tuple[str, str]) -> Job:
         raise ConfigError(f'--distributed is one program: --shards={SHARDS.value} must be 1, and --hosts its hosts')
     if HOSTS.value > 1 and not distributed:
         raise ConfigError(f'--hosts={HOSTS.value} is of one program: add --distributed, or give --shards')
-    alone = [stage for stage in run.STAGE_NAMES.value if stage not in SHARED_STAGES]
-    if alone and SHARDS.value > 1:
-        raise ConfigError(f'--stages={alone[0]} is the work of one process: --shards={SHARDS.value} must be 1')
+    if SHARDS.value > 1:
+        _check_shared(run.STAGE_NAMES.value)
     return Job(
         name=name_from_flags(),
         image=check_pattern('image', IMAGE.value),
@@ -183,6 +182,15 @@ def from_flags(references: tuple[str, str]) -> Job:
         secrets=parse_references(SECRET.value, *references),
         labels=_labels(),
     )
+
+
+def _check_shared(stages: Sequence[str]) -> None:
+    alone = [stage for stage in stages if not any(stage in group for group in SHARED_STAGES)]
+    if alone:
+        raise ConfigError(f'--stages={alone[0]} is the work of one process: --shards={SHARDS.value} must be 1')
+    if not any(group.issuperset(stages) for group in SHARED_STAGES):
+        apart = ' and '.join(','.join(sorted(group)) for group in SHARED_STAGES)
+        raise ConfigError(f'--stages={",".join(stages)} wants the traces of all shards midway: run {apart} one by one')
 
 
 def run_flags() -> tuple[str, ...]:

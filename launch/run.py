@@ -54,8 +54,8 @@ DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and
 STATUS = flags.DEFINE_bool('status', False, 'Print how the run in --workdir is doing, from any machine.')
 MAX_HOURS = flags.DEFINE_float('max_hours', 0.0, 'Stop resumably after so many hours; 0 never.', lower_bound=0.0)
 LOG_TEXT = flags.DEFINE_bool('log_text', False, 'Show the text of every trace too; otherwise logs name ids only.')
-SHARD = flags.DEFINE_integer('shard', None, 'Which share of the requests; from the scheduler if not given.')
-NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the requests, each on its own.')
+SHARD = flags.DEFINE_integer('shard', None, 'Which share of the work; from the scheduler if not given.')
+NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the work, each on its own.')
 STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
 ATTACKS = flags.DEFINE_list('attacks', [], 'Stage distil: some attacks; other processes may take the others.')
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
@@ -290,8 +290,8 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
         'freeze': lambda: stages.freeze(study, path),
-        'distil': lambda: stages.distil(study, path, interrupts, (STUDENTS.value, ATTACKS.value)),
-        'assess': lambda: stages.assess(study, path),
+        'distil': lambda: stages.distil(study, path, interrupts, (STUDENTS.value, ATTACKS.value, *place_of_process())),
+        'assess': lambda: stages.assess(study, path, place_in_run()),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),
     }
 

@@ -66,8 +66,8 @@ def freeze(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Sequence[str]] = ((), ())) -> int:
-    """share: the families and the attacks of this process."""
+def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] = ()) -> int:
+    """share: of this process, see distilling.Share."""
     from adx import distilling
 
     def announce(ahead: distilling.Estimate) -> None:
@@ -83,11 +83,11 @@ def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Sequen
     return COMPLETE
 
 
-def assess(study: Any, path: str) -> int:
+def assess(study: Any, path: str, share: Any) -> int:
     from adx import assessing
 
     with contextlib.closing(Progress()) as progress:
-        found = assessing.assess(study, path, functools.partial(progress.steps, 'arms'))
+        found = assessing.assess(study, path, functools.partial(progress.steps, 'arms'), share)
     for one in found:
         right = sum(one.correct) / len(one.correct)
         print(f'seed {one.seed}, {one.arm}: {right:.1%} right, {one.tokens:.1f} tokens a trace')

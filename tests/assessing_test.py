@@ -13,6 +13,7 @@ from adx.attacks import Attack
 from adx.drafting import Rewrite
 from adx.errors import ConfigError, InputError, StorageError
 from adx.gates import Gates
+from adx.processes import ALONE, Place
 from adx.rewriters.rendered import Rendered
 from adx.study_traces import seed_path
 from launch import study as stages
@@ -27,6 +28,8 @@ def ran(tmp_path_factory):
     path = str(directory / 'work')
     write_traces(study, path)
     distilling.distil(study, path)
+    second = assessing.assess(study, path, share=Place(1, 2))
+    assert {one.seed for one in second} == {1}
     return study, path, assessing.assess(study, path)
 
 
@@ -90,7 +93,7 @@ def test_the_report_shows_every_arm_and_its_reasons(ran):
 
 def test_the_stages_of_the_launcher_say_what_they_did(ran, capsys):
     study, path, _ = ran
-    assert stages.assess(study, path) == 0
+    assert stages.assess(study, path, ALONE) == 0
     assert stages.report(study, path, 'x') == 0
     said = capsys.readouterr().out
     assert 'seed 0, plain: 100.0% right' in said

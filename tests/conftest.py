@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -22,6 +23,16 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit the environment o
     }
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', SECONDS)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+    """Programs of a module go with it: a process that keeps those of all of them grows to gigabytes, and every fork of
+    it, which is how tests kill a run, copies its tables of pages.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')

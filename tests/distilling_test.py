@@ -150,8 +150,7 @@ def test_families_and_attacks_may_be_distilled_by_processes_of_their_own(student
     write_traces(study, path)
     share = distilling.Share
     with outcomes_io.open_log(path, 'first', ['sft'], contextlib.nullcontext):
-        found = distilling.distil(study, path, share=share(['second'], ['longer']))
-        found += distilling.distil(study, path, share=share(['first'], ['longer']))
+        found = distilling.distil(study, path, share=share(shard=1, num_shards=2))
         with pytest.raises(WorkdirError, match='student first, attack sft'):
             distilling.distil(study, path)
     made = {(outcome.student, outcome.attack) for outcome in found if outcome.source == 'clean'}
@@ -161,6 +160,12 @@ def test_families_and_attacks_may_be_distilled_by_processes_of_their_own(student
     whole = distilling.distil(study, path + '/whole')
     known = [{outcomes_io.name_of(one): one.correct for one in found} for found in (in_parts, whole)]
     assert known[0] == known[1]
+    first, second = study.students
+    sft, longer = study.attacks
+    assert share(['second'], ['longer']).of(study) == [(second, [longer])]
+    shards = [share(shard=shard, num_shards=3).of(study) for shard in range(3)]
+    assert shards == [[(first, [sft]), (second, [longer])], [(first, [longer])], [(second, [sft])]]
+    assert share((), ['sft'], 2, 3).of(study) == []
     with pytest.raises(ConfigError, match=r"--students has 'third'; the study has \['first', 'second'\]"):
         distilling.distil(study, path, share=share(['third']))
     with pytest.raises(ConfigError, match=r"--attacks has 'soft'; the study has \['sft', 'longer'\]"):

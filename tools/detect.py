@@ -20,6 +20,8 @@ from absl import flags
 from adx import attributing, detecting, keys, marks, suspects
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError
+from adx.experiment import Experiment
+from adx.rewriters.marked import Marked
 from adx.settings import ModelSource
 from launch import program
 from launch.config import load_config
@@ -53,7 +55,7 @@ def main() -> None:
     doing[_DO.value]()
 
 
-def experiment_of_config():
+def experiment_of_config() -> Experiment:
     """Of a config that defines an experiment, or a study over several seeds."""
     if not _CONFIG.value:
         raise ConfigError('--config is needed: the one whose traces were marked')
@@ -61,13 +63,28 @@ def experiment_of_config():
     return getattr(loaded, 'experiment', loaded)
 
 
+def carried(experiment: Experiment, customer: str, epoch: int) -> int:
+    """How many pairs the customer's traces carry, by the config that marked them; else as many as Marked has itself.
+
+    Raises ConfigError where its rewrites differ.
+    """
+    rewriters = [getattr(one.rewriter, 'rewriter', one.rewriter) for one in experiment.rewrites]  # of Selected
+    marked = [one for one in rewriters if isinstance(one, Marked) and (one.customer, one.epoch) == (customer, epoch)]
+    found = {one.pairs for one in marked} or {Marked(customer).pairs}
+    if len(found) > 1:
+        raise ConfigError(f'the config marks traces of {customer} with {sorted(found)} pairs; name one with one number')
+    return found.pop()
+
+
 def _commit() -> None:
     if not (_CUSTOMER.value and _SUSPECT.value):
         raise ConfigError('--do=commit needs --customer and --suspect')
-    dataset = experiment_of_config().dataset
+    experiment = experiment_of_config()
+    dataset = experiment.dataset
     questions = tuple(prompt.messages for prompt in dataset.prompts('tune')[:QUESTIONS])
     test = Trigger(_KEYED.value, _DECOYS.value, _LEVEL.value, _SEQUENTIAL.value, _TIMES.value)
-    case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, max(_KEYED.value, 20))
+    pairs = carried(experiment, _CUSTOMER.value, _EPOCH.value)
+    case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, pairs)
     key = keys.served(case.customer, case.epoch)
     digest = detecting.commit(case, _CASE.value, key, getattr(dataset, 'forge', marks.symbols))
     print(f'committed: {digest}; deposit this hash before anything is asked')

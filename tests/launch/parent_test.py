@@ -152,7 +152,8 @@ def test_a_survivors_log_names_whom_it_missed(text, named):
     assert (code, why[: len(named)]) == (75, named)
 
 
-def test_signals_go_on_to_all_and_what_does_not_end_is_killed(tmp_path):
+def test_signals_go_on_to_all_and_what_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(parent, 'STOP_SECONDS', 3.0)  # enough for the gentle one on a busy machine
     ready = [tmp_path / 'gentle', tmp_path / 'stubborn']
     gentle = f'import pathlib, time\ntry: pathlib.Path({str(ready[0])!r}).touch(); time.sleep(600)'
     stubborn = STUBBORN.replace(FOREVER, f'open({str(ready[1])!r}, "w"); {FOREVER}')
@@ -164,7 +165,7 @@ def test_signals_go_on_to_all_and_what_does_not_end_is_killed(tmp_path):
     os.kill(os.getpid(), signal.SIGINT)
     assert stopped.wait() == (75, f'stopped by SIGINT{AGAIN}')
     assert [child.status for child in stopped.children] == [75, -signal.SIGKILL]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux tells a process that its parent has died')

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from adx import keys
+from adx.drafting import Rewrite
 from adx.errors import ConfigError, InputError
+from adx.rewriters import Instructed, Marked, Selected
 from tests import tiny
 from tools import detect
 
@@ -84,3 +87,14 @@ def test_what_is_missing_is_named(held, flags, message):
 def test_what_was_not_committed_to_cannot_be_asked(held):
     with pytest.raises(InputError, match='commit to one first'):
         run(do='ask', case=str(held / 'none'), model='x')
+
+
+def test_the_config_says_how_many_pairs_traces_carry():
+    def carried(*rewriters):
+        rewrites = [Rewrite(f'r{i}', 'plain', one) for i, one in enumerate(rewriters)]
+        return detect.carried(types.SimpleNamespace(rewrites=rewrites), 'acme', 2)
+
+    assert carried() == carried(Instructed()) == carried(Marked('bolt', 2, 5), Marked('acme', 1, 6)) == 20
+    assert carried(Marked('acme', 2, 7)) == carried(Selected(Marked('acme', 2, 7)), Instructed()) == 7
+    with pytest.raises(ConfigError, match=r'with \[7, 8\] pairs'):
+        carried(Marked('acme', 2, 8), Marked('acme', 2, 7))
