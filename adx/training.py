@@ -8,6 +8,7 @@ to rounding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,21 @@ class Metrics:
     moved_N: Array
 
 
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str] | None:
+    """Of a step. On CPUs XLA joins products with what stands around them, which makes a step of a small student slower
+    (decoding gains by it); None where this XLA cannot be told not to.
+    """
+    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+    if platform != 'cpu':
+        return None
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
 class Trainer:
     """Trains `count` students of one architecture by one recipe; holds the compiled program.
 
@@ -79,7 +95,8 @@ class Trainer:
         self.heads = dict(loss.heads(self.model))
         replicated = {path: '.' * len(shape) for path, shape in self.heads.items()}
         self._axes = self.model.axes | lora.axes(self.model, recipe.lora_on) | replicated
-        self._step = jax.jit(self._advance, donate_argnums=0)
+        platform = mesh.devices.flat[0].platform
+        self._step = jax.jit(self._advance, donate_argnums=0, compiler_options=compiler_options(platform))
         self._params = jax.jit(jax.vmap(self._merged))
 
     def start(

@@ -16,7 +16,7 @@ from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.objectives import Hard
 from adx.optimising import Recipe, decayed, rate
-from adx.training import Trainer
+from adx.training import Trainer, compiler_options
 
 MODEL = make_model(fakes.PROXY)
 RECIPE = Recipe(learning_rate=1e-2, rows=8, steps=4, length=64, warmup=0.25)
@@ -58,6 +58,13 @@ def assert_close(a, b, tolerance):
     """
     for path in a:
         assert np.linalg.norm(a[path] - b[path]) <= tolerance * np.linalg.norm(b[path]), path
+
+
+def test_a_step_on_a_cpu_joins_no_products_and_others_are_told_nothing():
+    assert compiler_options('tpu') is None
+    trainer = Trainer(MODEL, make_mesh(), RECIPE, 1)
+    state, rows = trainer.start(stacked(1)), trainer.place(stream(1)(0))
+    assert 'ynn' not in trainer._step.lower(state, rows).compile().as_text()
 
 
 @pytest.mark.parametrize('mesh', [(2, 1, 1), (2, 2, 2)], ids=str)

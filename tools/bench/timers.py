@@ -25,9 +25,11 @@ CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt
 STEPS = 24  # decode steps of each side in one repeat of the step comparison
 
 
-def timer(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
-    """Seconds of a call, compiled."""
-    program = jax.jit(function)
+def timer(
+    function: Callable[..., Any], *arguments: Any, options: dict[str, str] | None = None
+) -> Callable[[], float]:
+    """Seconds of a call, compiled with XLA's `options`."""
+    program = jax.jit(function, compiler_options=options)
     jax.block_until_ready(program(*arguments))
 
     def seconds() -> float:
