@@ -148,14 +148,15 @@ def _open(
         return None, ([], 0, 0)
     identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
+    policy = experiments.policy_hash(experiment)
     if experiment.policy is not None:
-        workdir.keep_policy(experiments.policy_hash(experiment), experiments.to_json(experiment.policy))
+        workdir.keep_policy(policy, experiments.to_json(experiment.policy))
     known, is_forgotten = workdir.rejected(), forgetting.is_forgotten(workdir)
     there = [id_ for id_ in made.prompts if not is_forgotten(id_)]
     rejected = [id_ for id_ in there if id_ in made.rejected]
     for id_ in rejected:
         if known.get(id_) != made.rejected[id_]:
-            workdir.reject(id_, made.rejected[id_])
+            workdir.reject(id_, made.rejected[id_], policy)
     finished = workdir.finished()
     left = [id_ for id_ in there if id_ in made.requests and id_ not in finished]
     if left:  # a complete run may be looked at anywhere
@@ -208,7 +209,7 @@ class _Saver:
     def add(self, trace: Trace) -> None:
         if trace.stop == POISONED:
             with self.guard():
-                self.workdir.reject(trace.request_id, NOT_FINITE.format(len(trace.tokens)))
+                self.workdir.reject(trace.request_id, NOT_FINITE.format(len(trace.tokens)), trace.policy)
         else:
             self.waiting.append(trace)
         self.progress(self.report, trace)

@@ -142,7 +142,7 @@ def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dic
 
 
 def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:
-    record = {'format_version': FORMAT_VERSION} | dataclasses.asdict(result)
+    record = {'format_version': FORMAT_VERSION, 'policy': trace.policy} | dataclasses.asdict(result)
     if result.accepted is None:
         return record
     tokens = encode_conversation(trace.messages, result.text, shop.plan.tokenizer, experiment.prompting)[1]

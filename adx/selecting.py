@@ -90,6 +90,7 @@ def _scores(
     cut_torn_tails(directory, OWNER)
     known: dict[str, list[float]] = {record['request_id']: record['scores'] for _, record in read_records(directory)}
     left = [trace for trace in traces if trace.request_id not in known]
+    policies = {trace.request_id: trace.policy for trace in left}
     if not left:
         return known
     plan = loading.blueprint(experiment)
@@ -100,8 +101,8 @@ def _scores(
         for inside, batch in batches(examples, ROWS):
             scored = dict(zip((one.id for one in inside), scorer(batch).T.tolist(), strict=False))
             _check_finite(kind, scored)
-            lines = ({'format_version': FORMAT_VERSION, 'request_id': i, 'scores': s} for i, s in scored.items())
-            journal.append([to_json(line) for line in lines])
+            lines = ({'request_id': id_, 'scores': of, 'policy': policies[id_]} for id_, of in scored.items())
+            journal.append([to_json({'format_version': FORMAT_VERSION} | line) for line in lines])
             known |= scored
             tell(kind, len(traces) - len(left) + sum(example.id in known for example in examples), len(traces))
     return known
@@ -170,4 +171,4 @@ def _choice(
         for i, trace in enumerate(traces)
     ]
     chosen = {'prompt': prompt, 'request_id': traces[index].request_id, 'sample': index, 'how': selection.how}
-    return {'format_version': FORMAT_VERSION} | chosen | {'candidates': candidates}
+    return {'format_version': FORMAT_VERSION} | chosen | {'policy': traces[index].policy, 'candidates': candidates}

@@ -212,9 +212,9 @@ class WorkdirWriter(Workdir):
         """
         self._journal.append([trace_to_json(trace) for trace in traces])
 
-    def reject(self, request_id: str, reason: str) -> None:
-        """Records that a row cannot be decoded."""
-        record = {'format_version': FORMAT_VERSION, 'request_id': request_id, 'reason': reason}
+    def reject(self, request_id: str, reason: str, policy: str = '') -> None:
+        """Records that a row cannot be decoded. policy: the hash of the one that it was to be served under."""
+        record = {'format_version': FORMAT_VERSION, 'request_id': request_id, 'reason': reason, 'policy': policy}
         self._rejected.append([to_json(record)])
 
     def keep_policy(self, policy_hash: str, policy: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from adx.defences import Chain, ProductOfExperts, Undefended
 from adx.errors import ConfigError
 from adx.experiment import Arm, Experiment, ModelSource, check, experiment_hash, from_json, override, policy_hash, sweep
 from adx.experiment import to_json as experiment_json
+from adx.journal import read_records
 from adx.policy import Customer, Policy, Terms, is_keyed, with_key
 from adx.storage import Workdir
 from adx.types import Array, Prompt, Sampling, Stateless
@@ -256,6 +257,8 @@ def test_a_new_policy_is_for_requests_that_are_not_served_yet(run, tmp_path):
     assert {name: from_json(policy) for name, policy in kept.items()} == {
         policy_hash(run): run.policy, policy_hash(changed): changed.policy,
     }  # fmt: skip
+    [(_, record)] = read_records(workdir.private / 'rejected')
+    assert record['policy'] == policy_hash(changed)
     assert collections.Counter(reason[:19] for reason in workdir.rejected().values()) == {"customer 'stranger'": 1}
     # Served once the policy knows it: what was rejected is not served yet either.
     listed = override(changed, ['policy.default=distillation'])

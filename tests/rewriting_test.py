@@ -16,6 +16,7 @@ from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, to_json
 from adx.export import export
 from adx.gates import SHORT, Gates
+from adx.journal import read_records
 from adx.processes import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
@@ -45,7 +46,8 @@ def base(tmp_path_factory):
 def workdir(base, tmp_path) -> Workdir:
     tokens, path = tuple(tiny.make_tokenizer().encode(TEXT)), tmp_path / 'run'
     ids = [f'gsm8k/test/{row}/0/plain' for row in range(ROWS)]
-    traces = [make_trace(row, request_id=id_, text=TEXT, tokens=tokens, gold='7') for row, id_ in enumerate(ids)]
+    about = {'text': TEXT, 'tokens': tokens, 'gold': '7', 'policy': 'hash'}
+    traces = [make_trace(row, request_id=id_, **about) for row, id_ in enumerate(ids)]
     with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
         writer.append(traces)
         writer.heartbeat({'totals': {'plain': ROWS}})
@@ -166,6 +168,8 @@ def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):
     assert told == [('said', 4, ROWS), ('said', ROWS, ROWS)]
     assert counts['said']['rewritten'] == ROWS
     assert len(list(rewriting.rewritten(workdir, 'said'))) == ROWS
+    records = [record for _, record in read_records(workdir.private / 'rewrites' / 'said')]
+    assert [record['policy'] for record in records] == ['hash'] * ROWS
 
 
 @pytest.mark.parametrize('shards', [2, 4])

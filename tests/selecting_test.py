@@ -18,6 +18,7 @@ from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, override, to_json
 from adx.export import export
 from adx.hashing import row_key
+from adx.journal import read_records
 from adx.selection import Selection
 from adx.storage import Workdir
 from launch.config import load_config
@@ -52,7 +53,8 @@ def make_workdir(base, path) -> Workdir:
         for sample in range(SAMPLES):
             text = TEXTS[(row + sample) % SAMPLES]
             id_ = f'gsm8k/test/{row}/{sample}/plain'
-            traces.append(make_trace(row, request_id=id_, text=text, tokens=tuple(tokenizer.encode(text)), gold='7'))
+            tokens = tuple(tokenizer.encode(text))
+            traces.append(make_trace(row, request_id=id_, text=text, tokens=tokens, gold='7', policy=f'policy {row}'))
     with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
         writer.append(traces)
         writer.reject('gsm8k/test/9/0/plain', 'too long')
@@ -96,6 +98,9 @@ def test_writes_each_choice_with_all_candidates(base, selected):
         assert record['sample'] == int(np.argmax(scores))
         assert record['request_id'] == candidates[record['sample']]['request_id']
         assert [c['request_id'] for c in candidates] == [f'{record["prompt"]}/{i}/plain' for i in range(SAMPLES)]
+        assert record['policy'] == f'policy {record["prompt"].split("/")[2]}'
+    scores = [record for _, record in read_records(workdir.private / 'scores' / 'nll')]
+    assert {record['policy'] for record in scores} == {'policy 0', 'policy 1', 'policy 2'}
     graded = {(c['answer'], c['right']) for c in workdir.selection('first')[0]['candidates']}
     assert graded == {('7', True), ('8', False), ('7.0', True), (None, False)}
     modes = {path.stat().mode & 0o777 for path in (workdir.private / 'selections').iterdir()}
