@@ -213,13 +213,12 @@ def _unmeasured(name: str, limit: tuple[float, float], holds: bool) -> Criterion
 def _interval(differences: np.ndarray) -> tuple[float, float, float]:
     """(mean, low, high) of paired differences in [-1, 1].
 
-    Where all are 0 a t interval has no width, whatever their number: then the exact bound for no changed prompt in n.
+    Where all are 0 a t interval has no width, whatever their number, and where a few are not it is too short: at least
+    it reaches as far as the exact bound for no changed prompt in n.
     """
-    if np.any(differences):
-        found = t_interval(differences, LEVEL)
-        return found.value, found.low, found.high
-    bound = binomial_interval(0, len(differences), LEVEL).high
-    return 0.0, -bound, bound
+    found, bound = t_interval(differences, LEVEL), binomial_interval(0, len(differences), LEVEL).high
+    half = max(found.high - found.value, bound)
+    return found.value, found.value - half, found.value + half
 
 
 def _minus(a: Numbers, b: Numbers) -> np.ndarray:

@@ -157,6 +157,18 @@ class TestEligibility:
         assert by_name['perplexity'][1:4] == (1, 1, 1)
         assert by_name['accuracy_loss'].high == pytest.approx(1 - 0.05 ** (1 / 600))  # none of 600 changed
 
+    def test_one_changed_prompt_bounds_no_closer_than_none(self):
+        defended, clean = arms(count=320)
+        unfinished = dataclasses.replace(
+            defended, by_prompt=defended.by_prompt | {'finished': (0.0, *defended.by_prompt['finished'][1:])}
+        )
+        none, one = (
+            next(c for c in eligibility([arm], [clean]) if c.name == 'finished') for arm in (defended, unfinished)
+        )
+        assert one.low < none.low < 0
+        assert none.holds
+        assert not one.holds
+
     def test_too_few_prompts_establish_nothing(self):
         defended, clean = arms(count=50)
         wanted = {'accuracy_loss', 'forced_accuracy_loss', 'finished', 'repetition', 'true_steps'}
