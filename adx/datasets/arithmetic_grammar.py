@@ -88,7 +88,7 @@ class Solution:
 
 
 def read_question(text: str) -> Question:
-    """Raises ValueError naming the sentence that is in no known words."""
+    """Raises ValueError naming the sentence that is in no known words, or says again what somebody has."""
     *sentences, asked = re.split(r' \. ', text.strip())
     given: dict[str, int] = {}
     derived: dict[str, tuple[str, str, str]] = {}
@@ -96,6 +96,8 @@ def read_question(text: str) -> Question:
         match = _SENTENCE.fullmatch(sentence)
         if match is None:
             raise ValueError(f'{sentence!r} is no sentence of the arithmetic testbed')
+        if match['x'] in given or match['x'] in derived:
+            raise ValueError(f'{sentence!r} says again what {match["x"]} has')
         if match['n']:
             given[match['x']] = int(match['n'])
         else:

@@ -18,6 +18,14 @@ from adx.marks import places, put
 QUESTION = 'Tom: 7 . now Bob: Tom minus Ann . we know Ann: 3 . Eva: Bob times 2 . how many has Eva ?'
 
 
+@pytest.mark.parametrize('again', ['Tom: Ann plus 1', 'Tom: 8'])
+def test_who_has_two_things_is_no_question(again):
+    question = f'Tom: 7 . {again} . Ann: 3 . what has Tom ?'
+    with pytest.raises(ValueError, match='says again what Tom has'):
+        read_question(question)
+    assert Arithmetic().render(question, 'Tom: Ann plus 1 is Ann: 3 plus 1 so Tom: 4\n#### 4', 1) == []
+
+
 def lessons(count, **fields):
     return list(itertools.islice(Arithmetic(**fields).lessons('shard'), count))
 
