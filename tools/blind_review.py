@@ -35,7 +35,7 @@ WORKDIR = flags.DEFINE_string(
 CLEAN = flags.DEFINE_string('clean', 'plain', 'The arm of the undefended teacher.')
 DEFENDED = flags.DEFINE_string('defended', '', 'The arm that is compared with it.')
 PAIRS = flags.DEFINE_integer('pairs', 50, 'How many pairs.', lower_bound=1)
-SEED = flags.DEFINE_integer('seed', 0, 'Of which pairs, and which side is which.')
+SEED = flags.DEFINE_integer('seed', None, 'Of which pairs, and which side is which; else nobody can know it.')
 PAGE = flags.DEFINE_string('page', 'review.html', 'Where the page is written.')
 KEY = flags.DEFINE_string('key', '', 'Where the key is written, or with --score read. It is PRIVATE.')
 SCORE = flags.DEFINE_string('score', '', 'A returned sheet: prints its score instead.')
@@ -148,7 +148,8 @@ def _table(noticed: Sequence[tuple[bool, bool]]) -> list[str]:
 
 def write(workdir: Workdir, arms: Sequence[str], page: str, key: str) -> None:
     """Key first: a page without its key is worth nothing."""
-    pairs, made = shuffle(choose(workdir.traces(), arms, PAIRS.value, SEED.value), SEED.value)
+    seed = secrets.randbits(64) if SEED.value is None else SEED.value
+    pairs, made = shuffle(choose(workdir.traces(), arms, PAIRS.value, seed), seed)
     text = render(pairs, made['sheet'])
     with files.os_errors(StorageError, f'{key} was not written'):
         files.write_private(epath.Path(key), json.dumps(made, indent=1).encode())

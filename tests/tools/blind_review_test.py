@@ -59,6 +59,17 @@ def sheet(key, prefer, odd=lambda number, row: []):
     return {'sheet': key['sheet'], 'rows': rows}
 
 
+def test_sides_cannot_be_known_from_the_command(workdir, tmp_path):
+    keys = []
+    for i, seed in enumerate((None, None, 3, 3)):
+        paths = {'page': str(tmp_path / f'{i}.html'), 'key': str(tmp_path / f'{i}.json')}
+        with flagsaver.flagsaver(workdir=workdir, clean='clear', defended='poe', seed=seed, **paths):
+            blind_review.main()
+        keys.append(json.loads((tmp_path / f'{i}.json').read_text())['rows'])
+    assert keys[0] != keys[1]
+    assert keys[2] == keys[3]
+
+
 class TestPage:
     def test_shows_both_answers_of_50_prompts_where_the_key_says(self, made):
         page, key, _ = made
