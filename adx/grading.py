@@ -233,7 +233,10 @@ def text_grade(text: str, gold: str) -> bool:
 
 
 def math_grade(text: str, gold: str) -> bool:
-    """`text_grade`; where that says no and math-verify is installed, its symbolic comparison decides."""
+    """`text_grade`; where that says no and math-verify is installed, its symbolic comparison decides.
+
+    Raises TimeoutError where it runs out of time.
+    """
     answer = extract(text)
     if answer is None:
         return False
@@ -250,15 +253,18 @@ class _Verifier:
 
     SECONDS = 10.0  # above its own two limits of 5 s, which a long C call can outlive
     PROGRAM = r"""
-import json, sys
+import json, sys, time
 from math_verify import parse, verify
 print('ready', flush=True)
 for line in sys.stdin:
+    began = time.monotonic()
     try:
         answer, gold = [parse('\\boxed{' + text + '}') for text in json.loads(line)]
-        print(int(verify(gold, answer)), flush=True)
+        reply = int(verify(gold, answer))
     except Exception:
-        print(0, flush=True)
+        reply = 0
+    late = time.monotonic() - began > 4.9
+    print('late' if late and not reply else reply, flush=True)
 """
 
     def __init__(self) -> None:
@@ -266,7 +272,7 @@ for line in sys.stdin:
         self.process: subprocess.Popen[str] | None = None
 
     def equal(self, answer: str, gold: str) -> bool:
-        """Whether the two are equal; no where the comparison fails or runs out of time."""
+        """Whether the two are equal; no where the comparison fails. Raises TimeoutError where it runs out of time."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.process = self._start()
@@ -276,10 +282,13 @@ for line in sys.stdin:
             self.process.stdin.flush()
             # One reply a question, so nothing is ever left in the buffer that select cannot see.
             if select.select([self.process.stdout], [], [], self.SECONDS)[0]:
-                return self.process.stdout.readline() == '1\n'
-            self.process.kill()
-            self.process.wait()
-            return False
+                reply = self.process.stdout.readline()
+                if reply != 'late\n':
+                    return reply == '1\n'
+            else:
+                self.process.kill()
+                self.process.wait()
+        raise TimeoutError('the comparison ran out of time')
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adx import grading
+from adx.datasets.competition_math import CompetitionMath
 from adx.datasets.gsm8k import SAMPLE
 from adx.grading import (
     extract,
@@ -219,8 +220,18 @@ def test_the_worker_answers_and_restarts_when_it_dies(verifier, monkeypatch):
 def test_the_worker_is_killed_at_its_time_limit(verifier, monkeypatch):
     monkeypatch.setattr(grading._Verifier, 'PROGRAM', SLEEP)
     monkeypatch.setattr(grading._Verifier, 'SECONDS', 0.2)
-    assert not verifier.equal('1', '2')
+    with pytest.raises(TimeoutError):
+        verifier.equal('1', '2')
     assert verifier.process.poll() is not None
+
+
+def test_a_worker_that_says_that_it_was_late_is_no_plain_no(verifier, monkeypatch):
+    monkeypatch.setattr(grading._Verifier, 'PROGRAM', ECHO.replace("int('same' in line)", "'late'"))
+    monkeypatch.setattr(grading, '_math_verify', lambda: True)
+    monkeypatch.setattr(grading, '_verifier', lambda: verifier)
+    math = CompetitionMath()
+    assert not math.grade('\\boxed{x^2}', '(x+1)^2')
+    assert math.reader().read('\\boxed{x^2}', '(x+1)^2').timed_out
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_wrong_grade(verifier, monkeypatch):
