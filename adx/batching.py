@@ -120,11 +120,6 @@ class Stream:
                 )
         self._decks = [_Deck(c, sorted(k), self) for c, k in zip(corpora, kept, strict=True)]
 
-    @property
-    def steps_per_epoch(self) -> tuple[int, ...]:
-        """Of each student."""
-        return tuple(deck.batches for deck in self._decks)
-
     def __call__(self, step: int) -> Rows:
         """[N, rows, L] NumPy arrays."""
         groups = [deck.batch(step) for deck in self._decks]

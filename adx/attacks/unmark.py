@@ -46,7 +46,7 @@ class FilterLines(Passive):
     """Takes out what a detector finds that the attacker trained: it knows how marks are made, and has no key.
 
     The detector compares the characters of a line with those of lines that the attacker forges by keys of its own and
-    of the lessons' lines. caught: (0, 1), the share of other forged lines that its threshold lets it find.
+    of the lessons' lines. caught: (0, 1], the share of other forged lines that its threshold lets it find.
     own_only: None, it makes no lessons.
     """
 
