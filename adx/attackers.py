@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from adx import curves, generation, marks, pipeline
+from adx.attacks import Attack
 from adx.batching import Batch, Example, batches
 from adx.bystander import Bystander
 from adx.decoding.labels import ROWS, Labeller
+from adx.directions import holdout_path
 from adx.errors import InputError
 from adx.evaluation import hidden
 from adx.experiment import Arm, Experiment
@@ -24,12 +26,24 @@ from adx.loading import blueprint, read_tokenizer
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
 from adx.selection import harms
+from adx.storage import Workdir
 from adx.study import Study
 from adx.study_traces import seed_path
 from adx.types import Array, Prompt, Request, RequestId, Sampling
 
 VALIDATION = 64  # clean holdout traces whose gradient lessons are compared with
 WRITING = Sampling(temperature=0.7, top_p=0.95)  # of the attackers' own model
+
+
+def check_holdout(study: Study, path: str, attacks: Sequence[Attack]) -> None:
+    """Raises InputError for a seed without the clean holdout traces that one of the attacks compares gradients with."""
+    wants = [attack.name for attack in attacks if attack.wants_holdout]
+    for seed in study.seeds if wants else ():
+        if not Workdir(holdout_path(seed_path(path, seed))).finished():
+            raise InputError(
+                f'seed {seed} has no clean holdout traces, and attack {wants[0]!r} compares gradients with them; run '
+                '--stages=prepare first'
+            )
 
 
 class Attackers:
@@ -74,6 +88,8 @@ class Attackers:
 
     def _whole(self, lesson: Lesson, words: tuple[int, ...]) -> Lesson:
         """An answer with the words that it was begun with."""
+        if not lesson.tokens:  # a stop string ended it: its text is all that is learnt from
+            return lesson.rewritten(self.models.tokenizer.decode(words) + lesson.text)
         tokens = (*words, *lesson.tokens)
         return dataclasses.replace(lesson, text=self.models.tokenizer.decode(tokens), tokens=tokens)
 
@@ -166,10 +182,7 @@ class Attackers:
         length = self.study.recipe.length
         held = curves.holdout_examples(self.path, own.tokenizer, own.student.prompting, length, teacher)[:VALIDATION]
         if not held:
-            raise InputError(
-                f'{self.path} has no clean holdout traces to compare gradients with; --stages=prepare decodes them '
-                'where a rule wants directions'
-            )
+            raise InputError(f'{self.path} has no clean holdout traces to compare gradients with; run --stages=prepare')
         taker = Differentiator(own.loaded.model, make_mesh())
         return taker.mean_gradient(own.loaded.params, (batch for _, batch in batches(held, taker.rows)))[0]
 

@@ -14,50 +14,29 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from adx import attacks, curves, outcomes_io, readings, study_traces, teaching
-from adx.attackers import Attackers
+from adx.attackers import Attackers, check_holdout
 from adx.attacks import Attack
 from adx.batching import Example
-from adx.errors import ConfigError
+from adx.errors import InputError
 from adx.evaluation import Evaluation, evaluate
 from adx.families import CHOICE, Family, Lab, Tell, make_family, make_lab, shown_examples
 from adx.lesson_encoding import Encoded, encode
-from adx.lessons import Lesson, check_apart, from_trace
+from adx.lessons import Lesson, check_apart, tallied
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
-from adx.outcomes_io import Known, Log
-from adx.study import Student, Study, identity, study_hash
+from adx.outcomes_io import Known, Log, check_same
+from adx.study import Share, Study, attack_hashes, commitment, identity, study_hash
 from adx.study_traces import seed_path
 from adx.supervision import Supervision, supervise
 from adx.teaching import Job, Mark, Setting, Taught
-from adx.types import RequestId, Trace
 
 OWN, BASE = 'own', 'base'  # sources that are no arm's
 
-
-Named = TypeVar('Named', Student, Attack)
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
-
-
-class Share(NamedTuple):
-    """What of a study one process works on: the families and the attacks by name, all where there are none; and of
-    these, family by family, every `num_shards`-th pair from number `shard` on.
-    """
-
-    students: Sequence[str] = ()
-    attacks: Sequence[str] = ()
-    shard: int = 0
-    num_shards: int = 1
-
-    def of(self, study: Study) -> list[tuple[Student, list[Attack]]]:
-        """Families, each with its attacks. Raises ConfigError for a name that the study does not have."""
-        students = _chosen('--students', study.students, self.students)
-        chosen = _chosen('--attacks', study.attacks, self.attacks)
-        mine = list(itertools.product(students, chosen))[self.shard :: self.num_shards]
-        return [(one, [attack for _, attack in pairs]) for one, pairs in itertools.groupby(mine, lambda pair: pair[0])]
 
 
 class Estimate(NamedTuple):
@@ -83,6 +62,7 @@ def distil(
     """
     mine = share.of(study)
     outcomes_io.claim(path, identity(study))
+    check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
     with contextlib.ExitStack() as stack:
         logs = {}
         for student, chosen in mine:
@@ -90,10 +70,12 @@ def distil(
             logs[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, guard))
         lab = make_lab(study, path, tell)
         families = [(make_family(lab, student), chosen) for student, chosen in mine]
+        for family, _ in families:
+            check_same(logs[family.student.name].known, attack_hashes(study), {family.student.name: family.identity})
         announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
-            attackers, arms = Attackers(study, path, seed), _lessons(study, path, seed)
+            attackers, arms = Attackers(study, path, seed), study_traces.lessons(study, path, seed)
             prepare = functools.cache(functools.partial(_prepare, lab, attackers, arms))
             for family, chosen in families:
                 log = logs[family.student.name]
@@ -101,14 +83,6 @@ def distil(
                 for attack in chosen:
                     _Group(lab, family, attack, attackers).run(prepare, log)
     return [one for _, one in sorted(outcomes_io.read(path).items())]
-
-
-def _chosen(flag: str, among: Sequence[Named], only: Sequence[str]) -> list[Named]:
-    names = [one.name for one in among]
-    for name in only:
-        if name not in names:
-            raise ConfigError(f'{flag} has {name!r}; the study has {names}')
-    return [one for one in among if not only or one.name in only]
 
 
 def _estimate(lab: Lab, families: Sequence[tuple[Family, Sequence[Attack]]], logs: Mapping[str, Log]) -> Estimate:
@@ -134,34 +108,27 @@ def sources(study: Study, attack: Attack) -> list[str]:
     return [*study.arms, OWN]
 
 
-def _lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
-    """Arm -> the traces of one seed. Raises InputError where some are missing."""
-    return {
-        arm: [_lesson(study, arm, trace) for trace in traces]
-        for arm, traces in study_traces.read(study, path, seed).items()
-    }
-
-
-def _lesson(study: Study, arm: str, trace: Trace) -> Lesson:
-    """A selection leaves the thief one answer a prompt, whichever sample of its arm that was."""
-    lesson = from_trace(trace, 'clean' if arm == study.clean else 'defended', knows_gold=True)
-    if not study.experiment.selections:
-        return lesson  # of rewrites of arms too: their samples are those of the arm
-    id_ = RequestId.parse(trace.request_id)
-    return dataclasses.replace(lesson, id=str(id_._replace(sample=0, setting=arm)))
-
-
 def _prepare(
     lab: Lab, attackers: Attackers, arms: Mapping[str, Sequence[Lesson]], attack: Attack, name: str
 ) -> attacks.Prepared | None:
     """What an attack makes of an arm's traces, or of its own resources alone; None where there are no lessons."""
     resources = attackers.resources('' if name == OWN else name, arms[lab.study.clean])
     own = name == OWN
-    prepared = attack.own_only(resources.prompts, resources) if own else attack.prepare(arms[name], resources)
-    if prepared is None or not prepared.lessons:
-        return None
-    check_apart(prepared.lessons, itertools.chain(*lab.prompts.values()))
+    with _told(attack, name):
+        prepared = attack.own_only(resources.prompts, resources) if own else attack.prepare(arms[name], resources)
+        if prepared is None or not prepared.lessons:
+            return None
+        check_apart(prepared.lessons, itertools.chain(*lab.prompts.values()))
     return prepared
+
+
+@contextlib.contextmanager
+def _told(attack: Attack, name: str) -> Iterator[None]:
+    """What cannot be made of traces is an error that says by which attack and of whose."""
+    try:
+        yield
+    except (InputError, ValueError) as error:
+        raise InputError(f'attack {attack.name!r} on the traces of {name!r}: {error}') from error
 
 
 def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], log: Log) -> None:
@@ -173,7 +140,7 @@ def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], lo
         settled = _Settled(family.student.name, way, '', BASE, seed)
         if outcomes_io.name(settled, {}, study.split) not in log.known:
             asked = family if way == study.attacks[0].name else shown_examples(lab, family, seed, clean)
-            graded = _graded(lab, asked, {'': family.params}, study.split)['']
+            graded = _graded(lab, asked, {'': family.params}, study.split, settled.label)['']
             log.add([settled.outcome(study, family, {}, study.split, graded, threat)])
 
 
@@ -187,6 +154,11 @@ class _Settled:
     source: str
     seed: int
 
+    @property
+    def label(self) -> str:
+        """In the log of readings."""
+        return f'{self.seed}/{self.student}/{self.attack}/{self.arm or self.source}'
+
     def outcome(
         self, study: Study, family: Family, setting: Setting, split: str, graded: Evaluation, threat: ThreatModel
     ) -> Outcome:
@@ -198,9 +170,11 @@ class _Settled:
         )  # fmt: skip
 
 
-def _graded(lab: Lab, family: Family, students: Mapping[str, Params], split: str) -> dict[str, Evaluation]:
+def _graded(
+    lab: Lab, family: Family, students: Mapping[str, Params], split: str, label: str
+) -> dict[str, Evaluation]:
     if split == 'test':
-        readings.read_test(lab.path, study_hash(lab.study), ', '.join(students))
+        readings.read_test(lab.path, commitment(lab.study), label, study_hash(lab.study))
     return dict(evaluate(family.engine, students, family.exams[split]))
 
 
@@ -211,6 +185,17 @@ class _Course:
     prepared: attacks.Prepared
     encoded: Encoded
     supervision: Supervision
+
+    @property
+    def lessons(self) -> dict[str, int]:
+        """What became of them, as Outcome has it."""
+        found = tallied([*self.prepared.tallies, self.encoded.tally])
+        return found | ({'retokenised': self.encoded.retokenised} if self.encoded.retokenised else {})
+
+
+def _effort(setting: Setting) -> tuple[float, float]:
+    """Among equally good settings the one that trains more is taken: a thief does not stop early."""
+    return setting['steps'], setting['learning_rate']
 
 
 class _Group:
@@ -237,7 +222,7 @@ class _Group:
             if one is None:
                 found += self._untrained(name, log.known)
             else:
-                found += self._grade(name, taught[name], functools.partial(self._threat, courses[name]))
+                found += self._grade(name, taught[name], courses[name])
         log.add(found)
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
@@ -246,7 +231,10 @@ class _Group:
             return []
         base = dataclasses.replace(self._settled(name), attack=self.study.attacks[0].name, source=BASE)
         found = known[outcomes_io.name(base, {}, self.study.split)]
-        return [dataclasses.replace(found, attack=self.attack.name, source=OWN)]
+        return [dataclasses.replace(found, attack=self.attack.name, source=OWN, identity=self._identity(found))]
+
+    def _identity(self, of: Outcome) -> dict[str, str]:
+        return of.identity | {'attack': attack_hashes(self.study)[self.attack.name]}
 
     def _settled(self, name: str) -> _Settled:
         source = OWN if name == OWN else 'clean' if name == self.study.clean else 'defended'
@@ -273,9 +261,10 @@ class _Group:
 
     def _course(self, name: str, prepared: attacks.Prepared) -> _Course:
         student, length = self.family.student, self.study.recipe.length
-        encoded = encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
         asked = '' if name == OWN else name
-        return _Course(prepared, encoded, supervise(self.attackers, self.family, self.attack, asked, encoded))
+        with _told(self.attack, name):
+            encoded = encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
+            return _Course(prepared, encoded, supervise(self.attackers, self.family, self.attack, asked, encoded))
 
     def _job(self, setting: Setting, shown: Supervision) -> Job:
         steps = self._steps(setting)
@@ -299,22 +288,20 @@ class _Group:
             taught |= {name: list(itertools.islice(students, len(settings[name]))) for name in mine}
         return taught
 
-    def _grade(
-        self, name: str, taught: Sequence[Taught], threat: Callable[[Setting], ThreatModel]
-    ) -> list[Outcome]:
+    def _grade(self, name: str, taught: Sequence[Taught], course: _Course) -> list[Outcome]:
         """On the first seed all on attack_val, then the best of them on the study's split."""
         best, found = taught[0], []
         if self.first:
-            graded = self._graded(taught, CHOICE)
-            found = [self._outcome(name, one, CHOICE, g, threat) for one, g in zip(taught, graded, strict=True)]
-            best = taught[max(range(len(taught)), key=lambda i: graded[i].accuracy)]
-        levels = self._graded(best.marks, self.study.split)
-        outcome = self._outcome(name, best, self.study.split, levels[-1], threat)
+            graded = self._graded(name, taught, CHOICE)
+            found = [self._outcome(name, one, CHOICE, g, course) for one, g in zip(taught, graded, strict=True)]
+            best = taught[max(range(len(taught)), key=lambda i: (graded[i].accuracy, *_effort(taught[i].setting)))]
+        levels = self._graded(name, best.marks, self.study.split)
+        outcome = self._outcome(name, best, self.study.split, levels[-1], course)
         return [*found, dataclasses.replace(outcome, curve=self._curve(best, levels))]
 
-    def _graded(self, students: Sequence[Taught | Mark], split: str) -> list[Evaluation]:
+    def _graded(self, name: str, students: Sequence[Taught | Mark], split: str) -> list[Evaluation]:
         named = {str(i): one.params for i, one in enumerate(students)}
-        return list(_graded(self.lab, self.family, named, split).values())
+        return list(_graded(self.lab, self.family, named, split, self._settled(name).label).values())
 
     def _curve(self, one: Taught, levels: Sequence[Evaluation]) -> tuple[dict[str, float], ...]:
         yardstick = self.family.yardstick
@@ -333,17 +320,18 @@ class _Group:
             path, family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
         )
 
-    def _outcome(
-        self, name: str, one: Taught, split: str, graded: Evaluation, threat: Callable[[Setting], ThreatModel]
-    ) -> Outcome:
-        of = self._settled(name)
-        outcome = of.outcome(self.study, self.family, one.setting, split, graded, threat(one.setting))
-        return dataclasses.replace(outcome, diverged=one.diverged, seconds=one.seconds)
+    def _outcome(self, name: str, one: Taught, split: str, graded: Evaluation, course: _Course) -> Outcome:
+        of, threat = self._settled(name), self._threat(course, one.setting)
+        outcome = of.outcome(self.study, self.family, one.setting, split, graded, threat)
+        return dataclasses.replace(
+            outcome, diverged=one.diverged, seconds=one.seconds, identity=self._identity(outcome),
+            lessons=course.lessons,
+        )  # fmt: skip
 
     def _threat(self, course: _Course, setting: Setting) -> ThreatModel:
         steps, shown = self._steps(setting), course.supervision
         training = attacks.Training(
-            self.family.student.name, steps, len(self.study.settings), course.encoded.tokens, shown.queries(steps),
+            self.family.student.name, steps, len(self.study.settings), course.encoded.tokens, shown.scored(steps),
             shown.log_probs,
         )  # fmt: skip
         return self.attack.threat(course.prepared, training)

@@ -234,7 +234,7 @@ def check(experiment: Experiment) -> None:
         )
     _check_derivative(e.derivative)
     if wants_directions(e):
-        _check_holdout(e)
+        check_holdout(e)
 
 
 def _check_arms(e: Experiment) -> None:
@@ -295,8 +295,8 @@ def _check_derivative(derivative: Derivative) -> None:
         )
 
 
-def _check_holdout(e: Experiment) -> None:
-    """What a run needs to take directions on traces of its own."""
+def check_holdout(e: Experiment) -> None:
+    """What a run needs to take directions on traces of its own. Raises ConfigError for what it lacks."""
     if e.split == 'holdout':
         raise ConfigError(
             "split = 'holdout' is what directions are taken on and the run wants derivatives; serve another split"

@@ -13,7 +13,7 @@ from adx.answers import reader_of
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import Engine
 from adx.evaluation import Exam, make_exam, roomy, student_engine, with_shots
-from adx.lessons import Lesson, shuffled
+from adx.lessons import Lesson, finished, shuffled
 from adx.loading import load_alone, read_tokenizer
 from adx.mesh import make_mesh
 from adx.models.transformer import Params
@@ -83,11 +83,11 @@ def _mesh(study: Study) -> jax.sharding.Mesh:
 
 
 def shown_examples(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson]) -> Family:
-    """The family with an exam behind worked examples, and an engine that has room for them."""
-    study = lab.study
-    shown = shuffled(clean, seed, 'shots', lambda lesson: lesson.id)[: study.shots]
+    """The family with an exam behind worked examples, finished and right, and an engine that has room for them."""
+    study, reader, prompting = lab.study, reader_of(lab.study.experiment.dataset), family.student.prompting
+    right = [one for one in finished(clean)[0] if reader.read(one.text, one.gold or '').strict]
+    shown = shuffled(right, seed, 'shots', lambda lesson: lesson.id)[: study.shots]
     prompts = with_shots(lab.prompts[study.split][: study.exam], shown)
-    reader, prompting = reader_of(study.experiment.dataset), family.student.prompting
     exam = make_exam(prompts, family.tokenizer, prompting, reader, study.max_new_tokens, study.sampling)
     config = roomy(study.experiment.decode, exam.requests)
     model, eos = family.engine.ensemble.teacher, sorted(family.tokenizer.eos_ids)

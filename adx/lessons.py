@@ -29,7 +29,7 @@ class Lesson:
     """One completion of one prompt.
 
     id: a request id as text, different for every lesson of a set; messages: the prompt; text: the completion.
-    gold: None where the attacker does not know it. stop: as Completion has it.
+    gold: None where the attacker does not know it. stop: as Completion has it, 'eos' also where a stop string ended it.
     tokens: the teacher's ids; empty once an attacker changed the text, since soft labels no longer fit.
     weight: of its loss, relative to the others. statistics: what was recorded of the served distribution per token.
     source: whose words they are, one of SOURCES; words made out of a defended trace are defended.
@@ -75,8 +75,14 @@ class Lesson:
 
 
 def from_trace(trace: Trace, source: str = 'defended', knows_gold: bool = False) -> Lesson:
-    """The lesson in a finished trace. Raises ValueError for a source that is none."""
+    """The lesson in a finished trace. Raises ValueError for a source that is none.
+
+    The text before a stop string is whole, but its tokens have no end of sequence, which is to be learnt: it is spelt
+    anew.
+    """
     check_choice('source', source, SOURCES)
+    if trace.stop == 'stop_string':
+        trace = dataclasses.replace(trace, stop='eos', tokens=(), statistics={})
     return Lesson(
         trace.request_id, trace.messages, trace.text, trace.gold if knows_gold else None, trace.stop, trace.tokens,
         statistics=trace.statistics, source=source, defence=content_hash(trace.defence), account=trace.customer,
@@ -155,6 +161,16 @@ class Tally:
                 f'{self.step} was given {given} lessons and returned {returned}, and its tally says {self.given} and '
                 f'{self.returned}; count every lesson that is dropped or added'
             )
+
+
+def tallied(tallies: Iterable[Tally]) -> dict[str, int]:
+    """Reason -> how many lessons all steps dropped or refused for it; 'destroyed': how many counted as such."""
+    found: collections.Counter[str] = collections.Counter()
+    for tally in tallies:
+        found.update(tally.dropped)
+        found.update(tally.refused)
+        found['destroyed'] += tally.destroyed
+    return {reason: count for reason, count in sorted(found.items()) if count}
 
 
 def sort_out(

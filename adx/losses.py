@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from adx.numerics import MASKED, kl, log_softmax
+from adx.numerics import MASKED
 from adx.types import Array
 
 ROUNDING = 1e-5  # of a sum of float32 probabilities: a smaller rest is none
@@ -72,15 +72,12 @@ def soft_losses(
     return jnp.where(predicting(targets_BL), losses_BL * temperature**2, 0.0)
 
 
-def full_losses(
-    logits_BLV: Array, teacher_BLV: Array, targets_BL: Array, temperature: float = 1.0
-) -> Array:
-    """losses_BL: KL(teacher || student) over the vocabulary, at the positions that predict a target.
-
-    Logits of both on the same tokens; each is divided by `temperature`, losses are scaled by its square.
-    """
-    log_p_BLV, log_q_BLV = (log_softmax(x.astype(jnp.float32) / temperature) for x in (teacher_BLV, logits_BLV))
-    return jnp.where(predicting(targets_BL), kl(log_p_BLV, log_q_BLV) * temperature**2, 0.0)
+def tempered(log_probs_BLC: Array, temperature: float) -> Array:
+    """Whole distributions, MASKED where there is no mass, at a temperature."""
+    inside_BLC = log_probs_BLC > MASKED
+    scaled_BLC = jnp.where(inside_BLC, log_probs_BLC / temperature, MASKED)
+    total_BL1 = jax.nn.logsumexp(scaled_BLC, axis=-1, keepdims=True)
+    return jnp.where(inside_BLC, scaled_BLC - total_BL1, MASKED)
 
 
 def feature_losses(hidden_BLD: Array, projection_ED: Array, teacher_BLE: Array, targets_BL: Array) -> Array:

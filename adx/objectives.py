@@ -50,14 +50,19 @@ class Hard(Headless):
 
 @dataclasses.dataclass(frozen=True)
 class Soft(Headless):
-    """Against the distribution that was served: rows.extras 'ids' and 'log_probs', see losses.soft_losses."""
+    """Against the distribution that was served: rows.extras 'ids' and 'log_probs', see losses.soft_losses.
+
+    temperature: of both, other than 1 only where labels name the whole vocabulary.
+    """
 
     temperature: float = 1.0
 
     def __call__(self, model: Model, params: Params, rows: Rows) -> tuple[Array, Array]:
-        labels = rows.extras['ids'], rows.extras['log_probs']
+        ids_BLC, log_probs_BLC = rows.extras['ids'], rows.extras['log_probs']
+        if self.temperature != 1.0:
+            log_probs_BLC = losses.tempered(log_probs_BLC, self.temperature)
         logits_BLV = logits(model, params, rows)
-        return weighted(losses.soft_losses(logits_BLV, *labels, rows.targets_BL, self.temperature), rows)
+        return weighted(losses.soft_losses(logits_BLV, ids_BLC, log_probs_BLC, rows.targets_BL, self.temperature), rows)
 
 
 @dataclasses.dataclass(frozen=True)

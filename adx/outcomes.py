@@ -22,6 +22,7 @@ class ThreatModel:
     verifier: whether gold answers were checked against. own_model: '' or which model of its own it used, and for what.
     knows: what it knew of the defence: 'nothing', 'algorithm' or 'strength'. student: architecture family.
     steps: optimiser steps; settings: how many optimiser settings were tried to choose this one.
+    scored: texts that the teacher scored while the student trained, beside the queries.
     """
 
     queries: int
@@ -38,6 +39,7 @@ class ThreatModel:
     verifier: bool = False
     own_model: str = ''
     knows: str = 'nothing'
+    scored: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Outcome:
     setting: the optimiser setting, chosen on attack_val on seed 0 and frozen. split: what `correct` was graded on.
     correct: one bool a prompt, in the order of `prompts`, a hash of the ids of the prompts.
     rates: shares of the student's answers in [0, 1]: 'unparsed', 'truncated', 'lenient' (right by lenient extraction),
-    'forced' (right after answer forcing). curve: dicts with step, tokens (of targets), accuracy and, where there are
-    clean holdout traces, loss and kl: nats a token on them, kl from the teacher where vocabularies are the same.
-    seconds: of training.
+    'timed_out' (the grader ran out of time: wrong). curve: dicts with step, tokens (of targets), accuracy and, where
+    there are clean holdout traces, loss and kl: nats a token on them, kl from the teacher where vocabularies are the
+    same.
+    seconds: of training. identity: hashes: study, weights of the student, attack. lessons: reason -> how many
+    lessons were dropped or refused for it, 'destroyed' those of them that no honest reader could use either.
     """
 
     arm: str
@@ -70,7 +74,8 @@ class Outcome:
     curve: tuple[dict[str, float], ...] = ()
     diverged: bool = False
     seconds: float = 0.0
-    identity: dict[str, str] = dataclasses.field(default_factory=dict)  # hashes: config, student's weights, traces
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)
+    lessons: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:

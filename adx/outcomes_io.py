@@ -12,6 +12,7 @@ from typing import Any
 
 from adx import files, journal, locks
 from adx.errors import StorageError, WorkdirError
+from adx.hashing import content_hash
 from adx.outcomes import Outcome, ThreatModel
 from adx.storage import Workdir, foreign, setup
 
@@ -56,9 +57,26 @@ def read(path: str) -> Known:
     return found
 
 
+def check_same(known: Known, attacks: Mapping[str, str], students: Mapping[str, str]) -> None:
+    """attacks, students: name -> hash. Raises WorkdirError naming an outcome of another attack or student of a name;
+    earlier versions of adx noted no hash of attacks.
+    """
+    for name, one in known.items():
+        for kind, of, ours in (
+            ('attack', one.attack, attacks.get(one.attack)), ('student', one.student, students.get(one.student)),
+        ):  # fmt: skip
+            theirs = one.identity.get(kind)
+            if ours and theirs and theirs != ours:
+                raise WorkdirError(
+                    f'outcome {name} is of another {kind} {of!r} ({theirs} != {ours}); undo the change, or give the '
+                    'new one another name'
+                )
+
+
 def _from_record(record: Mapping[str, Any]) -> Outcome:
     lists = {name: tuple(record[name]) for name in ('correct', 'curve')}
-    found = Outcome(**dict(record) | lists | {'threat': ThreatModel(**record['threat'])})
+    maps = {name: dict(record.get(name, {})) for name in ('identity', 'lessons')}
+    found = Outcome(**dict(record) | lists | maps | {'threat': ThreatModel(**record['threat'])})
     name_of(found)  # what is no setting raises here
     return found
 
@@ -81,13 +99,18 @@ class Log:
         self.known |= {name_of(one): one for one in found}
 
 
+def _owner(student: str, attack: str) -> str:
+    """The hash tells student 'a' under 'b-c' from 'a-b' under 'c', and the journals of 'q1' from those of 'q1.5'."""
+    return f'{OWNER}-{student}-{attack}-{content_hash([student, attack])[:8]}'
+
+
 @contextlib.contextmanager
 def open_log(path: str, student: str, attacks: Sequence[str], guard: Guard) -> Iterator[Log]:
     """Of one family under some attacks: nobody else distils it under any of them in the workdir meanwhile.
 
     guard: a context inside which no interruption is raised.
     """
-    owners = [f'{OWNER}-{student}-{attack}' for attack in attacks]
+    owners = [_owner(student, attack) for attack in attacks]
     workdir = Workdir(path)
     directory, places = workdir.private / 'outcomes', workdir.private / 'locks'
     with contextlib.ExitStack() as held:

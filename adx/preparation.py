@@ -55,6 +55,18 @@ def prepare(
     return report
 
 
+def decode_holdout(
+    experiment: Experiment, path: str, place: pipeline.Place, progress: pipeline.Progress, guard: pipeline.Guard
+) -> pipeline.Report:
+    """The first half of `prepare`, for who reads the holdout traces alone: attackers and curves of a study."""
+    processes.together(lambda: _check_holdout(experiment, place))
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: _hold(experiment, path, place, stack))
+        return pipeline.generate(
+            experiments.holdout(experiment), directions.holdout_path(path), place, progress, guard
+        )
+
+
 def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
     """Everything that can be refused before anything is decoded."""
     experiments.check(experiment)
@@ -63,6 +75,13 @@ def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
         raise ConfigError(
             f'--stages=prepare is for rules and selections that want derivatives; no arm of {names} does, leave it out'
         )
+    _check_holdout(experiment, place)
+    return loading.blueprint(experiment)
+
+
+def _check_holdout(experiment: Experiment, place: pipeline.Place) -> None:
+    experiments.check(experiment)
+    experiments.check_holdout(experiment)
     if place.num_shards > 1:
         raise ConfigError(
             f'--stages=prepare cannot be divided into {place.num_shards} shards: a direction is a mean over all '
@@ -70,7 +89,6 @@ def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
         )
     held = generation.read_prompts(experiments.holdout(experiment))
     directions.check_apart(held, experiment.dataset.prompts(experiment.split))
-    return loading.blueprint(experiment)
 
 
 def _hold(experiment: Experiment, path: str, place: pipeline.Place, stack: contextlib.ExitStack) -> None:

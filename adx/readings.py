@@ -25,15 +25,15 @@ def freeze(workdir: epath.PathLike, experiment_hash: str) -> None:
             _store(path / FROZEN, frozen | {experiment_hash: locks.utc_now()})
 
 
-def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str) -> int:
+def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str, former: str = '') -> int:
     """Logs one reading of the test split and returns how many there are now. Call it before reading.
 
-    Raises ConfigError unless the experiment is frozen.
+    former: what an earlier version of adx froze of the experiment. Raises ConfigError unless the experiment is frozen.
     """
     path = _private(workdir)
     with locks.exclusive(path / '.readings.lock'):
         frozen = _load(path / FROZEN, {})
-        if experiment_hash not in frozen:
+        if experiment_hash not in frozen and former not in frozen:
             raise ConfigError(
                 f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
                 f'choose on tune and attack_val, then freeze it'

@@ -7,12 +7,13 @@ adapters start from. All arms share it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from adx import attacks
 from adx import experiment as experiments
-from adx.attacks import OF_OWN_MODEL, Attack
+from adx.attacks import OF_OWN_MODEL, Attack, BestOfK
 from adx.datasets.chat import Prompting
 from adx.defences import Undefended
 from adx.errors import ConfigError
@@ -93,6 +94,11 @@ class Study:
         """Whether attackers can ask a setting again: neither a selection nor a rewrite is made for one answer alone."""
         return not (self.experiment.selections or self.experiment.rewrites)
 
+    @property
+    def wants_holdout(self) -> bool:
+        """Whether clean holdout traces are read beside those that directions are taken on."""
+        return self.curve > 0 or any(attack.wants_holdout for attack in self.attacks)
+
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
 
@@ -122,6 +128,17 @@ def study_hash(study: Study) -> str:
     return content_hash(identity(study))
 
 
+def attack_hashes(study: Study) -> dict[str, str]:
+    """Name -> a hash of what the attack is."""
+    return {attack.name: content_hash(experiments.to_json(attack, REGISTRY)) for attack in study.attacks}
+
+
+def commitment(study: Study) -> str:
+    """Of what is frozen before the split test is read: the study, its students and its attacks."""
+    students = experiments.to_json(study.students, REGISTRY)
+    return content_hash([study_hash(study), students, attack_hashes(study)])
+
+
 def at_hand(study: Study) -> tuple[str, ...]:
     """The resources of its attackers."""
     asked = ('query',) if study.asks_arms else ()
@@ -137,6 +154,7 @@ def check(study: Study) -> None:
         raise ConfigError(f'study: {error}') from error
     given = at_hand(study)
     for attack in study.attacks:
+        _check_amounts(attack, study)
         beyond = [name for name in attack.needs if name not in given]
         if beyond:
             raise ConfigError(
@@ -144,6 +162,21 @@ def check(study: Study) -> None:
                 f'{OF_OWN_MODEL} come with `own`, a query with arms'
             )
         _check_loss(attack, study)
+
+
+def _check_amounts(attack: Attack, study: Study) -> None:
+    """That traces are as many as an attack wants, as far as the config tells."""
+    e = study.experiment
+    if e.limit and attack.prompts > e.limit:
+        raise ConfigError(f'attack {attack.name!r} sends prompts = {attack.prompts} and limit = {e.limit}; lower them')
+    there = 1 if e.selections else e.samples
+    if attack.samples > there:
+        raise ConfigError(f'attack {attack.name!r} has samples = {attack.samples} and a prompt has {there}; draw more')
+    there = attack.samples or there
+    for each in attack.transforms:
+        if isinstance(each, BestOfK) and each.k > there:
+            raise ConfigError(f'attack {attack.name!r} has BestOfK.k = {each.k} and a prompt has {there}; draw more')
+        there = max(there, getattr(each, 'samples', 0))  # asked for anew
 
 
 def _check_loss(attack: Attack, study: Study) -> None:
@@ -154,6 +187,13 @@ def _check_loss(attack: Attack, study: Study) -> None:
         raise ConfigError(
             f'attack {attack.name!r} asks the teacher while it trains, and selections and rewrites cannot be asked; '
             'take it against arms'
+        )
+    if recorded and study.experiment.stop_strings:
+        raise ConfigError(f'attack {attack.name!r} reads served log-probs, and what a stop string ends is spelt anew')
+    if recorded and dict(attack.arguments).get('temperature', 1.0) != 1.0:
+        raise ConfigError(
+            f'attack {attack.name!r} has a temperature, and the log-probs that were recorded are a part of a '
+            'distribution: give it candidates, as many as the vocabulary has tokens'
         )
     if recorded and study.experiment.rewrites:
         raise ConfigError(f'attack {attack.name!r} reads served log-probs, and rewritten words have none')
@@ -188,11 +228,51 @@ def _check(study: Study) -> None:
     chosen = {one.name: one for one in study.experiment.selections}.get(study.clean)
     if chosen is not None and chosen.how != 'first':
         raise ValueError(f"clean = {study.clean!r} is a selection by {chosen.how!r}; name one that takes the 'first'")
+    _check_strangers(study)
     arms = {arm.name: arm for arm in study.experiment.arms}
     if not isinstance(arms[chosen.arm if chosen else study.clean].defence, Undefended):
         raise ValueError(f'clean = {study.clean!r} is a defended arm; name the one of the undefended teacher')
 
 
+def _check_strangers(study: Study) -> None:
+    """That nothing that a rule has read counts as unseen, or as a judge of it."""
+    proxies = {one.source for one in study.experiment.proxies}
+    for student in study.students:
+        if student.source.source in proxies and not student.seen:
+            raise ValueError(f'student {student.name!r} is a proxy, {student.source.source!r}; say seen=True')
+    if study.judge is not None and study.judge.source.source in {*proxies, study.experiment.teacher.source}:
+        raise ValueError(f'judge = {study.judge.source.source!r} is the teacher or a proxy; name another model')
+
+
 def _check_distinct(name: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) < len(values):
         raise ValueError(f'{name} = {list(values)}; give at least one, and none twice')
+
+
+Named = TypeVar('Named', Student, Attack)
+
+
+class Share(NamedTuple):
+    """What of a study one process works on: the families and the attacks by name, all where there are none; and of
+    these, family by family, every `num_shards`-th pair from number `shard` on.
+    """
+
+    students: Sequence[str] = ()
+    attacks: Sequence[str] = ()
+    shard: int = 0
+    num_shards: int = 1
+
+    def of(self, study: Study) -> list[tuple[Student, list[Attack]]]:
+        """Families, each with its attacks. Raises ConfigError for a name that the study does not have."""
+        students = _chosen('--students', study.students, self.students)
+        chosen = _chosen('--attacks', study.attacks, self.attacks)
+        mine = list(itertools.product(students, chosen))[self.shard :: self.num_shards]
+        return [(one, [attack for _, attack in pairs]) for one, pairs in itertools.groupby(mine, lambda pair: pair[0])]
+
+
+def _chosen(flag: str, among: Sequence[Named], only: Sequence[str]) -> list[Named]:
+    names = [one.name for one in among]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f'{flag} has {name!r}; the study has {names}')
+    return [one for one in among if not only or one.name in only]

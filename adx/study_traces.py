@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from adx import rewriting, watch
 from adx.errors import InputError
+from adx.lessons import Lesson, from_trace
 from adx.storage import Workdir
 from adx.study import Study
 from adx.types import RequestId, Trace
@@ -70,3 +72,20 @@ def one_each(traces: Iterable[Trace]) -> dict[str, Trace]:
         id_ = RequestId.parse(trace.request_id)
         found.setdefault(f'{id_.dataset}/{id_.split}/{id_.row}', trace)
     return found
+
+
+def lessons(study: Study, path: str, seed: int) -> dict[str, list[Lesson]]:
+    """Arm -> the traces of one seed. Raises InputError where some are missing."""
+    return {
+        arm: [_lesson(study, arm, trace) for trace in traces]
+        for arm, traces in read(study, path, seed).items()
+    }
+
+
+def _lesson(study: Study, arm: str, trace: Trace) -> Lesson:
+    """A selection leaves the thief one answer a prompt, whichever sample of its arm that was."""
+    lesson = from_trace(trace, 'clean' if arm == study.clean else 'defended', knows_gold=True)
+    if not study.experiment.selections:
+        return lesson  # of rewrites of arms too: their samples are those of the arm
+    id_ = RequestId.parse(trace.request_id)
+    return dataclasses.replace(lesson, id=str(id_._replace(sample=0, setting=arm)))

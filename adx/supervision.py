@@ -45,15 +45,16 @@ class Supervision:
     asked: int = 0
     asked_anew: int = 0
 
-    def queries(self, steps: int) -> int:
-        """What the teacher was asked while a student took so many steps."""
+    def scored(self, steps: int) -> int:
+        """How many texts the teacher scored while a student took so many steps."""
         return self.asked + (self.asked_anew * -(-steps // self.every) if self.every else 0)
 
 
 def supervise(attackers: Attackers, family: Family, attack: Attack, arm: str, encoded: Encoded) -> Supervision:
     """arm: whose teacher is asked; '' for lessons that have none, which are learned word by word.
 
-    Raises InputError for a student whose vocabulary is not its teacher's, where the loss compares token by token.
+    Raises InputError for a student whose vocabulary is not its teacher's, where the loss compares token by token, and
+    for labels of a part of the vocabulary at a temperature: only a whole distribution has another at that temperature.
     """
     corpus = Corpus(encoded.examples, _order(attackers), encoded.weights)
     arguments = dict(attack.arguments)
@@ -68,6 +69,11 @@ def supervise(attackers: Attackers, family: Family, attack: Attack, arm: str, en
             'their vocabularies differ; take another student, or an attack by hard labels'
         )
     candidates = min(arguments.get('candidates', CANDIDATES), family.tokenizer.size)
+    if objective.temperature != 1.0 and candidates < family.tokenizer.size:
+        raise InputError(
+            f'attack {attack.name!r} has a temperature and {candidates} candidates of {family.tokenizer.size} tokens; '
+            'give it all of them, or leave the temperature out'
+        )
     prompts = {lesson.id: lesson.prompt for lesson in encoded.lessons}
     if attack.loss == 'features':
         features = attackers.features(arm, encoded.examples, prompts)
@@ -109,6 +115,12 @@ class _OwnAnswers:
         seat(engine, self.family.student.name, params)
         done = sorted(engine.generate(list(requests.values())), key=lambda one: str(one.id))
         examples = [Example(str(one.id), requests[str(one.id)].tokens, one.tokens) for one in done]
+        length = self.attackers.study.recipe.length
+        if min(len(example.prompt) + len(example.completion) for example in examples) > length:
+            raise InputError(
+                f'student {self.family.student.name!r}, taught by {self.arm!r}, answers in more than recipe.length = '
+                f'{length} tokens with every prompt; raise it'
+            )
         prompts = {str(request.id): prompt for request, prompt in zip(requests.values(), chosen, strict=True)}
         labels = self.attackers.labels(self.arm, examples, prompts, self.candidates)
         return Corpus(examples, _order(self.attackers), extras=labels)

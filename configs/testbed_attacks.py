@@ -2,7 +2,7 @@
 
 Claim:   none yet. The two attacks that recover most are taken to the confirmation.
 Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
-             --stages=generate,distil,assess,report
+             --stages=prepare,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. Processes share them:
          --stages=distil --attacks=sft,soft takes two attacks, another process others, in one workdir.
 Result:  not run yet.

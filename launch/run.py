@@ -133,16 +133,22 @@ def directions_line(experiment: Any) -> str:
 
 
 
-def prepare(experiment: Any, path: str, interrupts: Interrupts) -> int:
+def prepare(experiment: Any, path: str, interrupts: Interrupts, wants_traces: bool = False) -> int:
+    """wants_traces: a study reads the holdout traces, whether or not directions are to be taken on them."""
     from adx import preparation
+    from adx.experiment import wants_directions
     from launch.progress import Progress
 
     place = place_in_run()
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         tell = functools.partial(progress.steps, 'directions')
-        report = preparation.prepare(experiment, path, place, progress, interrupts.guard, tell)
+        if wants_traces and not wants_directions(experiment):
+            report, saved = preparation.decode_holdout(experiment, path, place, progress, interrupts.guard), ''
+        else:
+            report = preparation.prepare(experiment, path, place, progress, interrupts.guard, tell)
+            saved = f'\ndirections of {len(experiment.proxies)} proxies are saved'
     if place.writes:
-        print(f'holdout: {summary(report)}\ndirections of {len(experiment.proxies)} proxies are saved')
+        print(f'holdout: {summary(report)}{saved}')
     return report.exit_code
 
 
@@ -283,9 +289,9 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
     from launch import study as stages
 
     check(study)
-    path = str(WORKDIR.value)
+    path, wants = str(WORKDIR.value), study.wants_holdout
     return {
-        'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts)),
+        'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts, wants)),
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),

@@ -59,16 +59,20 @@ def status(path: str) -> dict[str, Any] | None:
 def freeze(study: Any, path: str) -> int:
     """Commits to the study: from now on it, and no other, may grade on the split test."""
     from adx import readings
-    from adx.study import study_hash
+    from adx.study import commitment
 
-    readings.freeze(path, study_hash(study))
-    print(f'study {study_hash(study)} is frozen: it may read the split test, and each reading is counted')
+    readings.freeze(path, commitment(study))
+    print(
+        f'study {commitment(study)} is frozen with its students and attacks: it may read the split test, and each '
+        'reading is counted'
+    )
     return COMPLETE
 
 
 def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] = ()) -> int:
-    """share: of this process, see distilling.Share."""
+    """share: of this process, see study.Share."""
     from adx import distilling
+    from adx.study import Share
 
     def announce(ahead: distilling.Estimate) -> None:
         minutes = ahead.seconds / 60
@@ -77,7 +81,7 @@ def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] =
     print(count_line(study))
     with contextlib.closing(Progress()) as progress:
         tell = functools.partial(progress.steps, 'steps')
-        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, distilling.Share(*share))
+        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, Share(*share))
     graded = [one for one in outcomes if one.split == study.split]
     print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
     return COMPLETE

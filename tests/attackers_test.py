@@ -6,7 +6,7 @@ import optax
 import pytest
 from studies import make_study, write_holdout, write_traces
 
-from adx import curves, distilling
+from adx import curves, distilling, outcomes_io, study_traces
 from adx.attackers import Attackers
 from adx.attacks import Attack
 from adx.attacks.filters import PerplexityFilter
@@ -35,6 +35,8 @@ def test_attackers_ask_again_and_judge_by_a_model_of_their_own(students, tmp_pat
     write_traces(study, path)
     with pytest.raises(InputError, match='no clean holdout traces'):
         distilling.distil(study, path)
+    assert not outcomes_io.read(path)  # at once, and not when its turn comes
+    assert study.wants_holdout
     write_holdout(study, path)
     outcomes = [o for o in distilling.distil(study, path) if o.split == 'tune' and o.source == 'defended']
     asked, filtered, weighted = (next(o.threat for o in outcomes if o.attack == f'a{i}') for i in range(3))
@@ -51,7 +53,7 @@ def test_the_own_model_of_attackers_scores_as_it_should(students, tmp_path):
     write_traces(study, str(tmp_path))
     write_holdout(study, str(tmp_path))
     attackers = Attackers(study, str(tmp_path), 0)
-    lessons = distilling._lessons(study, str(tmp_path), 0)['plain'][:3]
+    lessons = study_traces.lessons(study, str(tmp_path), 0)['plain'][:3]
     scores = attackers._gradient_scores(lessons)
     own = attackers._own
     tokenizer = load_tokenizer(students[0])

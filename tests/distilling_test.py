@@ -8,9 +8,11 @@ import dataclasses
 import pytest
 from studies import DATASET, SMALL, STRANGE, make_study, write_holdout, write_traces
 
-from adx import distilling, outcomes_io, readings, selecting, study_traces, teaching
+from adx import assessing, distilling, outcomes_io, readings, selecting, study_traces, teaching
 from adx import experiment as experiments
 from adx.attacks import Attack
+from adx.attacks.filters import BestOfK
+from adx.attacks.mixing import MixClean
 from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
 from adx.batching import Example
 from adx.datasets import Arithmetic
@@ -22,7 +24,7 @@ from adx.models.transformer import make_model
 from adx.optimising import Recipe
 from adx.selection import Selection
 from adx.storage import Workdir
-from adx.study import REGISTRY, Student, check, study_hash
+from adx.study import REGISTRY, Student, attack_hashes, check, commitment, study_hash
 from launch import study as launch
 
 SELECTIONS = {'one': 'first', 'any': 'random', 'long': 'max_length'}
@@ -62,8 +64,8 @@ def test_the_first_seed_has_the_grid_and_the_others_its_choice(finished):
         cell = (one.student, one.attack, one.arm, one.source)
         grid = [o for o in choices if (o.student, o.attack, o.arm, o.source) == cell]
         assert sorted(o.setting['learning_rate'] for o in grid) == [1e-3, 3e-3]
-        best = max(o.accuracy for o in grid)
-        assert next(o for o in grid if o.setting == one.setting).accuracy == best
+        best = max((o.accuracy, o.setting['steps'], o.setting['learning_rate']) for o in grid)
+        assert one.setting == {'steps': best[1], 'learning_rate': best[2]}  # of equally good ones the most training
 
 
 def test_a_ladder_is_climbed_from_one_clean_student(students):
@@ -87,6 +89,23 @@ def test_an_attacker_with_nothing_of_its_own_keeps_the_student_as_it_was(finishe
     _, _, outcomes = finished
     of = {(o.seed, o.student, o.attack, o.source): o.correct for o in outcomes if o.split == 'tune'}
     assert all(of[0, name, 'sft', 'own'] == of[0, name, 'sft', 'base'] for name in ('first', 'second'))
+
+
+def test_outcomes_of_another_attack_or_student_of_the_name_are_not_taken_for_new(students, finished):
+    study, path, outcomes = finished
+    assert all('attack' in o.identity for o in outcomes if o.source != 'base')
+    changed = dataclasses.replace(study, attacks=(study.attacks[0], Attack('mixed', (MixClean(fraction=0.25),))))
+    for use in (distilling.distil, assessing.find):
+        with pytest.raises(WorkdirError, match=r"outcome 0/first/mixed/\S+ is of another attack 'mixed'"):
+            use(changed, path)
+    other = dataclasses.replace(study.students[0], source=ModelSource(students[1]))
+    with pytest.raises(WorkdirError, match="is of another student 'first'"):
+        distilling.distil(dataclasses.replace(study, students=(other, study.students[1])), path)
+    earlier = {
+        name: dataclasses.replace(o, identity={'study': o.identity['study'], 'student': o.identity['student']})
+        for name, o in outcomes_io.read(path).items()
+    }
+    outcomes_io.check_same(earlier, attack_hashes(changed), {})
 
 
 def test_going_on_repeats_nothing(finished, monkeypatch):
@@ -208,7 +227,7 @@ def test_the_base_is_asked_behind_worked_examples_too(students, tmp_path):
     bases = {o.attack: o for o in outcomes if o.source == 'base'}
     assert set(bases) == {'sft', '2-shot'}
     assert bases['sft'].prompts == bases['2-shot'].prompts
-    lessons = distilling._lessons(study, str(tmp_path), 0)['plain']
+    lessons = study_traces.lessons(study, str(tmp_path), 0)['plain']
     shown = with_shots(DATASET.prompts('tune')[:1], lessons[:2])[0].messages
     assert [message['role'] for message in shown] == ['user', 'assistant'] * 2 + ['user']
     assert with_shots([lessons[0].prompt], lessons[:2])[0].messages[0] == lessons[1].messages[0]
@@ -319,9 +338,16 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
     with pytest.raises(ConfigError, match='may not read the split test'):
         distilling.distil(study, str(tmp_path))
     assert launch.freeze(study, str(tmp_path)) == 0
+    more = dataclasses.replace(study, attacks=(*study.attacks, Attack('longer', longer=2.0)))
+    with pytest.raises(ConfigError, match='may not read the split test'):
+        distilling.distil(more, str(tmp_path))
+    readings.freeze(str(tmp_path / 'earlier'), study_hash(more))
+    assert readings.read_test(str(tmp_path / 'earlier'), commitment(more), 'x', study_hash(more)) == 1
     outcomes = distilling.distil(study, str(tmp_path))
     assert {o.split for o in outcomes} == {'attack_val', 'test'}
-    assert len(readings.readings(str(tmp_path))) == sum(o.split == 'test' and o.source != 'own' for o in outcomes)
+    graded = [o for o in outcomes if o.split == 'test' and o.source != 'own']
+    read = [one['arm'] for one in readings.readings(str(tmp_path))]
+    assert sorted(read) == sorted(f'{o.seed}/{o.student}/{o.attack}/{o.arm or o.source}' for o in graded)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +364,8 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
         ({'attacks': (Attack('p', (Paraphrase(),)),)}, 'does not provide'),
         ({'attacks': (Attack('soft', loss='soft'),)}, "set decode.record = 'top'"),
         ({'recipe': Recipe(rows=0)}, 'Recipe.rows'),
+        ({'attacks': (Attack('a', samples=2),)}, "'a' has samples = 2 and a prompt has 1"),
+        ({'attacks': (Attack('a', (BestOfK(4),)),)}, "'a' has BestOfK.k = 4 and a prompt has 1"),
     ],
 )
 def test_bad_studies_are_named(students, fields, message):

@@ -21,6 +21,7 @@ from adx.lessons import (
     shuffled,
     sort_out,
     stated,
+    tallied,
 )
 from adx.texts import canonical as normalise
 from adx.texts import ngrams
@@ -112,6 +113,21 @@ class TestFinished:
         kept, tally = finished(self.GIVEN, answered=True)
         assert kept == [self.GIVEN[0]]
         assert tally.dropped == {'empty': 2, 'states no answer': 1, 'truncated': 2}
+
+
+def test_what_a_stop_string_ended_is_a_whole_text_that_is_spelt_anew():
+    served = Trace(
+        'fake/train/0/0/poe', ({'role': 'user', 'content': 'x'},), 'so 3', 'so 3', '', (5, 6, 7), 'stop_string', 3, {},
+        {}, seed=0, statistics={'kl': [0.1] * 3},
+    )  # fmt: skip
+    found = from_trace(served)
+    assert (found.text, found.stop, found.tokens, found.statistics) == ('so 3', 'eos', (), {})
+    assert finished([found])[0] == [found]
+
+
+def test_tallies_are_summed_by_reason():
+    tallies = [Tally('a', 5, {'empty': 2}), Tally('b', 3, {'empty': 1, 'odd': 1}, refused={'late': 4}, destroyed=1)]
+    assert tallied([*tallies, Tally('c', 1)]) == {'destroyed': 1, 'empty': 3, 'late': 4, 'odd': 1}
 
 
 class TestTally:

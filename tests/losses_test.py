@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adx.losses import feature_losses, full_losses, loss, row_losses, soft_losses, token_losses
-from adx.numerics import MASKED
+from adx.losses import feature_losses, loss, predicting, row_losses, soft_losses, tempered, token_losses
+from adx.numerics import MASKED, kl
 
 ROWS, LENGTH, VOCAB = 3, 7, 11
 # Row 0: two prompt tokens, three of the completion, padding. Row 1: all but the first. Row 2: padding.
@@ -80,7 +80,7 @@ def test_one_hot_soft_labels_are_the_hard_loss():
 def test_buckets_bound_the_full_divergence_from_below_and_reach_it_with_all_candidates():
     logits, _ = draw()
     teacher = jnp.roll(candidates(1)[2], -1, axis=1)  # at the predicting position
-    full = np.asarray(full_losses(logits, teacher, TARGETS))
+    full = np.where(predicting(TARGETS), kl(teacher, jax.nn.log_softmax(logits)), 0.0)
     below = np.zeros_like(full)
     for count in (1, 4, VOCAB):
         ids, values, _ = candidates(count)
@@ -95,11 +95,22 @@ def test_buckets_bound_the_full_divergence_from_below_and_reach_it_with_all_cand
     np.testing.assert_allclose(below, full, atol=1e-5)
 
 
-def test_a_student_like_the_teacher_has_no_divergence_at_any_temperature_and_no_gradient():
+def test_a_student_like_the_teacher_has_no_gradient_at_any_temperature():
+    """Where labels name the whole vocabulary and are at that temperature too."""
     logits, _ = draw()
-    value, slope = jax.value_and_grad(lambda z: full_losses(z, logits, TARGETS, 2.0).sum())(logits)
-    np.testing.assert_allclose(value, 0, atol=1e-5)
-    np.testing.assert_allclose(slope, 0, atol=1e-5)
+    ids, values, _ = candidates(VOCAB)
+    like = jnp.roll(candidates(1)[2], -1, axis=1)
+    for temperature in (1.0, 2.0):
+        labels = tempered(values, temperature)
+        slope = jax.grad(lambda z, labels=labels, t=temperature: soft_losses(z, ids, labels, TARGETS, t).sum())
+        np.testing.assert_allclose(slope(like), 0, atol=1e-5)
+        assert np.abs(slope(logits)).max() > 0.01
+
+
+def test_what_has_no_mass_has_none_at_another_temperature():
+    found = np.asarray(tempered(jnp.array([[[np.log(0.8), np.log(0.2), MASKED]]]), 2.0))[0, 0]
+    np.testing.assert_allclose(np.exp(found), [2 / 3, 1 / 3, 0], atol=1e-6)
+    assert found[2] == np.float32(MASKED)
 
 
 def test_features_are_compared_at_predicting_positions_only():

@@ -106,6 +106,20 @@ def test_it_decodes_the_undefended_teacher_on_the_holdout_split(experiment, prep
     assert record(path, 0)['proxy'] != record(path, 1)['proxy']
 
 
+def test_holdout_traces_alone_are_decoded_for_who_reads_nothing_else(experiment, prepared, tmp_path):
+    plain = dataclasses.replace(experiment, arms=(Arm('plain'),))
+    place, nothing = pipeline.Place(), lambda *at: None
+    with pytest.raises(ConfigError, match="no arm of \\['plain'\\] does"):
+        prepare(plain, tmp_path)
+    report = preparation.decode_holdout(plain, str(tmp_path), place, nothing, contextlib.nullcontext)
+    assert report.done == PROMPTS * SAMPLES
+    assert not (tmp_path / 'private' / 'directions').exists()
+    found, expected = (Workdir(path / 'private' / 'holdout').traces() for path in (tmp_path, prepared[0]))
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    with pytest.raises(ConfigError, match='cannot be divided'):
+        preparation.decode_holdout(plain, str(tmp_path), pipeline.Place(0, 2), nothing, contextlib.nullcontext)
+
+
 def test_it_goes_on_where_it_stopped(experiment, prepared, tmp_path):
     """Half the traces and one proxy are there: the rest is made anew, to the same directions."""
     path, _, _ = prepared

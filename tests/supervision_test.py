@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from studies import SMALL, make_study, write_traces
 
-from adx import distilling
+from adx import distilling, study_traces
 from adx.attackers import Attackers
 from adx.attacks import Attack
 from adx.batching import Example
@@ -30,10 +30,10 @@ def class_(students, tmp_path_factory):
     study, path = make_study(students[:1], seeds=(0,)), str(tmp_path_factory.mktemp('study'))
     write_traces(study, path)
     lab = make_lab(study, path, lambda *at: None)
-    family, lessons = make_family(lab, study.students[0]), distilling._lessons(study, path, 0)
+    family, lessons = make_family(lab, study.students[0]), study_traces.lessons(study, path, 0)
     encoded = encode(lessons['poe'], family.tokenizer, family.student.prompting, 128, lab.teacher)
     return types.SimpleNamespace(
-        study=study, family=family, attackers=Attackers(study, path, 0), lessons=lessons, encoded=encoded
+        path=path, study=study, family=family, attackers=Attackers(study, path, 0), lessons=lessons, encoded=encoded
     )
 
 
@@ -50,9 +50,10 @@ def test_teachers_are_asked_while_students_learn(students, tmp_path):
     write_traces(study, path)
     outcomes = [o for o in distilling.distil(study, path) if o.split == 'tune' and o.source == 'defended']
     threats = {o.attack: o.threat for o in outcomes}
-    assert (threats['labels'].log_probs, threats['labels'].queries) == (40, 48)  # 24 that were served, and 24 scored
+    assert (threats['labels'].log_probs, threats['labels'].queries, threats['labels'].scored) == (40, 24, 24)
     assert "teacher's hidden states" in threats['features'].own_model
-    assert (threats['on_policy'].log_probs, threats['on_policy'].queries) == (100, 24 + 2 * 4)
+    on_policy = threats['on_policy']
+    assert (on_policy.log_probs, on_policy.queries, on_policy.scored) == (100, 24, 2 * 4)
     assert not any(o.diverged for o in outcomes)
 
 
@@ -73,7 +74,7 @@ def test_own_answers_are_the_students_and_labelled_by_the_arm(class_):
     expected = class_.attackers.labels('poe', first.examples, asked, 128)
     for example in first.examples:
         np.testing.assert_array_equal(first.extras['ids'][example.id], expected['ids'][example.id])
-    assert shown.queries(5) == 30
+    assert shown.scored(5) == 30
 
 
 def test_features_are_the_teachers_where_it_predicts(class_):
@@ -90,6 +91,25 @@ def test_students_of_another_vocabulary_are_not_compared_token_by_token(class_):
     strange = dataclasses.replace(class_.family, tokenizer=types.SimpleNamespace(tokens=('a', 'b')))
     with pytest.raises(InputError, match='their vocabularies differ'):
         supervise(class_.attackers, strange, Attack('a', loss='features'), 'poe', class_.encoded)
+
+
+def test_labels_of_a_part_of_the_vocabulary_have_no_other_temperature(class_):
+    for candidates in (40, 1000):
+        attack = Attack('a', loss='soft', arguments=(('temperature', 2.0), ('candidates', candidates)))
+        if candidates == 40:
+            with pytest.raises(InputError, match='40 candidates of 100 tokens'):
+                supervise(class_.attackers, class_.family, attack, 'poe', class_.encoded)
+        else:
+            shown = supervise(class_.attackers, class_.family, attack, 'poe', class_.encoded)
+            assert (shown.objective.temperature, shown.log_probs) == (2.0, 100)
+
+
+def test_own_answers_that_nothing_can_be_learnt_from_are_an_error(class_):
+    study = dataclasses.replace(class_.study, recipe=dataclasses.replace(class_.study.recipe, length=4))
+    attackers = Attackers(study, class_.path, 0)
+    shown = supervise(attackers, class_.family, Attack('gkd', loss='on_policy'), 'poe', class_.encoded)
+    with pytest.raises(InputError, match=r"taught by 'poe', answers in more than recipe\.length = 4"):
+        shown.fresh(class_.family.params, 0)
 
 
 def test_a_selection_cannot_be_asked(class_):

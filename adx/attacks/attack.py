@@ -52,7 +52,7 @@ class Training:
     """What only training can tell of a threat model; None is not known.
 
     tokens: of the completions trained on, each lesson once. student, steps, settings: as ThreatModel.
-    queries: prompts that the teacher answered or scored meanwhile; log_probs: how many per token were read of it
+    scored: texts that the teacher scored meanwhile; log_probs: how many per token were read of it
     meanwhile, beside those recorded in the lessons.
     """
 
@@ -60,7 +60,7 @@ class Training:
     steps: int | None = None
     settings: int | None = None
     tokens: int | None = None
-    queries: int = 0
+    scored: int = 0
     log_probs: int = 0
 
 
@@ -69,8 +69,9 @@ class Attack:
     """One way to distil a student.
 
     transforms: in the order in which they are applied. loss: one of LOSSES; arguments: (name, value) pairs of it:
-      temperature of labels and student; candidates that a label names, for soft labels that are asked for anew instead
-      of those recorded; weight of the distance of features; prompts that are answered anew every so many steps.
+      temperature of labels and student, where labels name the whole vocabulary; candidates that a label names, for
+      soft labels that are asked for anew instead of those recorded; weight of the distance of features; prompts that
+      are answered anew every so many steps.
     longer: factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
     prompts: how many of the prompts are sent to the teacher, drawn by the seed; samples: how often each is, the first
       that were drawn. 0 for all.
@@ -91,6 +92,11 @@ class Attack:
     def needs(self) -> tuple[str, ...]:
         """The names of all resources that its transforms read."""
         return tuple(name for name in RESOURCES if any(name in each.needs for each in self.transforms))
+
+    @property
+    def wants_holdout(self) -> bool:
+        """Whether it compares lessons with clean traces of the split 'holdout'."""
+        return 'gradient_scores' in self.needs
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed."""
@@ -183,7 +189,7 @@ class Attack:
         if self.loss == 'features' and record.asked:
             own.append("the teacher's hidden states")  # who reads those holds the teacher itself
         return ThreatModel(
-            queries=record.queries + training.queries,
+            queries=record.queries,
             samples=record.samples,
             traces=len(prepared.lessons),
             tokens=training.tokens or 0,
@@ -197,6 +203,7 @@ class Attack:
             verifier=record.verifier,
             own_model='; '.join(filter(None, own)),
             knows=self.knows,
+            scored=training.scored,
         )
 
     def _log_probs(self, prepared: Prepared, training: Training) -> int:
@@ -204,9 +211,9 @@ class Attack:
         if self.loss in ('hard', 'features') or not prepared.record.asked:
             return training.log_probs
         if self.loss == 'on_policy':
-            if not (training.queries and training.log_probs):
+            if not (training.scored and training.log_probs):
                 raise ValueError(
-                    f"attack {self.name!r}: loss 'on_policy' asks the teacher while it trains; give Training.queries "
+                    f"attack {self.name!r}: loss 'on_policy' asks the teacher while it trains; give Training.scored "
                     'and Training.log_probs'
                 )
             return training.log_probs

@@ -113,7 +113,7 @@ class TestThreat:
         assert dataclasses.asdict(found) == {
             'queries': 6, 'samples': 2, 'traces': 10, 'tokens': 4000, 'student': 'llama', 'steps': 300, 'settings': 6,
             'accounts': 1, 'prefill': '', 'log_probs': 0, 'clean_traces': 0, 'verifier': False, 'own_model': '',
-            'knows': 'nothing',
+            'knows': 'nothing', 'scored': 0,
         }  # fmt: skip
 
     def test_prompts_that_brought_nothing_were_sent_as_well(self):
@@ -166,9 +166,9 @@ class TestThreat:
         on_policy = Attack('gkd', loss='on_policy')
         with pytest.raises(ValueError, match="'on_policy' asks the teacher while it trains"):
             threat(on_policy, lessons(2))
-        asked = dataclasses.replace(TRAINING, queries=50, log_probs=20)
+        asked = dataclasses.replace(TRAINING, scored=50, log_probs=20)
         found = threat(on_policy, lessons(2), asked)
-        assert (found.queries, found.log_probs) == (52, 20)
+        assert (found.queries, found.scored, found.log_probs) == (2, 50, 20)
 
     def test_who_reads_hidden_states_holds_the_teacher(self):
         assert threat(Attack('a', loss='features'), lessons(2)).own_model == "the teacher's hidden states"

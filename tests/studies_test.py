@@ -1,0 +1,89 @@
+"""Studies: what their config may not ask for, what becomes of their lessons, and journals of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import pytest
+from studies import make_study, write_traces
+
+from adx import distilling, outcomes_io, study_traces
+from adx.attacks import Attack
+from adx.attacks.filters import BestOfK
+from adx.attacks.queries import Prefill
+from adx.attacks.rewrites import Canonicalise
+from adx.errors import ConfigError, InputError
+from adx.families import make_family, make_lab, shown_examples
+from adx.storage import Workdir
+from adx.study import check
+
+
+def test_outcomes_say_what_became_of_lessons(students, tmp_path):
+    """The defended arm's first line is none of the grammar; one trace of each arm was cut."""
+    study = make_study(students[:1], attacks=(Attack('canonical', (Canonicalise(),)),), seeds=(0,))
+    write_traces(study, str(tmp_path))
+    read = Workdir.traces
+
+    def damaged(self):
+        for trace in read(self):
+            row = trace.request_id.split('/')[2]
+            yield dataclasses.replace(
+                trace, stop='length' if row == '0' else trace.stop,
+                text='what' if row in ('1', '2') and trace.request_id.endswith('poe') else trace.text,
+            )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workdir, 'traces', damaged)
+        found = {o.arm: o.lessons for o in distilling.distil(study, str(tmp_path)) if o.setting}
+    assert found['plain'] == {'truncated': 1}
+    assert found['poe'] == {'truncated': 1, 'does not parse': 2, 'destroyed': 2}
+    assert {o.arm: o.lessons for o in outcomes_io.read(str(tmp_path)).values() if o.setting} == found
+
+
+def test_journals_and_locks_of_families_and_attacks_are_their_own(tmp_path):
+    path = str(tmp_path)
+    with (
+        outcomes_io.open_log(path, 'a', ['b-c'], contextlib.nullcontext),
+        outcomes_io.open_log(path, 'a-b', ['c'], contextlib.nullcontext),
+    ):
+        pass
+    names = [outcomes_io._owner('a', attack) for attack in ('q1', 'q1.5')]
+    assert not names[1].startswith(f'{names[0]}.')
+
+
+def test_studies_that_want_what_is_not_there_are_named(students):
+    study = make_study(students)
+    taught = dataclasses.replace(study.students[0], seen=False)
+    soft = Attack('soft', loss='soft', arguments=(('temperature', 2.0),))
+    decode = dataclasses.replace(study.experiment.decode, record='top')
+    for fields, of, message in (
+        ({'students': (taught,)}, {}, "student 'first' is a proxy"),
+        ({'judge': taught}, {}, 'is the teacher or a proxy'),
+        ({'attacks': (Attack('a', prompts=30),)}, {'limit': 20}, 'sends prompts = 30 and limit = 20'),
+        ({'attacks': (soft,)}, {'decode': decode}, 'has a temperature'),
+        ({'attacks': (Attack('soft', loss='soft'),)}, {'decode': decode, 'stop_strings': ('x',)}, 'is spelt anew'),
+    ):
+        experiment = dataclasses.replace(study.experiment, **of)
+        with pytest.raises(ConfigError, match=message):
+            check(dataclasses.replace(study, experiment=experiment, **fields))
+    check(dataclasses.replace(study, attacks=(Attack('a', (Prefill('so', samples=4), BestOfK(4))),)))
+
+
+def test_what_an_attack_refuses_names_it_and_the_arm(students, tmp_path):
+    study = make_study(students[:1], attacks=(Attack('many', prompts=9000),), seeds=(0,))
+    write_traces(study, str(tmp_path))
+    with pytest.raises(InputError, match=r"attack 'many' on the traces of 'plain': .* sends 9000 prompts"):
+        distilling.distil(study, str(tmp_path))
+
+
+def test_worked_examples_are_finished_and_right(students, tmp_path):
+    study = make_study(students[:1], seeds=(0,), shots=3)
+    write_traces(study, str(tmp_path))
+    lab = make_lab(study, str(tmp_path), lambda *at: None)
+    family, clean = make_family(lab, study.students[0]), study_traces.lessons(study, str(tmp_path), 0)['plain']
+    good = clean[:3]
+    bad = [dataclasses.replace(one, gold='-1') for one in clean[3:12]]
+    bad += [dataclasses.replace(one, stop='length') for one in clean[12:]]
+    only, among = (shown_examples(lab, family, 0, given).exams['tune'] for given in (good, [*bad, *good]))
+    assert among.requests == only.requests
