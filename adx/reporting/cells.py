@@ -58,10 +58,6 @@ class Cells:
             found[student] = found.get(student, False) or any(outcome.seen for outcome in cell.values())
         return dict(sorted(found.items()))
 
-    def attacks(self) -> list[str]:
-        """Names of the attacks on traces, sorted."""
-        return sorted({attack for source, _, attack, _ in self._cells if source != 'base'})
-
     def defended(self, arm: str, attack: str, student: str) -> dict[int, Outcome]:
         return self._cells.get(('defended', arm, attack, student), {})
 
@@ -75,6 +71,14 @@ class Cells:
         """The better way to ask the student that was not distilled (zero-shot, few-shot), by its mean over seeds."""
         ways = [cell for (source, _, _, who), cell in sorted(self._cells.items()) if (source, who) == ('base', student)]
         return max(ways, key=lambda cell: np.mean([o.accuracy for o in cell.values()]), default={})
+
+    def fewest_settings(self, arm: str, student: str) -> int:
+        """Of how many optimiser settings the least tuned one was chosen, among an arm's students and the clean ones."""
+        sides = [
+            cell for (source, of, _, who), cell in self._cells.items()
+            if who == student and (source == 'clean' or (source, of) == ('defended', arm))
+        ]
+        return min((outcome.threat.settings for cell in sides for outcome in cell.values()), default=0)
 
 
 def check_outcome(outcome: Outcome) -> None:

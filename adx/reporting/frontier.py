@@ -8,6 +8,7 @@ value and with the reason.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
 MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
+LEAST_GRID = 6  # optimiser settings, 3 learning rates x 2 budgets, that an arm of a headline was tuned over
 MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation
 Sides = dict[str, dict[int, Outcome]]
 NO_TEACHER = 'own resources alone reach the clean student: the teacher is irrelevant to this attacker'
@@ -64,8 +66,10 @@ class Sheet:
         return {'clean': self.cells.clean(attack, of.student), of.arm: self.cells.defended(of.arm, attack, of.student)}
 
     def own(self, attack: str, student: str) -> dict[int, Outcome]:
+        """Of who has nothing to train on, the student as it was, asked in the better way: the base of every figure."""
         own = self.cells.own(attack, student)
-        return own or (self.cells.base(student) if attack == self.plan.passive else {})
+        is_untrained = attack == self.plan.passive or (own and not any(one.threat.steps for one in own.values()))
+        return (self.cells.base(student) if is_untrained else {}) or own
 
 
 def _measured(of: Subject, figure: str, attack: str, found: Interval, joined: Joined, **more: Any) -> Row:
@@ -94,7 +98,7 @@ def frontier(
             rows += [*attacked, _adaptive(sheet, of, attacked)]
             rows += [_recovered(sheet, of, attack) for attack in plan.attacks if attack != plan.passive]
             rows += cost_rows(sheet.cells, of, plan.ladder)
-    return _headlines(rows, plan)
+    return _headlines(rows, sheet)
 
 
 def _references(sheet: Sheet, student: str, seen: bool) -> list[Row]:
@@ -166,9 +170,11 @@ def _damages(sheet: Sheet, of: Subject) -> list[Row]:
     rows = []
     for name, unit in zip(names, ('', 'steps', 'tokens'), strict=True):
         (levels, reason) = at_equal(pair, unit) if unit else ([clean, defended], '')
-        reason = reason or _gain(sheet, levels[0], base)
         if reason:
             rows.append(of.row(name, attack, status=NOT_RUN, reason=reason))
+            continue
+        if reason := _gain(sheet, levels[0], base):
+            rows.append(of.row(name, attack, n=len(base), status=NO_CREDIT, reason=reason))
             continue
         found = statistics.fieller(levels[0] - levels[1], levels[0] - base, sheet.plan.level)
         rows.append(_measured(of, name, attack, found, joined, p=statistics.paired_p(*levels)))
@@ -282,8 +288,9 @@ def neighbours(baseline: Mapping[str, float], accuracy: float) -> tuple[dict[str
     return {below[1]: 1 - share, above[1]: share}, ''
 
 
-def _headlines(rows: Sequence[Row], plan: Plan) -> list[Row]:
+def _headlines(rows: Sequence[Row], sheet: Sheet) -> list[Row]:
     """Holm over the family, and which of its rows may carry a headline; the others say what they lack."""
+    plan = sheet.plan
     members = [i for i, row in enumerate(rows) if row.figure in plan.family and row.role == 'defence']
     adjusted = statistics.holm([1.0 if (p := rows[i].p) is None else p for i in members])
     ran = {(row.arm, row.attack) for row in rows if row.figure == 'damage_attacked' and row.status != NOT_RUN}
@@ -298,7 +305,14 @@ def _headlines(rows: Sequence[Row], plan: Plan) -> list[Row]:
         lacks += [] if plan.split == 'test' else [f'read on {plan.split}']
         never = [attack for attack in plan.attacks if (row.arm, attack) not in ran and row.figure == 'damage_adaptive']
         lacks += [f'never run: {", ".join(never)}'] if never else []
-        lacks += [] if p <= 1 - plan.level else [f'p = {p:.2g} after Holm over {len(members)} rows']
+        grid = sheet.cells.fewest_settings(row.arm, row.student)
+        lacks += [] if grid >= LEAST_GRID else [f'tuned over {grid} settings, fewer than {LEAST_GRID}']
+        if p > 1 - plan.level:
+            lacks.append(f'p = {p:.2g} after Holm over {len(members)} rows')
+        elif row.low is None or not 0 < row.low < math.inf:  # what is claimed is the lower end
+            lacks.append('the interval reaches 0')
+        if not lacks and row.arm in plan.temperatures:
+            lacks.append('it is the baseline that only samples hotter')
         reason = '; '.join(part for part in (row.reason, f'no headline: {", ".join(lacks)}' if lacks else '') if part)
         result[i] = dataclasses.replace(row, p=p, headline=not lacks, reason=reason)
     return result

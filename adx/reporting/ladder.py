@@ -15,14 +15,15 @@ from adx.reporting.rows import CENSORED, NOT_RUN, Row, Subject, status_of
 
 REACHES = 0.95  # of the clean student's accuracy on the first rung
 COSTS: dict[str, Callable[[ThreatModel], int]] = {
-    'cost_multiplier': lambda threat: threat.queries * threat.samples,  # answers of the teacher
+    'cost_multiplier': lambda threat: threat.queries * threat.samples + threat.scored,  # texts of the teacher
     'cost_multiplier_tokens': lambda threat: threat.tokens,
     'cost_multiplier_steps': lambda threat: threat.steps,
 }
 
 
 def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
-    """The teacher's answers, training tokens and optimiser steps, over those of the clean student on the first rung.
+    """What the teacher answered and scored, training tokens and optimiser steps, over those of the clean student on the
+    first rung.
 
     value: by the mean accuracy over the seeds that all rungs share; low and high: of single seeds, None where one of
     them never gets there. Censored where no rung does.

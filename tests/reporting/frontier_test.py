@@ -146,6 +146,51 @@ def test_headlines_need_every_rule():
     assert 'never run: paraphrase' in row.reason
 
 
+def test_a_headline_needs_a_lower_end_above_0_though_its_p_passes():
+    plan = dataclasses.replace(PLAN, family=('damage',))
+    clean = {o.seed: sum(o.correct) for o in outcomes() if (o.source, o.attack) == ('clean', 'sft')}
+    given = [
+        outcome('defended', clean[o.seed] - 10 * (o.seed < 3), o.seed, 'ads')
+        if (o.arm, o.attack) == ('ads', 'sft') else o for o in outcomes()
+    ]  # fmt: skip
+    row = find(rows(given, plan), 'damage')
+    assert row.p < 0.05
+    assert row.low < 0
+    assert not row.headline
+    assert row.reason == 'no headline: the interval reaches 0'
+
+
+def test_a_headline_needs_the_whole_grid():
+    threat = dataclasses.replace(THREAT, settings=5)
+    row = find(rows([dataclasses.replace(o, threat=threat) if o.arm == 'ads' else o for o in outcomes()]), 'damage')
+    assert not row.headline
+    assert 'tuned over 5 settings, fewer than 6' in row.reason
+
+
+def test_the_temperature_baseline_carries_no_headline():
+    hot = [dataclasses.replace(o, role='defence') if o.arm == 'hot' else o for o in outcomes()]
+    hot = [dataclasses.replace(o, correct=(True,) * 50 + (False,) * 50) if o.arm == 'hot' else o for o in hot]
+    row = find(rows(hot, verdicts=VERDICTS | {'hot': VERDICTS['ads']}), 'damage', 'hot')
+    assert not row.headline
+    assert row.reason == 'no headline: it is the baseline that only samples hotter'
+
+
+def test_the_base_of_who_has_nothing_is_the_better_one():
+    threat = dataclasses.replace(THREAT, queries=0, steps=0)
+    own = [outcome('own', BASE - 5, seed, attack=attack, threat=threat) for seed in range(8) for attack in ('sft', 'x')]
+    beside = [outcome('clean', CLEAN, seed, attack='x') for seed in range(8)]
+    beside += [outcome('defended', 50, seed, 'ads', 'x') for seed in range(8)]
+    found = rows([*outcomes(), *own, *beside], dataclasses.replace(PLAN, attacks=('sft', 'x')))
+    assert find(found, 'damage_attacked', attack='sft').value == find(found, 'damage').value
+    assert find(found, 'damage_attacked', attack='x').value == pytest.approx(30 / 60)
+
+
+def test_texts_that_were_scored_while_students_trained_are_no_unequal_queries():
+    scored = dataclasses.replace(THREAT, scored=40)
+    given = [dataclasses.replace(o, threat=scored) if o.arm == 'ads' and o.seed == 0 else o for o in outcomes()]
+    assert find(rows(given), 'damage').n == 8
+
+
 def test_nobody_gets_credit_where_the_teacher_is_irrelevant():
     given = regraded('own', 90)
     row = find(rows(given), 'damage_attacked', attack='prefill')
@@ -184,6 +229,9 @@ def test_equal_steps_read_both_curves_where_the_shorter_ends():
         for o in outcomes()
     ]
     assert find(rows(given), 'damage_at_steps').value == pytest.approx((0.55 - 0.4) / 0.35)
+    early = [dataclasses.replace(o, curve=curve((0, 0.2), (10, 0.21))) for o in outcomes()]
+    row = find(rows(early), 'damage_at_steps')
+    assert (row.status, row.n) == ('no_credit', 8)
 
 
 def test_a_result_without_a_threat_model_or_given_twice_is_refused():
