@@ -1,6 +1,7 @@
 """The stages `assess` and `report` of a study: the quality of every arm's traces, and the page with all figures.
 
     private/quality/<seed>/<arm>.json    what an honest reader gets, see outcomes.Quality
+    private/quality/costs/<seed>.json    seconds a token of every arm, timed side by side once
     private/report/report.html, .json    the figures; see reporting/
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -26,6 +28,7 @@ from adx import (
     pipeline,
     readings,
     rewriting,
+    storage,
     study_traces,
     transfer,
 )
@@ -33,6 +36,7 @@ from adx.answers import reader_of
 from adx.bystander import Bystander
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment
+from adx.journal import read_object
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.processes import ALONE, Place
@@ -43,7 +47,7 @@ from adx.reporting.frontier import Plan, frontier
 from adx.reporting.rows import Row, Verdicts
 from adx.reporting.slices import label_prompts
 from adx.storage import Workdir
-from adx.study import Study, identity, study_hash
+from adx.study import Study, attack_hashes, identity, study_hash
 from adx.study_traces import seed_path
 from adx.timing import Stopwatch
 from adx.types import Trace
@@ -60,38 +64,52 @@ def assess(
     share: which of the seeds to work on.
 
     The first sample of every prompt is measured. Raises ConfigError where the study names no judge, InputError where
-    traces are missing.
+    traces are missing, WorkdirError while another process measures this share.
     """
     if study.judge is None:
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
     outcomes_io.claim(path, identity(study))
-    arms, stopwatch = study.arms, Stopwatch()
-    for seed in study.seeds[share.shard :: share.num_shards]:
-        missing = [arm for arm in arms if not _place(path, seed, arm).exists()]
-        if not missing:
-            continue
-        made = study_traces.read(study, path, seed)
-        traces = {arm: list(study_traces.one_each(made[arm]).values()) for arm in missing}
-        every = {trace.request_id: trace for arm in missing for trace in traces[arm]}
-        right, costs = _decoded(study, path, seed, list(every.values()), stopwatch)
-        measures = _measures(study)
-        for arm in missing:
-            quality = measure(traces[arm], right, measures)
-            tokens = quality.tokens * len(quality.correct)
-            quality = dataclasses.replace(quality, seconds=costs.get(arm, 0.0) * tokens)
-            place = _place(path, seed, arm)
-            with files.os_errors(StorageError, f'{place} was not written'):
-                files.make_private_dir(place.parent)
-                files.write_private(place, json.dumps(dataclasses.asdict(quality)).encode())
-            tell(f'seed {seed}', len(arms) - len(missing) + missing.index(arm) + 1, len(arms))
+    stopwatch = Stopwatch()
+    with storage.held(Workdir(path), 'assess', ['quality'], (share.shard, share.num_shards)):
+        for seed in study.seeds[share.shard :: share.num_shards]:
+            if not all(_place(path, seed, arm).exists() for arm in study.arms):
+                _assess(study, path, seed, stopwatch, tell)
     return qualities(study, path)
+
+
+def _assess(study: Study, path: str, seed: int, stopwatch: Stopwatch, tell: Tell) -> None:
+    """One seed. What is measured already is not measured again; all arms get the seconds of one timing."""
+    made = study_traces.read(study, path, seed)
+    places = {arm: _place(path, seed, arm) for arm in study.arms}
+    known = {arm: _read(place) for arm, place in places.items() if place.exists()}
+    traces = {arm: list(study_traces.one_each(made[arm]).values()) for arm in study.arms if arm not in known}
+    right, costs = _decoded(study, path, seed, list(itertools.chain(*traces.values())), stopwatch)
+    measures, found = _measures(study), dict[str, Quality]()
+    for arm, place in places.items():
+        quality = known.get(arm) or measure(traces[arm], right, measures)
+        quality = dataclasses.replace(quality, arm=arm)  # a selection's traces are called after its arm
+        found[arm] = dataclasses.replace(quality, seconds=_seconds(study, quality, found, costs))
+        with files.os_errors(StorageError, f'{place} was not written'):
+            files.make_private_dir(place.parent)
+            files.write_private(place, json.dumps(dataclasses.asdict(found[arm])).encode())
+        tell(f'seed {seed}', len(found), len(places))
+
+
+def _seconds(study: Study, of: Quality, before: Mapping[str, Quality], costs: Mapping[str, float]) -> float:
+    """Of all traces: a rewrite takes those of what it rewrites, and its own time for every token of that."""
+    origins = {one.name: before[one.of] for one in study.experiment.rewrites if one.of in before}
+    origin = origins.get(of.arm)
+    if origin is None:
+        return costs.get(of.arm, 0.0) * of.tokens * len(of.correct)
+    added = costs.get(of.arm, 0.0) * origin.tokens * len(origin.correct)
+    return origin.seconds + added if origin.seconds else 0.0
 
 
 def _decoded(
     study: Study, path: str, seed: int, traces: Sequence[Trace], stopwatch: Stopwatch
 ) -> tuple[dict[str, bool], dict[str, float]]:
     """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
-    give, and arm -> seconds a token.
+    give, and arm -> seconds a token; of a rewrite a token of what it rewrites.
     """
     own = dataclasses.replace(study.experiment, seed=seed)
     experiment = _answering(own)
@@ -102,11 +120,14 @@ def _decoded(
     # A selection costs its candidates and what scores them: decoding does not tell.
     if own.selections:
         return right, {}
-    costs = stopwatch.seconds_per_token(experiment, models, asked, [arm.name for arm in own.arms])
-    added = rewriting.seconds_per_token(own, seed_path(path, seed)) if own.rewrites else {}
-    for one in own.rewrites:
-        costs[one.name] = costs[one.of] + added[one.name]
-    return right, costs
+    place = Workdir(path).private / 'quality' / 'costs' / f'{seed}.json'
+    if not place.exists():  # a second timing would be of another hour of the machine
+        costs = stopwatch.seconds_per_token(experiment, models, asked, [arm.name for arm in own.arms])
+        costs |= rewriting.seconds_per_token(own, seed_path(path, seed)) if own.rewrites else {}
+        with files.os_errors(StorageError, f'{place} was not written'):
+            files.make_private_dir(place.parent)
+            files.write_private(place, json.dumps(costs).encode())
+    return right, read_object(place, study.arms, StorageError, 'delete it and run --stages=assess again')
 
 
 def _answering(experiment: Experiment) -> Experiment:
@@ -134,7 +155,8 @@ def _read(place: epath.Path) -> Quality:
         fields = json.loads(place.read_text())
         lists = {name: tuple(fields[name]) for name in ('correct', 'forced', 'lenient')}
         groups = {name: {k: tuple(v) for k, v in fields[name].items()} for name in ('slices', 'by_prompt')}
-        return Quality(**fields | lists | groups)
+        # By the file's name: earlier versions noted the arm of a selection.
+        return Quality(**fields | lists | groups | {'arm': place.stem})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f'{place} cannot be read: {error!r}; delete it and run --stages=assess again') from error
 
@@ -156,15 +178,21 @@ def _judged_by(judge: Bystander) -> Callable[[Sequence[Trace]], list[tuple[float
     return lambda traces: judge.nll([judge.example(one.request_id, one.messages, one.text) for one in traces])
 
 
-def verdicts(study: Study, found: Sequence[Quality]) -> dict[str, list[Criterion]]:
-    """Arm -> every criterion of eligibility, over all seeds on which it and the clean arm were assessed."""
+def verdicts(study: Study, found: Sequence[Quality]) -> tuple[dict[str, list[Criterion]], dict[str, str]]:
+    """Arm -> every criterion of eligibility, over all seeds on which it and the clean arm were assessed; and arm -> why
+    it cannot be judged, as where a row was rejected in one of the two.
+    """
     by_seed = {(one.seed, one.arm): one for one in found}
     judged: dict[str, list[Criterion]] = {}
+    unjudged: dict[str, str] = {}
     for arm in sorted({one.arm for one in found} - {study.clean}):
         seeds = [s for s in study.seeds if (s, arm) in by_seed and (s, study.clean) in by_seed]
         sides = ([by_seed[seed, name] for seed in seeds] for name in (arm, study.clean))
-        judged[arm] = eligibility(*sides) if seeds else []
-    return judged
+        try:
+            judged[arm] = eligibility(*sides) if seeds else []
+        except InputError as error:
+            judged[arm], unjudged[arm] = [], str(error)
+    return judged, unjudged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +203,18 @@ class Findings:
     outcomes: list[Outcome]
     qualities: list[Quality]
     verdicts: dict[str, list[Criterion]]
+    unjudged: dict[str, str] = dataclasses.field(default_factory=dict)  # arm -> why
 
     def rows(self) -> list[Row]:
         return frontier(self.outcomes, self.qualities, self.plan, self.verdicts)
 
 
 def find(study: Study, path: str) -> Findings:
-    """Everything that was found so far. Raises StorageError where a file cannot be read."""
+    """Everything that was found so far. Raises StorageError where a file cannot be read, WorkdirError for outcomes of
+    other attacks of the same names.
+    """
     known, found = outcomes_io.read(path), qualities(study, path)
+    outcomes_io.check_same(known, attack_hashes(study), {})
     names = tuple(attack.name for attack in study.attacks if attack.name not in study.ladder)
     graded = [known[name] for name in sorted(known) if known[name].split == study.split]
     # Of a split that nobody was graded on nothing is read.
@@ -190,7 +222,7 @@ def find(study: Study, path: str) -> Findings:
     slices = label_prompts(study.experiment.dataset, [question(prompt.messages) for prompt in asked])
     selective = {one.name: one.only for one in study.experiment.rewrites if one.only}
     plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split)
-    return Findings(plan, graded, found, verdicts(study, found))
+    return Findings(plan, graded, found, *verdicts(study, found))
 
 
 def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = '') -> list[Row]:
@@ -218,6 +250,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
             f'seed {seed}, {line}'
             for seed in study.seeds for line in environments.changes(Workdir(seed_path(path, seed)))
         ],
+        unjudged=findings.unjudged,
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
     _write(path, rows, findings.outcomes, findings.verdicts, facts)

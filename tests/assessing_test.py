@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from studies import make_study, write_students, write_traces
 
-from adx import assessing, distilling, rewriting
+from adx import assessing, distilling, rewriting, selecting, storage
 from adx.attacks import Attack
 from adx.drafting import Rewrite
-from adx.errors import ConfigError, InputError, StorageError
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.gates import Gates
 from adx.processes import ALONE, Place
 from adx.rewriters.rendered import Rendered
+from adx.selection import Selection
 from adx.study_traces import seed_path
 from launch import study as stages
 
@@ -52,6 +54,53 @@ def test_what_is_measured_is_not_measured_again(ran, monkeypatch):
     assert assessing.assess(study, path) == found
 
 
+def test_arms_that_a_killed_run_left_are_not_timed_anew(ran, tmp_path, monkeypatch):
+    study, path, found = ran
+    again = str(tmp_path / 'work')
+    shutil.copytree(path, again)
+    assessing._place(again, 0, 'poe').unlink()
+    monkeypatch.setattr(assessing.Stopwatch, 'seconds_per_token', None)
+    after = assessing.assess(study, again)
+    assert [one.seconds for one in after] == pytest.approx([one.seconds for one in found])
+    assert after[1] == dataclasses.replace(found[1], seconds=after[1].seconds)
+
+
+def test_two_processes_do_not_measure_one_share(ran):
+    study, path, _ = ran
+    with (
+        storage.held(assessing.Workdir(path), 'assess', ['quality']),
+        pytest.raises(WorkdirError, match='stage assess, shard 0-of-1'),
+    ):
+        assessing.assess(study, path)
+
+
+def test_a_selection_is_measured_under_its_own_name(tmp_path):
+    how = {'one': 'first', 'long': 'max_length'}
+    study = make_study(write_students(tmp_path), attacks=(Attack('sft'),), seeds=(0,), clean='one')
+    selections = tuple(Selection(name, 'plain', by) for name, by in how.items())
+    experiment = dataclasses.replace(study.experiment, selections=selections, samples=2)
+    study, path = dataclasses.replace(study, experiment=experiment, judge=study.students[1]), str(tmp_path / 'work')
+    write_traces(study, path)
+    selecting.select(experiment, seed_path(path, 0))
+    found = assessing.assess(study, path)
+    assert [one.arm for one in found] == ['one', 'long']
+    place = assessing._place(path, 0, 'long')
+    place.write_text(json.dumps(json.loads(place.read_text()) | {'arm': 'plain'}))  # as it was once filed
+    judged, unjudged = assessing.verdicts(study, assessing.qualities(study, path))
+    assert {arm: len(criteria) for arm, criteria in judged.items()} == {'long': 8}
+    assert unjudged == {}
+
+
+def test_an_arm_that_lost_a_row_is_not_judged_and_the_others_are(ran):
+    study, _, found = ran
+    lost = [dataclasses.replace(one, prompts='other') if one.arm == 'poe' else one for one in found]
+    beside = [dataclasses.replace(one, arm='third') for one in found if one.arm == 'plain']
+    judged, unjudged = assessing.verdicts(study, [*lost, *beside])
+    assert judged['poe'] == []
+    assert 'measured on other prompts' in unjudged['poe']
+    assert len(judged['third']) == 8
+
+
 def test_a_rewrite_costs_its_rewriter_beside_the_decoding(tmp_path):
     study = make_study(write_students(tmp_path), attacks=(Attack('sft'),), seeds=(0,))
     told = Rewrite('told', 'plain', Rendered(1), Gates(retention=0.1, fluency=100.0))
@@ -63,11 +112,16 @@ def test_a_rewrite_costs_its_rewriter_beside_the_decoding(tmp_path):
     by_arm = {one.arm: one for one in assessing.assess(study, path)}
     a_token = {name: one.seconds / (one.tokens * len(one.correct)) for name, one in by_arm.items()}
     assert a_token['told'] > a_token['plain'] > 0
+    costs = json.loads((assessing.Workdir(path).private / 'quality' / 'costs' / '0.json').read_text())
+    plain = by_arm['plain']
+    of_all = plain.tokens * len(plain.correct)  # the rewriter's time was taken for tokens of what it reads
+    assert by_arm['told'].seconds == pytest.approx((costs['plain'] + costs['told']) * of_all)
+    assert by_arm['told'].tokens != plain.tokens
 
 
 def test_longer_traces_are_not_eligible(ran):
     study, _, found = ran
-    judged = {one.name: one for one in assessing.verdicts(study, found)['poe']}
+    judged = {one.name: one for one in assessing.verdicts(study, found)[0]['poe']}
     assert not judged['tokens'].holds
     assert judged['retention'].holds
 

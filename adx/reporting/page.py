@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Facts:
 
     proxies: arm -> families of its proxies, for the matrix against the students' families. transfer: (arm, proxy,
     model, rank correlation with its interval) of the transfer matrix. environments: changes of what tokens depend on.
+    unjudged: arm -> why its eligibility is not known.
     """
 
     testbed: str
@@ -42,6 +44,7 @@ class Facts:
     transfer: Sequence[tuple[str, str, str, str]] = ()
     proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     environments: Sequence[str] = ()
+    unjudged: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def sentence(rows: Sequence[Row], testbed: str) -> str:
@@ -51,7 +54,8 @@ def sentence(rows: Sequence[Row], testbed: str) -> str:
     if not heads:
         heads, kind = [row for row in rows if row.headline and row.figure == 'damage'], 'a passive thief'
     if not heads:
-        judged = [row for row in rows if row.role == 'defence' and row.figure == 'damage']
+        figures = [row for row in rows if row.role == 'defence' and row.figure == 'damage']
+        judged = [row for row in figures if row.value is not None]
         why = 'no defence was measured' if not judged else f'none of {len(judged)} measured rows passes every rule'
         return f'On {testbed}, use none: {why} for a headline.'
     best = max(heads, key=lambda row: (row.low or 0.0, row.arm))
@@ -67,17 +71,25 @@ def sentence(rows: Sequence[Row], testbed: str) -> str:
 
 def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
     """Everything that the page shows, as JSON: infinite and undefined numbers are null."""
-    threats = {(o.attack, o.source, o.student): dataclasses.asdict(o.threat) for o in outcomes}
     about = dataclasses.asdict(facts)
     return _finite({
         'headline': sentence(rows, facts.testbed),
         'rows': [dataclasses.asdict(row) for row in rows],
         'eligibility': {arm: [one._asdict() for one in judged] for arm, judged in sorted(verdicts.items())},
-        'threat_models': [
-            {'attack': attack, 'source': source} | threat for (attack, source, _), threat in sorted(threats.items())
-        ],
+        'threat_models': _threat_models(outcomes),
         **about,
     })  # fmt: skip
+
+
+def _threat_models(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One an attack, source, arm and student, with what became of the lessons of all its seeds."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    lessons: dict[tuple[str, ...], Counter[str]] = {}
+    for one in outcomes:
+        key = (one.attack, one.source, one.arm, one.student)
+        found[key] = {'attack': one.attack, 'source': one.source, 'arm': one.arm} | dataclasses.asdict(one.threat)
+        lessons.setdefault(key, Counter()).update(one.lessons)
+    return [threat | {'lessons': dict(sorted(lessons[key].items()))} for key, threat in sorted(found.items())]
 
 
 def _finite(value: Any) -> Any:
@@ -121,7 +133,9 @@ def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[t
 def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> str:
     """One self-contained page: inline style, no script, nothing loaded."""
     students = sorted({row.student for row in rows if row.student})
-    failed = {arm: ', '.join(one.name for one in judged if not one.holds) for arm, judged in verdicts.items()}
+    lacking = {arm: [one.name for one in judged if not one.holds] for arm, judged in verdicts.items()}
+    failed = {arm: f'fails: {", ".join(names)}' for arm, names in lacking.items() if names}
+    failed |= {arm: f'not judged: {why}' for arm, why in facts.unjudged.items()}
     return template('report.html', number).render(
         content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
         judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),

@@ -70,6 +70,20 @@ def test_json_is_strict_and_holds_every_row():
     assert len(content['rows']) == len(found)
     assert content['readings'] == 3
     assert content['threat_models'][0]['queries'] == 100
+    assert {one['arm'] for one in content['threat_models']} == {'', 'ads', 'hot'}
+
+
+def test_what_became_of_lessons_and_why_an_arm_is_not_judged_is_shown():
+    given = [dataclasses.replace(o, lessons={'destroyed': 2, 'too <long>': 1}) for o in outcomes()]
+    facts = dataclasses.replace(FACTS, unjudged={'ads': 'other <prompts>'})
+    text = page(rows(given, verdicts={'ads': []}), given, {'ads': []}, facts)
+    assert '<td>destroyed: 16; too &lt;long&gt;: 8</td>' in text
+    assert 'not judged: other &lt;prompts&gt;' in text
+
+
+def test_rows_without_a_value_are_not_counted_as_measured():
+    given = [o for o in outcomes() if o.source != 'clean']
+    assert sentence(rows(given), 'the testbed') == 'On the testbed, use none: no defence was measured for a headline.'
 
 
 def test_the_matrix_has_a_line_a_proxy_family_and_a_column_a_student():
