@@ -156,6 +156,8 @@ def _is_address(url: str) -> bool:
         whole = parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+    if '@' in parts.netloc:  # a password, which a case would keep
+        return False
     return whole and url.isascii() and url.isprintable() and ' ' not in url
 
 

@@ -121,7 +121,9 @@ def test_an_address_that_nobody_answers_at_is_an_error(monkeypatch):
 
 
 def test_settings_are_checked(monkeypatch):
-    for url in ('localhost/v1', 'http://local host/v1', 'http:///v1', 'http://localhost:x/v1', 'http://localhost/v1\n'):
+    wrong = ('localhost/v1', 'http://local host/v1', 'http:///v1', 'http://localhost:x/v1', 'http://localhost/v1\n',
+             'http://me:word@localhost/v1')  # fmt: skip
+    for url in wrong:
         with pytest.raises(ConfigError, match='no address'):
             Endpoint(url, 'm')
     assert Endpoint('http://localhost/v1', 'm').identity == 'm at http://localhost/v1'
