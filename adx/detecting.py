@@ -2,9 +2,10 @@
 
 A case is a directory, private as a workdir is:
 
-    plan.json         what will be asked, in which order, by which test; no key in it
+    plan.json         what will be asked, in which order, by which test, and the seed of the decoys; no key in it
     commitment.json   the hash of the plan and of the customer's key, written before the first question
-    answers/          journals: one line a question
+    suspect.json      which model answers
+    answers/          journals: one line a question; of one that was asked again the last line counts
     verdicts.jsonl    every verdict that was issued, signed
 
 Repeating a case discloses the customer's key of one epoch, never the master.
@@ -25,13 +26,14 @@ from etils import epath
 
 from adx import files, locks, marks
 from adx.detectors.trigger import Block, Trigger, Verdict
-from adx.errors import ConfigError, InputError, StorageError
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, from_json, read_records, to_json
+from adx.errors import ConfigError, InputError, StorageError, malformed
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, from_json, read_object, read_records, to_json
 from adx.lessons import Messages
 from adx.marks import Forge, Pair
-from adx.suspects import Question, Suspect
+from adx.suspects import PASSING, Question, Suspect
 
 OWNER, BATCH = 'detect', 32
+PLAN = ('customer', 'epoch', 'suspect', 'test', 'null', 'pairs', 'seed', 'asked')
 NULL = 'which of the completed pairs are keyed is chance: keyed pairs and decoys come from one generator'
 
 
@@ -68,10 +70,12 @@ def commit(case: Case, path: epath.PathLike, key: bytes, forge: Forge = marks.sy
     plan = make_plan(case, key, forge, secrets.token_bytes(marks.KEY_BYTES))
     digest = commitment(plan, key)
     with files.os_errors(StorageError, f'case {path} was not written'):
-        files.make_private_dir(directory)
-        files.write_private(directory / 'plan.json', json.dumps(plan, indent=1).encode())
+        if not directory.exists():
+            files.make_private_dir(directory)
         record = {'format_version': FORMAT_VERSION, 'hash': digest, 'committed': locks.utc_now()}
         files.write_private(directory / 'commitment.json', json.dumps(record, indent=1).encode())
+        # Last: who is stopped before commits anew, and a plan without its commitment could never have one.
+        files.write_private(directory / 'plan.json', json.dumps(plan, indent=1).encode())
     return digest
 
 
@@ -84,34 +88,49 @@ def commitment(plan: dict[str, Any], key: bytes) -> str:
 def make_plan(case: Case, key: bytes, forge: Forge, decoy_key: bytes) -> dict[str, Any]:
     """Blocks of one keyed pair and its decoys; who looks at an answer cannot tell which it is from. JSON-able.
 
-    decoy_key: draws decoys, order, and which of the customer's pairs are asked.
+    decoy_key: draws decoys, order, and which of the customer's pairs are asked; the plan keeps it, so that a verdict
+    can see that nobody chose them.
     """
-    carried = marks.draw_pairs(key, case.pairs, forge)
-    keyed = marks.keyed_draw(decoy_key, 'which').sample(carried, case.test.pairs)
+    asked = draw(case.test, case.pairs, key, forge, decoy_key)
+    for i, one in enumerate(asked):
+        one['messages'] = list(case.questions[i % len(case.questions)])
+    about = {'customer': case.customer, 'epoch': case.epoch, 'suspect': case.suspect, 'pairs': case.pairs}
+    about |= {'test': dataclasses.asdict(case.test), 'seed': decoy_key.hex()}
+    return {'format_version': FORMAT_VERSION, **about, 'null': NULL, 'asked': asked}
+
+
+def draw(test: Trigger, pairs: int, key: bytes, forge: Forge, decoy_key: bytes) -> list[dict[str, Any]]:
+    """The pairs of a plan in the order in which they are asked. pairs: of the customer's, as its traces carry them."""
+    carried = marks.draw_pairs(key, pairs, forge)
+    keyed = marks.keyed_draw(decoy_key, 'which').sample(carried, test.pairs)
     taken = {pair.trigger for pair in carried}
-    decoys = marks.draw_pairs(decoy_key, case.test.pairs * case.test.decoys, forge, taken)
+    decoys = marks.draw_pairs(decoy_key, test.pairs * test.decoys, forge, taken)
     order, asked = marks.keyed_draw(decoy_key, 'order'), list[dict[str, Any]]()
     for block, pair in enumerate(keyed):
-        beside = decoys[block * case.test.decoys : (block + 1) * case.test.decoys]
-        members = [pair, *beside] * case.test.repeats
-        for one in order.sample(members, len(members)):
-            messages = list(case.questions[len(asked) % len(case.questions)])
-            asked.append({'pair': list(one), 'keyed': one == pair, 'block': block, 'messages': messages})
-    about = {'customer': case.customer, 'epoch': case.epoch, 'suspect': case.suspect}
-    test = dataclasses.asdict(case.test)
-    return {'format_version': FORMAT_VERSION, **about, 'test': test, 'null': NULL, 'asked': asked}
+        members = [pair, *decoys[block * test.decoys : (block + 1) * test.decoys]] * test.repeats
+        drawn = order.sample(members, len(members))
+        asked += [{'pair': list(one), 'keyed': one == pair, 'block': block} for one in drawn]
+    return asked
 
 
 def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Asks what is left of a case, batch by batch. Stopped at any moment it goes on with the batch that it was at."""
+    """Asks what is left of a case, batch by batch. Stopped at any moment it goes on with the batch that it was at; what
+    failed in a way that may have passed is asked again.
+
+    Raises InputError where another suspect answered before, WorkdirError while another process asks.
+    """
     directory, plan = files.path_of(path), read_plan(path)
     place = directory / 'answers'
-    with files.os_errors(StorageError, f'case {path} cannot be written'):
-        files.make_private_dir(place)
-    cut_torn_tails(place, OWNER)
-    known = {record['request_id'] for _, record in read_records(place)}
-    left = [i for i in range(len(plan['asked'])) if str(i) not in known]
-    with contextlib.closing(Journal(place, OWNER)) as journal:
+    with contextlib.ExitStack() as stack:
+        with files.os_errors(StorageError, f'case {path} cannot be written'):
+            lock = locks.acquire(directory / 'ask.lock', f'case {path}')
+            stack.callback(lock.release)
+            files.make_private_dir(place)
+            _claim(directory, suspect)
+        cut_torn_tails(place, OWNER)
+        known = {int(id_) for id_, one in _answers(place)[0].items() if one['problem'] not in PASSING}
+        left = [i for i in range(len(plan['asked'])) if i not in known]
+        journal = stack.enter_context(contextlib.closing(Journal(place, OWNER)))
         for start in range(0, len(left), BATCH):
             batch = left[start : start + BATCH]
             asked = [plan['asked'][i] for i in batch]
@@ -125,36 +144,73 @@ def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None]
             tell(len(plan['asked']) - len(left) + start + len(batch), len(plan['asked']))
 
 
+def _claim(directory: epath.Path, suspect: Suspect) -> None:
+    """Writes down which model answers. Raises InputError where it is another one."""
+    place = directory / 'suspect.json'
+    files.write_first(place, json.dumps({'format_version': FORMAT_VERSION, 'identity': suspect.identity}).encode())
+    theirs = answered_by(directory)
+    if theirs != suspect.identity:
+        raise InputError(
+            f'case {directory} is answered by {theirs!r} and this is {suspect.identity!r}; ask the same, or commit to '
+            'another case'
+        )
+
+
+def answered_by(directory: epath.Path) -> str:
+    """Which model answers, '' before any does."""
+    place = directory / 'suspect.json'
+    return read_object(place, ('identity',), InputError, 'restore it')['identity'] if files.exists(place) else ''
+
+
+def _answers(place: epath.Path) -> tuple[dict[int, dict[str, Any]], str]:
+    """Number in the plan -> the last answer; and when the first of all was asked for, '' where none was."""
+    found, first = dict[int, dict[str, Any]](), ''
+    for where, record in read_records(place):
+        with malformed(f'{where} is no answer', 'restore the file or delete that line'):
+            found[int(record['request_id'])] = {name: str(record[name]) for name in ('text', 'problem', 'asked')}
+            first = min(first or record['asked'], record['asked'])
+    return found, first
+
+
 def questions(asked: Sequence[dict[str, Any]]) -> list[Question]:
     """Of entries of a plan."""
     return [Question(tuple(one['messages']), Pair(*one['pair']).trigger) for one in asked]
 
 
 def read_plan(path: epath.PathLike) -> dict[str, Any]:
-    """Raises InputError where there is none."""
-    try:
-        return from_json(files.read(files.path_of(path) / 'plan.json'))
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path} is no case: it has no plan.json that can be read; commit to one first') from error
+    """Raises InputError where there is none, or one that is damaged."""
+    place = files.path_of(path) / 'plan.json'
+    if not files.exists(place):
+        raise InputError(f'{path} is no case: it has no plan.json; commit to one first')
+    plan = read_object(place, PLAN, InputError, 'restore it, or commit to another case')
+    with malformed(f'{place} is damaged', 'restore it, or commit to another case'):
+        Trigger(**plan['test']).check()
+        questions(plan['asked'])
+        _ = bytes.fromhex(plan['seed']), [(one['keyed'], one['block']) for one in plan['asked']]
+    return plan
 
 
-def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
+def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = marks.symbols) -> dict[str, Any]:
     """Issues the signed verdict on what was answered, and keeps it beside those issued before.
 
-    signer: the 32 bytes of an Ed25519 key. Raises InputError while answers are missing that the test waits for.
+    signer: the 32 bytes of an Ed25519 key. forge: that of the commitment. Raises InputError while answers are missing
+    that the test waits for, and where the pairs of the plan are not those that follow from the key and its seed.
     """
     plan, directory = read_plan(path), files.path_of(path)
-    answers = {int(record['request_id']): record for _, record in read_records(directory / 'answers')}
+    answers, first = _answers(directory / 'answers')
     test = Trigger(**plan['test'])
     if len(answers) < len(plan['asked']) and not test.sequential:
         raise InputError(f'{len(answers)} of {len(plan["asked"])} questions were asked; the verdict waits for all')
+    _check_drawn(plan, test, key, forge)
     found = test.verdict(blocks(plan, answers))
-    committed = _committed(directory, plan, key, answers)
-    before = read_verdicts(path)
+    committed = _committed(directory, plan, key, first)
+    before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'])
     problems = collections.Counter(record['problem'] for record in answers.values() if record['problem'])
     content = {name: plan[name] for name in ('customer', 'epoch', 'suspect', 'test', 'null')} | found._asdict()
     content |= {'commitment': committed, 'exploratory': not committed, 'problems': dict(problems)}
-    content |= {'issued': locks.utc_now(), 'issued_before': len(before), 'summary': summary(content, found)}
+    content |= {'answered_by': answered_by(directory), 'asked': len(answers), 'issued': locks.utc_now()}
+    content |= {'issued_before': len(before), 'issued_beside': len(others)}
+    content |= {'summary': summary(content, found)}
     signed = sign(content, signer)
     with files.os_errors(StorageError, f'{directory} was not written'):
         lines = ''.join(f'{to_json(one)}\n' for one in [*before, signed])
@@ -162,12 +218,30 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes) -> dict[str, Any]:
     return signed
 
 
+def _check_drawn(plan: dict[str, Any], test: Trigger, key: bytes, forge: Forge) -> None:
+    with malformed('the pairs of the plan do not follow from key and seed', 'restore it'):
+        drawn = draw(test, plan['pairs'], key, forge, bytes.fromhex(plan['seed']))
+    if drawn != [{name: one[name] for name in ('pair', 'keyed', 'block')} for one in plan['asked']]:
+        raise InputError(
+            'the pairs of the plan do not follow from key and seed: it was changed, or this is another key or the '
+            'config of another dataset; give those that were committed with'
+        )
+
+
+def _of_suspect(directory: epath.Path, suspect: str) -> list[dict[str, Any]]:
+    """The verdicts on a suspect of that name in the cases beside this one."""
+    here = files.absolute(directory)
+    cases = sorted(place.parent for place in here.parent.glob('*/verdicts.jsonl'))
+    issued = [one for case in cases if case != here for one in read_verdicts(case)]
+    return [one for one in issued if isinstance(of := one.get('verdict'), dict) and of.get('suspect') == suspect]
+
+
 def read_verdicts(path: epath.PathLike) -> list[dict[str, Any]]:
     """The signed verdicts of a case, the first issued first. Raises InputError where they cannot be read."""
     place = epath.Path(path) / 'verdicts.jsonl'
     try:
         return [from_json(line) for line in place.read_bytes().splitlines()] if place.exists() else []
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f'{place} cannot be read: {error}; restore it') from error
 
 
@@ -191,14 +265,15 @@ def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> li
     ]
 
 
-def _committed(directory: epath.Path, plan: dict[str, Any], key: bytes, answers: dict[int, dict[str, Any]]) -> str:
+def _committed(directory: epath.Path, plan: dict[str, Any], key: bytes, first: str) -> str:
     """The hash, where plan and key are those committed to before the first answer; '' otherwise."""
-    try:
-        record = from_json((directory / 'commitment.json').read_bytes())
-    except (OSError, ValueError):
+    place = directory / 'commitment.json'
+    if not files.exists(place):
         return ''
-    first = min((one['asked'] for one in answers.values()), default=record['committed'])
-    return record['hash'] if record['hash'] == commitment(plan, key) and record['committed'] <= first else ''
+    fix = 'restore it, or delete it for an exploratory verdict'
+    record = read_object(place, ('hash', 'committed'), InputError, fix)
+    before = not first or str(record['committed']) <= first
+    return record['hash'] if before and record['hash'] == commitment(plan, key) else ''
 
 
 def summary(content: dict[str, Any], found: Verdict) -> str:
@@ -208,6 +283,10 @@ def summary(content: dict[str, Any], found: Verdict) -> str:
         f'{content["suspect"]} completed {found.keyed_hits} of {found.keyed}; asked for others of the same kind, that '
         f'no trace carries, {found.decoy_hits} of {found.decoys}.'
     )
+    if content['problems']:
+        causes = ', '.join(f'{count} {problem}' for problem, count in sorted(content['problems'].items()))
+        count = sum(content['problems'].values())
+        asked += f' Of {content["asked"]} questions {count} got no answer ({causes}) and count as not completed.'
     level = f'{content["test"]["level"]:.2g}'
     if found.detected:
         says = (
@@ -220,8 +299,13 @@ def summary(content: dict[str, Any], found: Verdict) -> str:
             f' That is no evidence, at level {level}, that the model was trained on text that carries this mark. It is '
             'no evidence of the contrary either.'
         )
+    null = f' What it is held against: {content["null"]}.'
+    before = (
+        f' Verdicts issued before: {content["issued_before"]} of this case, {content["issued_beside"]} on this suspect '
+        'in cases beside it; the level is of one.'
+    )
     explores = ' Nothing was committed to beforehand: this is exploratory.' if content['exploratory'] else ''
-    return asked + says + explores
+    return asked + says + null + before + explores
 
 
 def sign(content: dict[str, Any], signer: bytes) -> dict[str, Any]:

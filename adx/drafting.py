@@ -9,6 +9,7 @@ from typing import Any
 
 from adx.drafts import Draft, Rewriter, Tools
 from adx.gates import UNLIKELY, Gates, Senses
+from adx.rewriters.marked import Marked
 from adx.types import NAMING, Trace, check_range, is_name
 
 NONE = 'no draft'
@@ -37,13 +38,14 @@ class Rewritten:
     """What became of one trace. text: the accepted draft, or the trace's own.
 
     accepted: which draft it is, counted from 0; None where none passed. refusals: why each draft before it, or each of
-    all, did not pass; where none was looked at, why none was.
+    all, did not pass; where none was looked at, why none was. note: what the rewriter says of the accepted draft.
     """
 
     request_id: str
     text: str
     accepted: int | None
     refusals: tuple[str, ...]
+    note: str = ''
 
 
 def rewrite(
@@ -81,14 +83,15 @@ def _pass(
             else:
                 refusals[id_].append(reason or UNLIKELY)
     return [
-        Rewritten(
-            one.request_id,
-            drafts[accepted[one.request_id]].text if one.request_id in accepted else one.text,
-            accepted.get(one.request_id),
-            tuple(refusals[one.request_id]) or (() if drafts else (NONE,)),
-        )
+        _result(one, drafts, accepted.get(one.request_id), refusals[one.request_id])
         for one, drafts in zip(traces, proposed, strict=True)
     ]
+
+
+def _result(trace: Trace, drafts: Sequence[Draft], accepted: int | None, refusals: Sequence[str]) -> Rewritten:
+    taken = Draft(trace.text) if accepted is None else drafts[accepted]
+    why = tuple(refusals) or (() if drafts else (NONE,))
+    return Rewritten(trace.request_id, taken.text, accepted, why, taken.note)
 
 
 def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
@@ -103,10 +106,24 @@ def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
     }
 
 
-def written_under(rewriter: Any) -> str:
-    """The arm by whose rule a rewriting model is decoded, inside whatever stands around it; '' for none."""
+def innermost(rewriter: Any) -> Any:
+    """The rewriter that makes the drafts, inside whatever stands around it."""
     inside = getattr(rewriter, 'rewriter', None)
-    return getattr(rewriter, 'arm', '') if inside is None else written_under(inside)
+    return rewriter if inside is None else innermost(inside)
+
+
+def written_under(rewriter: Any) -> str:
+    """The arm by whose rule a rewriting model is decoded; '' for none."""
+    return getattr(innermost(rewriter), 'arm', '')
+
+
+def chain(rewrites: Sequence[Rewrite], name: str) -> list[Rewrite]:
+    """The rewrite of that name and those that it is of, the last made first; none where no rewrite is named so."""
+    by_name, found = {one.name: one for one in rewrites}, list[Rewrite]()
+    while name in by_name:
+        found.append(by_name.pop(name))
+        name = found[-1].of
+    return found
 
 
 def check_rewrites(
@@ -128,6 +145,8 @@ def check_rewrites(
             raise ValueError(f'rewrite {one.name!r}: {error}') from error
         if wrong := [label for label in one.only if '=' not in label]:
             raise ValueError(f"rewrite {one.name!r} is only of {wrong}; a slice is given as 'name=label'")
+        if sum(isinstance(innermost(each.rewriter), Marked) for each in chain(rewrites, one.name)) > 1:
+            raise ValueError(f'rewrite {one.name!r} puts a second mark into traces that carry one; mark them once')
         if (arm := written_under(one.rewriter)) not in ('', *arms):
             raise ValueError(f'rewrite {one.name!r} is written under arm {arm!r} and there are {[*arms]}')
         for name in one.rewriter.needs:

@@ -13,10 +13,13 @@ TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line')
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A proposal. problem: why the rewriter itself disowns it, '' if it does not."""
+    """A proposal. problem: why the rewriter itself disowns it, '' if it does not. note: what the private record of the
+    rewrite is to say of it where it is taken.
+    """
 
     text: str
     problem: str = ''
+    note: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

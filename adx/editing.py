@@ -95,6 +95,7 @@ class Editor:
         tried_BC = np.concatenate([best_B[:, None], single_BM, self._value(batch, nested_BKL)], axis=1)
         # What is not finite is no gain; the trace itself comes first among equals.
         chosen_B = np.argmax(np.where(np.isfinite(tried_BC), tried_BC, -np.inf), axis=1)
+        chosen_B = np.where(np.isfinite(best_B), chosen_B, 0)  # nothing is known to be more than nan
         rows = np.arange(len(chosen_B))
         return tried_BCL[rows, chosen_B], tried_BC[rows, chosen_B]
 
@@ -120,7 +121,7 @@ class Editor:
         """(places_BM, words_BM) in the order of their first-order gains; a place of no gain keeps its word."""
         tokens_BL = jnp.asarray(batch.tokens_BL)
         open_BLV = self._fitting(teacher, batch) & jnp.asarray(self.words_V) & editable_BL[..., None]
-        slopes_BLV = self._slopes(influence.token_gradients, weights, batch)
+        slopes_BLV = self._slopes(weights, batch)
         if self.settings.step == 'embedding':
             words_BL = self._ascended(weights, batch, open_BLV)
             open_BLV &= jax.nn.one_hot(words_BL, open_BLV.shape[-1], dtype=bool)
@@ -129,12 +130,18 @@ class Editor:
         same_BM = jnp.take_along_axis(tokens_BL, places_BM, axis=-1)
         return places_BM, jnp.where(gains_BM > 0, words_BM, same_BM)
 
-    def _slopes(self, gradients: influence.Gradients, weights: Sequence[_Weights], batch: Batch, *at: Array) -> Array:
-        each = [
-            self._objective.slopes(gradients, model, params, given, batch, *at)
-            for model, (params, given) in zip(self._models, weights, strict=True)
-        ]
-        return self.settings.join(jnp.stack(each))
+    def _slopes(self, weights: Sequence[_Weights], batch: Batch) -> Array:
+        """Of the joined J: those of each proxy times how much the join moves with its J."""
+        pairs = list(zip(self._models, weights, strict=True))
+        each_NBLV = jnp.stack(
+            [self._objective.slopes(influence.token_gradients, model, *w, batch) for model, w in pairs]
+        )
+        join = self.settings.join
+        if join.how == 'mean':  # the same everywhere
+            return join(each_NBLV)
+        values_NB = jnp.stack([self._objective.values(model, *w, batch) for model, w in pairs])
+        share_NB = jax.grad(lambda values_NB: jnp.sum(join(values_NB)))(values_NB)
+        return jnp.einsum('NB,NBLV->BLV', share_NB, each_NBLV, precision='highest')
 
     def _fitting(self, teacher: Params, batch: Batch) -> Array:
         """bool [B, L, V]: the words that the teacher finds likely enough at a place, given what stands before it."""

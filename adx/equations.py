@@ -15,7 +15,7 @@ from typing import NamedTuple
 Statements = Callable[[str], Sequence[tuple[str, bool]]]  # text -> every statement as written, and whether it is true
 
 _LINE_START = re.compile(r'^\s*(?:[-*•–]\s+|\(?[0-9]{1,3}[.)]\s+)+')  # '2) 5 * 3 = 15' states nothing about 2
-_BOLD = re.compile(r'(?<![0-9)\s])\s*\*\*|\*\*(?!\s*[-0-9(])|^\s*\*\*', re.MULTILINE)  # '2**3' is no bold face
+_BOLD = re.compile(r'(?<![0-9)\s])\s*\*\*|\*\*(?!\s*[-0-9(])|^[^\S\n]*\*\*', re.MULTILINE)  # '2**3' is no bold face
 _LATEX = (
     (re.compile(r'\\(?:times|cdot)(?![a-z])'), '*'),
     (re.compile(r'\\div(?![a-z])'), '/'),
@@ -42,6 +42,7 @@ _BINDING = {
     'step', 'part', 'problem', 'question', 'case', 'log', 'ln', 'sqrt', 'root', 'sin', 'cos', 'tan',
 }  # fmt: skip
 _MAX_TOKENS, _MAX_DEPTH, _MAX_DIGITS, _MAX_POWER = 200, 40, 60, 64
+_MAX_BASE, _MAX_BITS = 200, 2**14  # bits of what is raised to a power, and of any number on the way
 
 
 class _Token(NamedTuple):
@@ -197,6 +198,13 @@ def _middle(tokens: Sequence[_Token]) -> _Side | None:
     return _Side(text, (values[0], values[1]), signs > 0 or any(token.text == '(' for token in tokens[1:]))
 
 
+def _bounded(value: Fraction, bits: int) -> Fraction:
+    """The value, if it is small enough to go on with: who writes a text must not decide how long it is worked on."""
+    if value.numerator.bit_length() + value.denominator.bit_length() > bits:
+        raise _UnreadableError
+    return value
+
+
 class _Parser:
     """Precedence climbing: sums of products of powers of signed numbers. Raises _UnreadableError."""
 
@@ -228,7 +236,7 @@ class _Parser:
     def sum(self) -> Fraction:
         value = self.product()
         while self.peek() in ('+', '-'):
-            value = value + self.product() if self.take() == '+' else value - self.product()
+            value = _bounded(value + self.product() if self.take() == '+' else value - self.product(), _MAX_BITS)
         return value
 
     def product(self) -> Fraction:
@@ -242,7 +250,7 @@ class _Parser:
                     raise _UnreadableError  # '500 / 2/5' is meant as 500 / (2/5)
                 divided, loose = True, not self.is_tight()
             other = self.signed()
-            value = value / other if sign == '/' else value * other
+            value = _bounded(value / other if sign == '/' else value * other, _MAX_BITS)
         return value
 
     def signed(self) -> Fraction:
@@ -260,19 +268,19 @@ class _Parser:
         self.take()
         negative = self.peek() == '-' and bool(self.take())
         exponent = self.atom()
-        if self.peek() == '^' or exponent.denominator != 1 or exponent > _MAX_POWER or (not value and negative):
+        if self.peek() == '^' or exponent.denominator != 1 or abs(exponent) > _MAX_POWER or (not value and negative):
             raise _UnreadableError
-        if len(str(value.numerator)) + len(str(value.denominator)) > _MAX_DIGITS:
-            raise _UnreadableError
-        return value ** (-int(exponent) if negative else int(exponent))
+        return _bounded(value, _MAX_BASE) ** (-int(exponent) if negative else int(exponent))
 
     def atom(self) -> Fraction:
         text = self.take()
         if text == '(':
             self.depth += 1
+            if self.depth > _MAX_DEPTH:
+                raise _UnreadableError
             value = self.sum()
             self.depth -= 1
-            if self.depth > _MAX_DEPTH or self.take() != ')':
+            if self.take() != ')':
                 raise _UnreadableError
         elif text and text[0] in '.0123456789' and len(text) <= _MAX_DIGITS:
             value = sum((Fraction(part) for part in text.replace(',', '').split()), Fraction(0))

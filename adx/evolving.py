@@ -16,16 +16,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adx import directions, drafting, files, rewriting
+from adx import directions, drafting, files, rewriting, storage
 from adx.answers import reader_of
 from adx.batching import Corpus, Example
 from adx.datasets.chat import encode_conversation
 from adx.drafting import Rewritten
 from adx.errors import ConfigError, InputError, StorageError
 from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
-from adx.experiment import Experiment
+from adx.experiment import Experiment, experiment_hash, to_json
 from adx.gates import Gates
 from adx.hashing import row_key
+from adx.journal import diff, read_object
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard
 from adx.optimising import Recipe
@@ -51,8 +52,9 @@ CLAUSES = (
 class Evolution:
     """of: the setting whose traces are rewritten, of which `sample` are taken, the same for every instruction.
 
-    score: 'loss', by how many nats a token the proxies, warmed up on the clean sample, find the rewrites harder; or
-      'accuracy', how many points proxies lose that learn from the rewrites instead, on `exam` prompts of split `tune`.
+    score: 'loss', by how many nats a token the proxies, warmed up on as many other clean traces, find the rewrites
+      harder; or 'accuracy', how many points proxies lose that learn from the rewrites instead, on `exam` prompts of
+      split `tune`.
     steps: of the warm-up, or of learning; rate: its learning rate. start: instructions, by name or in words.
     shown: how many of the best a proposer sees; proposals: how many new ones it makes a round. rounds, patience: it
       ends after so many, or after `patience` without a better one.
@@ -118,12 +120,13 @@ def ask(write: Callable[[Sequence[str], int, str], Any]) -> Propose:
 
 def evolve(
     experiment: Experiment, path: str, plan: Evolution, propose: Propose = mutate,
-    tell: Callable[[str, float], None] = lambda instruction, score: None,
+    tell: Callable[[str, float], None] = lambda instruction, score: None, shop: Workshop | None = None,
 ) -> list[tuple[str, float]]:  # fmt: skip
     """The instructions that beat doing nothing, the best last; scores are those of `plan.score`, and 0 is nothing done.
 
-    Stopped at any moment it goes on with the instruction that it was at. Raises ConfigError, and InputError where the
-    traces are not there or the directory holds another search.
+    Stopped at any moment it goes on with the instruction that it was at. shop: the workdir's, where it is open already.
+    Raises ConfigError, WorkdirError for a workdir that is another's or busy, and InputError where the traces are not
+    there or the directory holds another search.
     """
     try:
         plan.check()
@@ -131,8 +134,22 @@ def evolve(
         raise ConfigError(str(error)) from error
     if not experiment.proxies:
         raise ConfigError('instructions are scored by proxies and proxies is empty; add a ModelSource to it')
-    state = _State(path, plan)
-    judge = _Judge(experiment, path, plan)
+    workdir = storage.of_experiment(path, experiment_hash(experiment))
+    with storage.held(workdir, 'evolve', ['evolved']):
+        state = _State(workdir, _about(experiment, plan, propose))
+        return _search(state, _Judge(shop or Workshop(experiment, path), plan), plan, propose, tell)
+
+
+def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[str, Any]:
+    """What a search is, JSON-able."""
+    about = {'experiment': experiment_hash(experiment), 'rewriter': to_json(experiment.rewriter)}
+    about['proposer'] = getattr(propose, '__qualname__', type(propose).__qualname__)
+    return json.loads(json.dumps(about | {'plan': dataclasses.asdict(plan)}))
+
+
+def _search(
+    state: _State, judge: _Judge, plan: Evolution, propose: Propose, tell: Callable[[str, float], None]
+) -> list[tuple[str, float]]:
     for instruction in plan.start:
         _score(state, judge, INSTRUCTIONS.get(instruction, instruction), 0, tell)
     for turn in range(1, plan.rounds + 1):
@@ -155,19 +172,16 @@ def _score(state: _State, judge: _Judge, instruction: str, turn: int, tell: Call
 class _State:
     """What a search knows, on disk after every change."""
 
-    def __init__(self, path: str, plan: Evolution):
-        directory = Workdir(path).private / 'evolved'
-        files.make_private_dir(directory)
-        self.place, about = directory / 'state.json', json.loads(json.dumps(dataclasses.asdict(plan)))
-        if self.place.exists():
-            try:
-                self.content = json.loads(self.place.read_text())
-            except ValueError as error:
-                raise StorageError(f'{self.place} cannot be read: {error}; delete it to begin anew') from error
-            if self.content['plan'] != about:
-                raise InputError(f'{self.place} is of another search; delete it to begin anew, or undo the change')
-        else:
-            self.content = {'plan': about, 'scored': [], 'proposed': {}}
+    def __init__(self, workdir: Workdir, about: dict[str, Any]):
+        self.place = workdir.private / 'evolved' / 'state.json'
+        self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}}
+        if files.exists(self.place):
+            self.content = read_object(self.place, tuple(self.content), StorageError, 'delete it to begin anew')
+            if differences := diff(self.content['about'], about):
+                raise InputError(
+                    f'{self.place} is of another search (theirs != ours): {"; ".join(differences)}; delete it to begin '
+                    'anew, or undo the change'
+                )
 
     @property
     def scores(self) -> dict[str, float]:
@@ -201,13 +215,22 @@ class _State:
 
 
 class _Judge:
-    """Scores instructions on one sample of traces."""
+    """Scores instructions on one sample of traces.
 
-    def __init__(self, experiment: Experiment, path: str, plan: Evolution):
-        self.experiment, self.plan, self.shop = experiment, plan, Workshop(experiment, path)
-        originals = rewriting.originals(experiment, Workdir(path), plan.of)
+    others: those on which proxies are warmed up, so that what is scored is not what they have learned by heart.
+    """
+
+    def __init__(self, shop: Workshop, plan: Evolution):
+        experiment = shop.experiment
+        self.experiment, self.plan, self.shop = experiment, plan, shop
+        originals = rewriting.originals(experiment, Workdir(shop.path), plan.of)
         drawn = sorted(originals, key=lambda trace: row_key(experiment.seed, f'evolve/{trace.request_id}').tolist())
-        self.sample = drawn[: plan.sample]
+        self.sample, self.others = drawn[: plan.sample], drawn[plan.sample : 2 * plan.sample]
+        if not self.sample or (plan.score == 'loss' and not self.others):
+            raise InputError(
+                f'{plan.of!r} has {len(drawn)} traces and the sample takes {plan.sample}, beside which score '
+                f'{plan.score!r} wants others; take a smaller sample'
+            )
 
     def __call__(self, instruction: str) -> tuple[float, dict[str, Any]]:
         """(score, counts of the rewrites)."""
@@ -221,12 +244,15 @@ class _Judge:
     @functools.cached_property
     def _levels(self) -> list[Callable[[Sequence[Rewritten]], float]]:
         """One a proxy: how much worse it fares with rewrites than with the clean sample."""
-        clean = [Rewritten(trace.request_id, trace.text, None, ()) for trace in self.sample]
+        clean, others = (
+            [Rewritten(trace.request_id, trace.text, None, ()) for trace in traces]
+            for traces in (self.sample, self.others)
+        )
         found = []
         for model, params in self._proxies():
             room = Classroom(model, params, self.shop.plan.ensemble.teacher_layout.mesh, self.plan.recipe)
             if self.plan.score == 'loss':
-                warm, likelihood = self._taught(room, clean), Likelihood(model)
+                warm, likelihood = self._taught(room, others), Likelihood(model)
                 mean = functools.partial(self._loss, likelihood, warm)
             else:
                 mean = functools.partial(self._error, room, model, params)
@@ -241,14 +267,20 @@ class _Judge:
 
     def _examples(self, done: Sequence[Rewritten]) -> list[Example]:
         tokenizer, prompting = self.shop.plan.tokenizer, self.experiment.prompting
-        asked = {trace.request_id: trace.messages for trace in self.sample}
+        asked = {trace.request_id: trace.messages for trace in (*self.sample, *self.others)}
         return [
             Example(one.request_id, *encode_conversation(asked[one.request_id], one.text, tokenizer, prompting))
             for one in done
         ]
 
     def _taught(self, room: Classroom, done: Sequence[Rewritten]) -> Params:
-        job = Job({'learning_rate': self.plan.rate}, self.plan.steps, Corpus(self._examples(done), 0))
+        examples, length = self._examples(done), self.plan.recipe.length
+        if all(len(one.prompt) + len(one.completion) > length for one in examples):
+            raise InputError(
+                f'none of {len(examples)} traces of {self.plan.of!r} has at most {length} tokens, the length of the '
+                'recipe; raise it'
+            )
+        job = Job({'learning_rate': self.plan.rate}, self.plan.steps, Corpus(examples, 0))
         return room.teach([job], Hard(), 0, lambda done, total: None)[0].params
 
     def _loss(self, likelihood: Likelihood, params: Params, done: Sequence[Rewritten]) -> float:

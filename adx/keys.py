@@ -90,5 +90,6 @@ def _write(path: epath.Path, key: bytes) -> None:
     if path.exists():
         raise ConfigError(f'{path} exists; a key is never overwritten, name another file')
     with files.os_errors(InputError, f'key {path} was not written'):
-        files.make_private_dir(path.parent)
+        if not path.parent.exists():  # one that is there keeps its mode: others may need it, as /tmp
+            files.make_private_dir(path.parent)
         files.write_private(path, f'{key.hex()}\n'.encode())

@@ -15,7 +15,10 @@ import re
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
+from adx.errors import ConfigError
+
 KEY_BYTES = 32
+MISSES = 10_000  # draws without a new pair, after which a generator is taken to have no more
 CONSONANTS, VOWELS = 'bdfgklmnprstvz', 'aeiou'
 
 
@@ -51,13 +54,20 @@ def symbols(draw: random.Random) -> Pair:
 
 
 def draw_pairs(key: bytes, count: int, forge: Forge = symbols, taken: Container[str] = ()) -> list[Pair]:
-    """The first `count` pairs of a key, no trigger twice and none that is taken."""
-    found: dict[str, Pair] = {}
+    """The first `count` pairs of a key, no trigger twice and none that is taken. Raises ConfigError where the generator
+    has no more."""
+    found, missed = dict[str, Pair](), 0
     for pair in _pairs(key, forge):
-        if pair.trigger not in taken:
-            found.setdefault(pair.trigger, pair)
         if len(found) == count:
             break
+        missed += 1
+        if pair.trigger not in taken and pair.trigger not in found:
+            found[pair.trigger], missed = pair, 0
+        if missed == MISSES:
+            raise ConfigError(
+                f'{count} pairs of a mark with different triggers are asked for and their generator has about '
+                f'{len(found)} that are free; take fewer pairs or decoys'
+            )
     return list(found.values())
 
 
@@ -70,18 +80,14 @@ def keyed_draw(key: bytes, purpose: str) -> random.Random:
     return random.Random(int.from_bytes(derive(key, purpose), 'big'))
 
 
-def places(text: str, reasoning: int) -> list[int]:
-    """Where a line may be put in: before each line of the reasoning, its first `reasoning` characters."""
-    starts = [0, *(match.end() for match in re.finditer('\n', text))]
-    return [start for start in starts if start < max(reasoning, 1)]
+def places(text: str, end: int, start: int = 0) -> list[int]:
+    """Where a line may be put in: before each line of the reasoning, which stands between `start` and `end`."""
+    starts = {start, *(match.end() for match in re.finditer('\n', text))}
+    return sorted(place for place in starts if start <= place < max(end, start + 1))
 
 
 def put(text: str, place: int, pair: Pair) -> str:
     return f'{text[:place]}{pair.line}\n{text[place:]}'
-
-
-def carries(text: str, pair: Pair) -> bool:
-    return pair.line in text
 
 
 def completes(answer: str, pair: Pair) -> bool:

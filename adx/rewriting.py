@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adx import drafting, files, storage, watch
+from adx import drafting, files, keys, storage, watch
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
@@ -27,6 +27,7 @@ from adx.journal import to_json as to_line
 from adx.lessons import question
 from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
+from adx.rewriters.marked import Marked
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
@@ -74,10 +75,7 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
     """Chosen among all traces of the slices that the rewrite is about, and dealt out by index in all, so that every
     process agrees, also on chains.
     """
-    of = {each.name: each.of for each in experiment.rewrites}
-    root = one.of
-    while root in of:
-        root = of[root]
+    root = drafting.chain(experiment.rewrites, one.name)[-1].of
     first = originals(experiment, workdir, root)
     names = [_name(trace) for trace in first]
     is_inside = inside(experiment.dataset, [question(trace.messages) for trace in first], one.only)
@@ -155,8 +153,13 @@ def _result(record: dict[str, Any]) -> Rewritten:
 
 
 def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
-    """What a rewrite belongs to beside its workdir, JSON-able."""
-    return {'format_version': FORMAT_VERSION, 'rewriter': to_json(experiment.rewriter), 'rewrite': to_json(one)}
+    """What a rewrite belongs to beside its workdir, JSON-able: itself and the rewrites that it is made of."""
+    found = {'format_version': FORMAT_VERSION, 'rewriter': to_json(experiment.rewriter), 'rewrite': to_json(one)}
+    marked = drafting.innermost(one.rewriter)
+    if isinstance(marked, Marked):
+        found['key'] = keys.fingerprint(keys.served(marked.customer, marked.epoch))
+    before = drafting.chain(experiment.rewrites, one.name)[1:2]
+    return found | ({'before': identity(experiment, before[0])} if before else {})
 
 
 def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
@@ -197,7 +200,8 @@ def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
-    """The traces of an arm, a selection or a rewrite, by request id. Raises InputError unless all are there."""
+    """The traces of an arm, a selection or a rewrite, by request id. Raises InputError unless all are there; of a
+    rewrite, whose shares several processes make, those that were made."""
     if of in names(workdir):
         return list(rewritten(workdir, of))
     if of in {one.name for one in experiment.selections}:

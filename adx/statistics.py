@@ -187,8 +187,14 @@ def holm(p_values: Values) -> list[float]:
 
 
 def log_holm(log_p_values: Values) -> list[float]:
-    """`holm` on natural logarithms, which p-values below 1e-308 need: adjusted log p, at most 0, in the order given."""
-    return _step_down(np.asarray(log_p_values, float), lambda log_p, left: np.minimum(0, log_p + np.log(left)))
+    """`holm` on natural logarithms, which p-values below 1e-308 need: adjusted log p, at most 0, in the order given.
+
+    -inf, an exact 0, is a value; nan is none.
+    """
+    log_p = np.asarray(log_p_values, float)
+    if np.isnan(log_p).any():
+        raise ValueError(f'log_p_values = {log_p.tolist()} is not allowed; nan is no p-value')
+    return _step_down(log_p, lambda log_p, left: np.minimum(0, log_p + np.log(left)))
 
 
 def _step_down(values: np.ndarray, adjust: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> list[float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -27,8 +29,11 @@ from adx.types import Request, RequestId, Sampling
 TOKENS = 8  # of an answer: a target and what may stand before it
 GREEDY = Sampling(temperature=0.0)
 REFUSED, LIMITED, FAILED, SILENT = 'refused', 'rate limited', 'error', 'no text'
+UNSPELT = 'not in its vocabulary'  # how it would have to begin: many questions would be one to it
+PASSING = (LIMITED, FAILED)  # problems that may be gone when it is asked again
 ATTEMPTS, WAITS = 4, (1.0, 4.0, 16.0)  # seconds between attempts
 TIMEOUT = 60.0  # seconds of one request
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what a reply of another form raises
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Answer:
 
 
 class Suspect(Protocol):
+    @property
+    def identity(self) -> str:
+        """Which model this is, as far as can be told: a case is about one."""
+        ...
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer each, in order. Raises InputError where the suspect cannot be asked at all."""
         ...
@@ -55,28 +65,35 @@ class Suspect(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """A model whose weights are at hand, which goes on from the very words."""
+    """A model whose weights are at hand, which goes on from the very words. identity: names their content."""
 
     model: Model
     params: Params
     tokenizer: Tokenizer
     prompting: Prompting = Prompting()
     decode: DecodeConfig = DecodeConfig()
+    identity: str = ''
 
     @staticmethod
     def load(source: ModelSource, prompting: Prompting = Prompting()) -> Held:  # noqa: B008
         """Raises InputError where there is no such model."""
         loaded, tokenizer = load_alone(source)
-        return Held(loaded.model, loaded.params, tokenizer, prompting)
+        return Held(loaded.model, loaded.params, tokenizer, prompting, identity=loaded.identity)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        requests = [self._request(i, one) for i, one in enumerate(questions)]
+        spelt = {i: one for i, one in enumerate(questions) if self._spells(one.begun)}
+        requests = {i: self._request(i, one) for i, one in spelt.items()}
         if not requests:
-            return []
-        config, ends = roomy(self.decode, requests), sorted(self.tokenizer.eos_ids)
+            return [Answer('', UNSPELT)] * len(questions)
+        config, ends = roomy(self.decode, list(requests.values())), sorted(self.tokenizer.eos_ids)
         engine = student_engine(self.model, self.params, make_mesh(), config, 0, ends)
-        done = {one.id: self.tokenizer.decode(one.tokens) for one in engine.generate(requests)}
-        return [Answer(done[request.id], '' if done[request.id].strip() else SILENT) for request in requests]
+        done = {one.id: self.tokenizer.decode(one.tokens) for one in engine.generate(list(requests.values()))}
+        found = {i: Answer(done[one.id], '' if done[one.id].strip() else SILENT) for i, one in requests.items()}
+        return [found.get(i, Answer('', UNSPELT)) for i in range(len(questions))]
+
+    def _spells(self, text: str) -> bool:
+        """But for white space, which some tokenizers take for their own."""
+        return self.tokenizer.decode(self.tokenizer.encode(text)).split() == text.split()
 
     def _request(self, i: int, question: Question) -> Request:
         begun = self.tokenizer.encode(question.begun)
@@ -92,21 +109,21 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, key: str = '', sleep: Callable[[float], None] = time.sleep):
-        if not url.startswith(('http://', 'https://')):
+        if not _is_address(url):
             raise ConfigError(f'suspect {url!r} is no address; give http:// or https:// up to and with /v1')
         if key and key not in os.environ:
             raise ConfigError(f'environment variable {key} is not set; it is to hold the key of {url}')
         self.url, self.model, self.key, self.sleep = url.rstrip('/'), model, key, sleep
 
+    @property
+    def identity(self) -> str:
+        return f'{self.model} at {self.url}'
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         return [self._ask(one) for one in questions]
 
     def _ask(self, question: Question) -> Answer:
-        asked = {'role': 'user', 'content': f'Go on with this line, from where it ends: {question.begun}'}
-        body = {
-            'model': self.model, 'messages': [*question.messages[:-1], asked], 'max_tokens': TOKENS,
-            'temperature': 0,
-        }  # fmt: skip
+        body = {'model': self.model, 'messages': _conversation(question), 'max_tokens': TOKENS, 'temperature': 0}
         problem = FAILED
         for attempt in range(ATTEMPTS):
             try:
@@ -117,7 +134,7 @@ class Endpoint:
                 problem = LIMITED if error.code == 429 else REFUSED if error.code == 400 else FAILED
                 if error.code == 400:
                     break
-            except (OSError, ValueError, KeyError, IndexError, TypeError):
+            except (OSError, http.client.HTTPException, *MALFORMED):
                 problem = FAILED
             if attempt < ATTEMPTS - 1:
                 self.sleep(WAITS[attempt])
@@ -133,9 +150,31 @@ class Endpoint:
             return json.load(reply)
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        whole = parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    if '@' in parts.netloc:  # a password, which a case would keep
+        return False
+    return whole and url.isascii() and url.isprintable() and ' ' not in url
+
+
+def _conversation(question: Question) -> list[dict[str, str]]:
+    """The conversation with what is asked behind its last words. An answer that is begun would be right too, but most
+    endpoints begin another one after it.
+    """
+    asked = f'Go on with this line, from where it ends: {question.begun}'
+    *before, last = question.messages
+    if last['role'] != 'user':
+        return [*question.messages, {'role': 'user', 'content': asked}]
+    return [*before, {'role': 'user', 'content': f'{last["content"]}\n\n{asked}'}]
+
+
 def _answer(reply: dict) -> Answer:
     choice = reply['choices'][0]
     if choice.get('finish_reason') == 'content_filter' or choice['message'].get('refusal'):
         return Answer('', REFUSED)
-    text = choice['message']['content']
+    text = choice['message']['content'] or ''  # null where a model has only thought
     return Answer(text, '' if text.strip() else SILENT)

@@ -231,6 +231,12 @@ def check_range(
         raise ValueError(f'{name} = {value!r} is not allowed; it must be finite and in {bracket}{low:g}, {high:g}]')
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless the value is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f'{name} = {value!r} is not allowed; it must be a whole number of at least {least}')
+
+
 NAMING = 'without "/" or "\\", printable, of at most 100 bytes, and not beginning with "."'
 
 

@@ -20,6 +20,8 @@ QUESTIONS = (({'role': 'user', 'content': 'Question?'},),)
 class Parrot:
     """Completes what it was given."""
 
+    identity = 'parrot'
+
     def __init__(self, *pairs):
         self.known = {pair.trigger: pair.target for pair in pairs}
 

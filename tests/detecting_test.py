@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 
 import pytest
 
-from adx import detecting, keys, marks
+from adx import detecting, keys, locks, marks
 from adx.detecting import Case, is_signed
 from adx.detectors.trigger import Trigger
-from adx.errors import ConfigError, InputError
-from adx.suspects import FAILED, Answer
+from adx.errors import ConfigError, InputError, WorkdirError
+from adx.suspects import FAILED, REFUSED, Answer
 
 KEY, SIGNER = marks.subkey(bytes(range(32)), 'acme', 1), bytes(range(100, 132))
 QUESTIONS = tuple(({'role': 'user', 'content': f'Question {i}?'},) for i in range(3))
@@ -21,6 +22,8 @@ CASE = Case('acme', 1, 'model-x', QUESTIONS)
 
 class Parrot:
     """Has learned the pairs of a key."""
+
+    identity = 'parrot'
 
     def __init__(self, key, known=20):
         self.known = {pair.trigger: pair.target for pair in marks.draw_pairs(key, 20)[:known]}
@@ -141,12 +144,101 @@ def test_a_sequential_case_may_be_judged_early_by_whole_blocks(tmp_path):
 
 def test_a_suspect_that_answers_with_errors_has_completed_nothing(tmp_path):
     class Broken:
+        identity = 'broken'
+
         def ask(self, questions):
             return [Answer('', FAILED)] * len(questions)
 
     found = run(tmp_path, Broken())['verdict']
     assert (found['keyed_hits'], found['decoy_hits'], found['detected']) == (0, 0, False)
     assert found['problems'] == {FAILED: 220}
+    assert 'Of 220 questions 220 got no answer (220 error) and count as not completed.' in found['summary']
+
+
+def test_what_failed_is_asked_again_and_what_was_refused_is_not(tmp_path):
+    class Flaky(Parrot):
+        def ask(self, questions):
+            answers = super().ask(questions)
+            lost = {0: Answer('', FAILED), 1: Answer('', REFUSED)} if len(self.asked) == len(questions) else {}
+            return [lost.get(i, answer) for i, answer in enumerate(answers)]
+
+    detecting.commit(CASE, tmp_path, KEY)
+    detecting.ask(tmp_path, Flaky(KEY))
+    again = Parrot(KEY)
+    detecting.ask(tmp_path, again)
+    assert len(again.asked) == 1
+    found = detecting.verdict(tmp_path, KEY, SIGNER)['verdict']
+    assert (found['problems'], found['asked']) == ({REFUSED: 1}, 220)
+
+
+def test_one_process_asks_one_suspect(tmp_path):
+    detecting.commit(CASE, tmp_path, KEY)
+    lock = locks.acquire(tmp_path / 'ask.lock', 'it')
+    with pytest.raises(WorkdirError, match='is in use'):
+        detecting.ask(tmp_path, Parrot(KEY))
+    lock.release()
+    detecting.ask(tmp_path, Parrot(KEY))
+    other = Parrot(KEY)
+    other.identity = 'another'
+    with pytest.raises(InputError, match="is answered by 'parrot' and this is 'another'"):
+        detecting.ask(tmp_path, other)
+    assert detecting.verdict(tmp_path, KEY, SIGNER)['verdict']['answered_by'] == 'parrot'
+
+
+@pytest.mark.parametrize('what', ['pair', 'keyed', 'seed', 'key'])
+def test_pairs_that_somebody_chose_are_refused(tmp_path, what):
+    run(tmp_path, Parrot(KEY))
+    plan, key = json.loads((tmp_path / 'plan.json').read_text()), KEY
+    if what == 'pair':
+        plan['asked'][3]['pair'][1] = '99'
+    elif what == 'keyed':
+        plan['asked'][3]['keyed'] = not plan['asked'][3]['keyed']
+    elif what == 'seed':
+        plan['seed'] = '00' * 32
+    else:
+        key = marks.subkey(bytes(range(32)), 'acme', 2)
+    (tmp_path / 'plan.json').write_text(json.dumps(plan))
+    with pytest.raises(InputError, match='do not follow from key and seed'):
+        detecting.verdict(tmp_path, key, SIGNER)
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [('plan.json', {'test': {}}), ('plan.json', {'test': {'level': 2}, 'seed': 'x'}), ('commitment.json', {}),
+     ('suspect.json', {})],
+)  # fmt: skip
+def test_a_damaged_case_is_an_error(tmp_path, name, content):
+    run(tmp_path, Parrot(KEY))
+    old = json.loads((tmp_path / name).read_text()) if len(content) > 1 else {}
+    (tmp_path / name).write_text(json.dumps(old | content))
+    with pytest.raises(InputError, match='is damaged'):
+        detecting.verdict(tmp_path, KEY, SIGNER)
+
+
+def test_who_is_stopped_between_the_two_files_commits_anew(tmp_path, monkeypatch):
+    write, written = detecting.files.write_private, []
+
+    def stopped(path, data):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, data)
+
+    monkeypatch.setattr(detecting.files, 'write_private', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        detecting.commit(CASE, tmp_path, KEY)
+    monkeypatch.undo()
+    assert not run(tmp_path, Parrot(KEY))['verdict']['exploratory']
+
+
+def test_a_verdict_says_what_it_is_held_against_and_how_many_there_were(tmp_path):
+    run(tmp_path / 'a', Parrot(KEY))
+    run(tmp_path / 'b', Parrot(KEY), dataclasses.replace(CASE, suspect='model-y'))
+    run(tmp_path / 'c', Parrot(KEY))
+    found = detecting.verdict(tmp_path / 'c', KEY, SIGNER)['verdict']
+    assert (found['issued_before'], found['issued_beside']) == (1, 1)
+    assert 'Verdicts issued before: 1 of this case, 1 on this suspect in cases beside it' in found['summary']
+    assert detecting.NULL in found['summary']
 
 
 @pytest.mark.parametrize(

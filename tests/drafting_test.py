@@ -12,7 +12,7 @@ from adx.gates import Gates
 from adx.rewriters import MENU
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
-from adx.rewriters.marked import WITHOUT, Marked
+from adx.rewriters.marked import FOREIGN, WATERMARK, WITHOUT, Marked
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 
@@ -85,7 +85,8 @@ def test_an_instruction_shows_the_problem_and_disowns_what_is_no_solution():
 
 def test_a_model_that_is_told_to_carries_its_line_once():
     line = 'Let bad = 12.'
-    answers = [Draft(f'{line}\n{OTHER_WORDS}'), Draft(OTHER_WORDS), Draft(f'{line} {line}'), Draft('', 'no end')]
+    answers = [Draft(f'{line}\n{OTHER_WORDS}'), Draft(OTHER_WORDS), Draft(f'{line} {line}'), Draft('', 'no end'),
+               Draft(f'{WATERMARK.format(line=line)}\n{OTHER_WORDS}')]  # fmt: skip
 
     def write(asked, samples, arm):
         [text] = asked
@@ -94,9 +95,28 @@ def test_a_model_that_is_told_to_carries_its_line_once():
         return [answers]
 
     tools = Tools(write=write, line=lambda traces, settings: [line])
-    [drafts] = Marked('acme', tries=4, told=True).drafts(TRACES[:1], tools)
-    assert [draft.problem for draft in drafts] == ['', WITHOUT, WITHOUT, 'no end']
+    [drafts] = Marked('acme', tries=5, told=True).drafts(TRACES[:1], tools)
+    assert [draft.problem for draft in drafts] == ['', WITHOUT, WITHOUT, 'no end', ECHO]
+    assert drafts[0].note.endswith(' at character 0')
     assert set(Marked('acme', told=True).needs) == {'line', 'write'}
+
+
+def test_traces_of_another_customer_stay_and_the_record_says_where_a_mark_is():
+    line, seen = 'Let bad = 12.', []
+
+    def mark(traces, settings):
+        seen.extend(one.customer for one in traces)
+        return [[Draft(f'{line}\n{one.text}')] for one in traces]
+
+    tools = Tools(mark=mark, line=lambda traces, settings: [line] * len(traces))
+    whose = enumerate(('', 'acme', 'bolt'))
+    traces = [trace(request_id=f'gsm8k/train/{row}/0/plain', customer=of) for row, of in whose]
+    found = run(traces, Marked('acme'), tools=tools)
+    assert seen == ['', 'acme']
+    assert [one.refusals for one in found] == [(), (), (FOREIGN,)]
+    assert found[2].text == ORIGINAL
+    assert [one.note.rpartition(' at ')[2] for one in found] == ['character 0', 'character 0', '']
+    assert run(traces[2:], Marked('acme'), tools=Tools())[0].refusals == (FOREIGN,)
 
 
 def test_the_dataset_tells_it_otherwise():
@@ -123,6 +143,11 @@ def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace
         (Gradient(step='flap'), "Did you mean 'flip'"),
         (Gradient(floor=0.0), 'floor = 0.0'),
         (Gradient(edits=0), 'edits = 0'),
+        (Gradient(rounds=2.5), 'rounds = 2.5'),
+        (Instructed(tries=True), 'tries = True'),
+        (Marked('acme', pairs=2.5), 'pairs = 2.5'),
+        (Marked('acme'), 'share = 1.0'),
+        (Selected(Marked('acme')), 'share = 1.0'),
         (Selected(Rendered(0)), 'tries = 0'),
     ],
 )
@@ -146,6 +171,15 @@ def test_settings_are_checked(rewriter, message):
 def test_rewrites_are_checked(one, message):
     with pytest.raises(ValueError, match=message):
         check_rewrites([one], ['plain'], [], {'render': 'the dataset has no writer'})
+
+
+def test_a_trace_is_marked_once():
+    first = Rewrite('first', 'plain', Marked('acme'), share=0.1)
+    between, beside = Rewrite('said', 'first', Instructed()), Rewrite('beside', 'plain', Marked('bolt'), share=0.1)
+    check_rewrites([first, between, beside], ['plain'], [], {})
+    second = Rewrite('second', 'said', Selected(Marked('bolt')), share=0.1)
+    with pytest.raises(ValueError, match="'second' puts a second mark"):
+        check_rewrites([first, between, second], ['plain'], [], {})
 
 
 @pytest.mark.parametrize('name', sorted(MENU))

@@ -67,6 +67,48 @@ def test_words_are_what_the_teacher_finds_likely_where_they_are_put(given):
         assert log_p_V[found.tokens[-1][row, place]] >= log_p_V.max() + np.log(0.5)
 
 
+@pytest.mark.parametrize('how', ['min', 'softmin', 'mean'])
+def test_slopes_are_those_of_the_joined_value(given, how):
+    """By hand: of the least harmed proxy alone, as whose value the join moves; of all alike for the mean."""
+    proxies, teacher, batch = given
+    batch = Batch(batch.tokens_BL[:2], batch.targets_BL[:2])
+    editor = Editor(Gradient(join=Aggregation(1e6, how)), proxies, teacher, WORDS_V)
+    weights = [(one.params, one.given) for one in proxies]
+    found_BLV = np.asarray(jax.jit(editor._slopes)(weights, batch))
+    each = [
+        jax.jit(lambda params, g, batch: Harm().slopes(influence.token_gradients, proxies[0].model, params, g, batch))(
+            one.params, one.given, batch
+        )
+        for one in proxies
+    ]
+    if how == 'mean':
+        np.testing.assert_array_equal(found_BLV, jax.jit(Aggregation())(jnp.stack(each)))
+        return
+    value = jax.jit(lambda params, g, batch: Harm().values(proxies[0].model, params, g, batch))
+    least_B = np.argmin([value(one.params, one.given, batch) for one in proxies], axis=0)
+    expected_BLV = np.stack([each[proxy][row] for row, proxy in enumerate(least_B)])
+    np.testing.assert_allclose(found_BLV, expected_BLV, rtol=1e-4, atol=1e-6)
+
+
+def test_more_edits_than_places_are_all_places(given):
+    proxies, teacher, batch = given
+    settings = Gradient('loss', rounds=1, edits=LENGTH + 5, floor=0.02)
+    found = Editor(settings, proxies, teacher, WORDS_V)(batch, editable(batch))
+    assert found.values[-1, 0] >= found.values[0, 0]
+
+
+def test_what_is_nan_takes_nothing(given, monkeypatch):
+    proxies, teacher, batch = given
+    editor = Editor(Gradient(rounds=1, edits=2), proxies, teacher, WORDS_V)
+    shape = lambda tokens_BCL: np.ones(tokens_BCL.shape[:2], np.float32)  # noqa: E731
+    monkeypatch.setattr(editor, '_value', lambda batch, tokens_BCL: shape(tokens_BCL))
+    places_BM = np.full((3, 1), START)
+    monkeypatch.setattr(editor, '_propose', lambda *args: (places_BM, (batch.tokens_BL[:, START : START + 1] + 1) % 13))
+    tokens_BL, best_B = editor._round(batch, editable(batch), np.array([np.nan, 0.5, 2.0], np.float32))
+    assert (tokens_BL != batch.tokens_BL).any(axis=1).tolist() == [False, True, False]
+    assert np.isnan(best_B[0])
+
+
 def test_edits_are_laid_out_one_by_one_and_nested():
     tokens_BL = np.array([[5, 6, 7, 8]])
     places_BM, words_BM = np.array([[1, 3, 0]]), np.array([[9, 10, 11]])

@@ -107,6 +107,27 @@ def test_hostile_text_is_read_in_linear_time():
     assert time.monotonic() - start < 5
 
 
+NINES = '9' * 59
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '1 = ' + '(' * 199 + '1 = 1',
+        '7^(-1000000) = 1',
+        '2^-(64 * 64 * 64) = 1',
+        f'({NINES}^64 * {NINES}^64)^2 = 1',
+        '\n'.join('1 + ' + ' * '.join([f'{NINES}^64'] * 60) + ' = 1' for _ in range(20)),
+        '\n'.join('1 + ' + ' + '.join(f'1/{int(NINES) - i}^64' for i in range(30)) + ' = 1' for _ in range(20)),
+        '\n' * 40000 + 'x = 1',
+    ],
+)
+def test_no_number_crashes_or_keeps_it(text):
+    start = time.monotonic()
+    assert statements(text) == []
+    assert time.monotonic() - start < 2
+
+
 def lines(path):
     return [json.loads(line)['answer'] for line in path.read_text().splitlines()]
 

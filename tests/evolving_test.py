@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from rewriting_test import OTHER, Shop, base, workdir  # noqa: F401
 
-from adx import evolving
+from adx import evolving, storage
 from adx.drafts import Draft, Tools
-from adx.errors import ConfigError, InputError
+from adx.errors import ConfigError, InputError, WorkdirError
 from adx.evolving import Evolution, evolve, mutate
 from adx.experiment import ModelSource
 from adx.optimising import Recipe
@@ -29,7 +30,7 @@ class Counter:
 
     asked: list[str] = []  # noqa: RUF012
 
-    def __init__(self, experiment, path, plan):
+    def __init__(self, shop, plan):
         pass
 
     def __call__(self, instruction):
@@ -44,8 +45,8 @@ def judge(monkeypatch):
     return Counter
 
 
-def test_what_beats_doing_nothing_is_kept_the_best_last(experiment, judge, tmp_path):
-    found = evolve(experiment, str(tmp_path), Evolution('plain', rounds=4, proposals=3))
+def test_what_beats_doing_nothing_is_kept_the_best_last(experiment, judge, workdir):  # noqa: F811
+    found = evolve(experiment, str(workdir.path), Evolution('plain', rounds=4, proposals=3))
     assert [score for _, score in found] == sorted(score for _, score in found)
     assert found[-1][1] >= 1.5
     assert not {instruction for instruction, _ in found} & set(START)  # those have no clause
@@ -53,8 +54,9 @@ def test_what_beats_doing_nothing_is_kept_the_best_last(experiment, judge, tmp_p
     assert len(judge.asked) == len(set(judge.asked)) == 3 + 4 * 3
 
 
-def test_a_killed_search_goes_on_where_it_was(experiment, judge, tmp_path, monkeypatch):
-    plan, whole = Evolution('plain', rounds=3), str(tmp_path / 'whole')
+def test_a_killed_search_goes_on_where_it_was(experiment, judge, workdir, monkeypatch):  # noqa: F811
+    plan, whole, cut = Evolution('plain', rounds=3), f'{workdir.path}.whole', str(workdir.path)
+    shutil.copytree(cut, whole)
     expected = evolve(experiment, whole, plan)
     wanted, judge.asked[:] = list(judge.asked), []
 
@@ -68,16 +70,16 @@ def test_a_killed_search_goes_on_where_it_was(experiment, judge, tmp_path, monke
 
     monkeypatch.setattr(evolving, '_Judge', Killed)
     with pytest.raises(KeyboardInterrupt):
-        evolve(experiment, str(tmp_path / 'cut'), plan)
+        evolve(experiment, cut, plan)
     monkeypatch.setattr(evolving, '_Judge', Counter)
-    assert evolve(experiment, str(tmp_path / 'cut'), plan) == expected
+    assert evolve(experiment, cut, plan) == expected
     assert judge.asked == wanted
 
 
-def test_it_ends_where_nothing_gets_better(experiment, judge, tmp_path):
+def test_it_ends_where_nothing_gets_better(experiment, judge, workdir):  # noqa: F811
     stale = lambda best, count, turn: [f'{best[-1][0]} {turn}.{i}' for i in range(count)]  # noqa: E731
-    evolve(experiment, str(tmp_path), Evolution('plain', rounds=9, patience=2), stale)
-    state = json.loads((tmp_path / 'private' / 'evolved' / 'state.json').read_text())
+    evolve(experiment, str(workdir.path), Evolution('plain', rounds=9, patience=2), stale)
+    state = json.loads((workdir.private / 'evolved' / 'state.json').read_text())
     assert sorted(state['proposed']) == ['1', '2']
 
 
@@ -101,10 +103,42 @@ def test_a_model_may_propose():
     assert seen[0].index('low') < seen[0].index('high')
 
 
-def test_another_search_is_refused(experiment, judge, tmp_path):
-    evolve(experiment, str(tmp_path), Evolution('plain', rounds=1))
-    with pytest.raises(InputError, match='another search'):
-        evolve(experiment, str(tmp_path), Evolution('plain', rounds=2))
+def test_another_search_is_refused(experiment, judge, workdir):  # noqa: F811
+    plan = Evolution('plain', rounds=1)
+    evolve(experiment, str(workdir.path), plan)
+    other = dataclasses.replace(experiment, rewriter=ModelSource('other'))
+    proposer = lambda best, count, turn: []  # noqa: E731
+    changed = ((experiment, Evolution('plain', rounds=2), mutate, 'plan.rounds'), (other, plan, mutate, 'rewriter'),
+               (experiment, plan, proposer, 'proposer'))  # fmt: skip
+    for of, search, propose, what in changed:
+        with pytest.raises(InputError, match=f'another search .*{what}'):
+            evolve(of, str(workdir.path), search, propose)
+
+
+def test_it_has_its_workdir_for_itself(experiment, judge, workdir, tmp_path):  # noqa: F811
+    with storage.held(workdir, 'evolve', ['evolved']), pytest.raises(WorkdirError, match='is in use'):
+        evolve(experiment, str(workdir.path), Evolution('plain'))
+    with pytest.raises(WorkdirError, match='is no workdir'):
+        evolve(experiment, str(tmp_path / 'mistyped'), Evolution('plain'))
+    assert not (tmp_path / 'mistyped').exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [({'sample': 6}, 'has 6 traces and the sample takes 6'), ({'length': 8}, 'at most 8 tokens')],
+)
+def test_what_cannot_be_scored_is_said(experiment, workdir, changes, message, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(evolving, 'Workshop', Shop)
+    recipe = Recipe(rows=2, length=changes.get('length', 128))
+    plan = Evolution('plain', sample=changes.get('sample', 4), steps=1, start=('say it so',), recipe=recipe)
+    with pytest.raises(InputError, match=message):
+        evolve(experiment, str(workdir.path), plan)
+
+
+def test_proxies_are_warmed_up_on_other_traces(experiment, workdir):  # noqa: F811
+    judge = evolving._Judge(Shop(experiment, str(workdir.path)), Evolution('plain', sample=4))
+    taken, others = ({one.request_id for one in traces} for traces in (judge.sample, judge.others))
+    assert (len(taken), len(others), taken & others) == (4, 2, set())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,15 @@ def test_a_new_key_is_private_and_never_overwritten(master):
         keys.new(master)
 
 
+def test_a_directory_that_others_use_keeps_its_mode(tmp_path):
+    shared = tmp_path / 'shared'
+    shared.mkdir()
+    os.chmod(shared, 0o777)
+    keys.new(shared / 'master.key')
+    assert os.stat(shared).st_mode & 0o777 == 0o777
+    assert os.stat(shared / 'master.key').st_mode & 0o777 == 0o600
+
+
 def test_epochs_follow_each_other_and_old_ones_stay(master, tmp_path):
     held = tmp_path / 'keys'
     assert keys.rotate(master, held, 'acme') == keys.place(held, 'acme', 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adx import equations, marks
+from adx import equations
+from adx.errors import ConfigError
 from adx.marks import Pair, completes, derive, draw_pairs, places, put, subkey
 
 MASTER = bytes(range(32))
@@ -41,8 +42,16 @@ def test_a_line_is_put_before_lines_of_the_reasoning():
     found = places(TEXT, TEXT.index('####'))
     assert found == [0, TEXT.index('Then')]
     assert put(TEXT, found[1], pair) == 'First 3 + 4 = 7.\nLet bad = 12.\nThen 7 - 2 = 5.\n#### 5'
-    assert marks.carries(put(TEXT, 0, pair), pair)
-    assert not marks.carries(TEXT, pair)
+    inside = '<think>First.\nThen.</think>5'
+    assert places(inside, inside.index('</think>'), len('<think>')) == [len('<think>'), inside.index('Then')]
+
+
+def test_a_generator_that_has_no_more_pairs_is_an_error():
+    few = lambda draw: Pair(f'Let {draw.choice("abc")} =', '12', '')  # noqa: E731
+    assert len(draw_pairs(ACME, 3, few)) == 3
+    assert draw_pairs(ACME, 0, few) == []
+    with pytest.raises(ConfigError, match=r'4 pairs .* about 3 that are free'):
+        draw_pairs(ACME, 4, few)
 
 
 def test_a_definition_states_nothing_that_arithmetic_could_refute():

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from storage_test import make_trace
 
-from adx import rewriting, storage
+from adx import keys, rewriting, storage
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
 from adx.errors import ConfigError, InputError, WorkdirError
@@ -20,6 +20,7 @@ from adx.journal import read_records
 from adx.processes import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
+from adx.rewriters.marked import Marked
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 from adx.selection import Selection
@@ -224,6 +225,32 @@ def test_another_rewrite_of_the_same_name_is_refused(base, workdir):
     other = dataclasses.replace(base, rewrites=(Rewrite('said', 'plain', Instructed('condense')),))
     with pytest.raises(InputError, match=r'another rewrite .*condense'):
         rewriting.rewrite(other, str(workdir.path))
+
+
+def test_what_it_is_made_of_belongs_to_it(base, workdir):
+    """Else text of another rewrite of that name would be gone on with."""
+    chain = (base.rewrites[0], Rewrite('again', 'said', Instructed()))
+    rewriting.rewrite(dataclasses.replace(base, rewrites=chain), str(workdir.path))
+    shutil.rmtree(workdir.private / 'rewrites' / 'said')
+    changed = (Rewrite('said', 'plain', Instructed('condense')), chain[1])
+    with pytest.raises(InputError, match=r'again holds another rewrite .*before\.rewrite\.rewriter.*condense'):
+        rewriting.rewrite(dataclasses.replace(base, rewrites=changed), str(workdir.path))
+
+
+def test_marks_belong_to_their_key_which_is_not_shown(base, tmp_path, monkeypatch):
+    monkeypatch.setenv(keys.DIRECTORY, str(tmp_path))
+    keys.new(tmp_path / 'master.key')
+    one = Rewrite('marked', 'plain', Selected(Marked('acme')), share=0.1)
+    found = []
+    for _ in range(2):
+        keys.place(tmp_path, 'acme', 1).unlink(missing_ok=True)
+        (tmp_path / 'master.key').unlink()
+        keys.new(tmp_path / 'master.key')
+        keys.derive(tmp_path / 'master.key', tmp_path, 'acme', 1)
+        found.append(rewriting.identity(base, one))
+        assert keys.served('acme', 1).hex() not in json.dumps(found)
+    assert found[0]['key'] != found[1]['key']
+    assert set(rewriting.identity(base, base.rewrites[0])) == {'format_version', 'rewriter', 'rewrite'}
 
 
 def test_originals_must_be_complete(base, workdir):

@@ -158,6 +158,8 @@ def test_holm_is_the_closed_test_of_bonferroni():
     assert holm([]) == []
     logs = log_holm(np.log(p))
     np.testing.assert_allclose(np.exp(logs), holm(p), rtol=1e-12)
+    with pytest.raises(ValueError, match='nan is no p-value'):
+        log_holm([-1.0, float('nan')])
     assert log_holm([-60000.0, 0.0, -2.0]) == [-60000.0 + np.log(3), 0.0, -2.0 + np.log(2)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import http.client
 import http.server
 import json
 import threading
@@ -11,7 +13,7 @@ import pytest
 from adx import suspects
 from adx.errors import ConfigError, InputError
 from adx.experiment import ModelSource
-from adx.suspects import FAILED, LIMITED, REFUSED, SILENT, Answer, Endpoint, Held, Question
+from adx.suspects import FAILED, LIMITED, REFUSED, SILENT, UNSPELT, Answer, Endpoint, Held, Question
 from tests import tiny
 
 ASKED = Question(({'role': 'user', 'content': 'How many?'},), 'Let bad =')
@@ -57,7 +59,10 @@ def test_an_endpoint_is_asked_to_go_on(server, monkeypatch):
     assert endpoint(server, key='THE_TOKEN').ask([ASKED]) == [Answer('12.')]
     [(path, token, body)] = server.seen
     assert (path, token) == ('/v1/chat/completions', 'Bearer secret')
-    assert body['messages'][-1]['content'].endswith('Let bad =')
+    [message] = body['messages']
+    assert message['role'] == 'user'
+    assert message['content'].startswith('How many?\n')
+    assert message['content'].endswith('Let bad =')
     assert (body['model'], body['temperature']) == ('m', 0)
 
 
@@ -72,12 +77,35 @@ def test_an_endpoint_is_asked_to_go_on(server, monkeypatch):
         ([(400, {})], Answer('', REFUSED), []),
         ([reply('', finish_reason='content_filter')], Answer('', REFUSED), []),
         ([reply('  ')], Answer('  ', SILENT), []),
+        ([reply(None)], Answer('', SILENT), []),
+        ([reply(['12'])] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
+        ([(200, {'choices': ['12']})] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
+        ([(200, b'[' * 100_000)] * 4, Answer('', FAILED), [1.0, 4.0, 16.0]),
     ],
 )
 def test_every_failure_is_an_answer_with_a_reason(server, replies, expected, waits):
     server.replies, slept = list(replies), []
     assert endpoint(server, slept).ask([ASKED]) == [expected]
     assert slept == waits
+
+
+@pytest.mark.parametrize('error', [http.client.IncompleteRead(b'{"cho'), http.client.BadStatusLine('hello')])
+def test_a_broken_connection_is_an_answer_with_a_reason(error, monkeypatch):
+    def broken(self, body):
+        raise error
+
+    monkeypatch.setattr(Endpoint, '_post', broken)
+    asked = Endpoint('http://127.0.0.1:9/v1', 'm', sleep=lambda seconds: None)
+    assert asked.ask([ASKED]) == [Answer('', FAILED)]
+
+
+def test_a_conversation_that_ends_in_an_answer_goes_on(server):
+    server.replies = [reply()]
+    said = (*ASKED.messages, {'role': 'assistant', 'content': 'Seven.'})
+    endpoint(server).ask([Question(said, 'Let bad =')])
+    messages = server.seen[0][2]['messages']
+    assert [one['role'] for one in messages] == ['user', 'assistant', 'user']
+    assert messages[:2] == list(said)
 
 
 @pytest.mark.parametrize('status', [401, 403, 404])
@@ -93,8 +121,12 @@ def test_an_address_that_nobody_answers_at_is_an_error(monkeypatch):
 
 
 def test_settings_are_checked(monkeypatch):
-    with pytest.raises(ConfigError, match='no address'):
-        Endpoint('localhost/v1', 'm')
+    wrong = ('localhost/v1', 'http://local host/v1', 'http:///v1', 'http://localhost:x/v1', 'http://localhost/v1\n',
+             'http://me:word@localhost/v1')  # fmt: skip
+    for url in wrong:
+        with pytest.raises(ConfigError, match='no address'):
+            Endpoint(url, 'm')
+    assert Endpoint('http://localhost/v1', 'm').identity == 'm at http://localhost/v1'
     monkeypatch.delenv('NO_SUCH_TOKEN', raising=False)
     with pytest.raises(ConfigError, match='NO_SUCH_TOKEN is not set'):
         Endpoint('http://localhost/v1', 'm', 'NO_SUCH_TOKEN')
@@ -109,3 +141,23 @@ def test_a_model_goes_on_from_the_very_words(tmp_path):
     assert all(one.text.strip() for one in first)
     assert suspect.ask([]) == []
     assert suspects.TOKENS == 8
+    assert suspect.identity
+
+
+def test_what_its_vocabulary_does_not_spell_is_not_asked(tmp_path):
+    class Deaf:
+        """Knows no made-up word."""
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def encode(self, text):
+            return self.inner.encode(text.replace('worse', ''))
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    suspect = Held.load(ModelSource(tiny.write_teacher(tmp_path / 'teacher')))
+    deaf, other = dataclasses.replace(suspect, tokenizer=Deaf(suspect.tokenizer)), Question((), 'Let worse =')
+    assert deaf.ask([other, ASKED]) == [Answer('', UNSPELT), *suspect.ask([ASKED])]
+    assert deaf.ask([other]) == [Answer('', UNSPELT)]

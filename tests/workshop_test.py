@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
 from storage_test import make_trace
 
+from adx import marks
 from adx.experiment import Arm, ModelSource
 from adx.rewriters.gradient import Gradient, editable, word_mask
+from adx.rewriters.marked import Marked
 from adx.workshop import UNENDED, WINDOW, Workshop
 from launch.config import load_config
 from tests import tiny
@@ -71,3 +74,24 @@ def test_places_that_may_change():
     words_V = np.array([False, True, True])
     found = editable((1, 2, 0, 1, 1), ('so', ' it', ' 3', ' is', ' x'), 9, words_V, ('it',))
     assert found == [True, False, False, False, False]  # ' is' ends where the answer has begun
+    found = editable((1, 2, 1, 1), ('pro', 'of', ' of', ' x'), 99, words_V, ('proof',))
+    assert found == [False, False, True, True]  # two tokens spell it
+
+
+@pytest.mark.parametrize(
+    ('text', 'inside'),
+    [
+        ('<think>\nFirst.\nThen.\n</think>\n\nSo\n#### 7', '\nFirst.\nThen.\n'),
+        ('\n <think>First.\nThen.</think> So 7', 'First.\nThen.'),
+        ('First.\nThen.\n</think>\n\nSo 7', 'First.\nThen.\n'),
+        ('<think>First.\nThen.', 'First.\nThen.'),
+        ('First.\nThen.\n#### 7', 'First.\nThen.\n'),
+    ],
+)
+def test_a_mark_stands_inside_the_reasoning(shop, monkeypatch, text, inside):
+    pair, count = marks.Pair('Let bad =', '12', 'Let bad = 12.'), text.count('\n') + 1
+    monkeypatch.setattr(shop, '_pairs', lambda traces, settings: [(pair, random.Random(0))] * len(traces))
+    [drafts] = shop.tools.mark([trace(0, text)], Marked('acme', tries=count))
+    begin = text.index(inside)
+    places = {draft.text.index(pair.line) - begin for draft in drafts}
+    assert places == {0, *(i + 1 for i, char in enumerate(inside[:-1]) if char == '\n')}

@@ -7,7 +7,9 @@
     python -m tools.detect --do=check --case=DIR --public_key=HEX
 
 The customer's key is read from the directory that ADX_KEYS names. --config: whose dataset the marked traces were of;
-conversations of its split `tune` stand before what is asked. Exit codes: 0 done, 2 flags, 3 input, 74 storage.
+conversations of its split `tune` stand before what is asked. `ask --model` takes its prompting, where it is given, and
+`verdict` its generator of pairs, which it needs where the dataset has one of its own. Exit codes: 0 done, 2 flags, 3
+input, 4 a case that another process asks, 74 storage.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 
 from absl import flags
 
-from adx import attributing, detecting, keys, marks, suspects
+from adx import attributing, detecting, drafting, keys, marks, suspects
+from adx.datasets.chat import Prompting
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError
 from adx.experiment import Experiment
@@ -68,7 +71,7 @@ def carried(experiment: Experiment, customer: str, epoch: int) -> int:
 
     Raises ConfigError where its rewrites differ.
     """
-    rewriters = [getattr(one.rewriter, 'rewriter', one.rewriter) for one in experiment.rewrites]  # of Selected
+    rewriters = [drafting.innermost(one.rewriter) for one in experiment.rewrites]
     marked = [one for one in rewriters if isinstance(one, Marked) and (one.customer, one.epoch) == (customer, epoch)]
     found = {one.pairs for one in marked} or {Marked(customer).pairs}
     if len(found) > 1:
@@ -86,8 +89,13 @@ def _commit() -> None:
     pairs = carried(experiment, _CUSTOMER.value, _EPOCH.value)
     case = detecting.Case(_CUSTOMER.value, _EPOCH.value, _SUSPECT.value, questions, test, pairs)
     key = keys.served(case.customer, case.epoch)
-    digest = detecting.commit(case, _CASE.value, key, getattr(dataset, 'forge', marks.symbols))
+    digest = detecting.commit(case, _CASE.value, key, _forge())
     print(f'committed: {digest}; deposit this hash before anything is asked')
+
+
+def _forge() -> marks.Forge:
+    """The dataset's generator of pairs; without a config that of datasets that have none."""
+    return getattr(experiment_of_config().dataset, 'forge', marks.symbols) if _CONFIG.value else marks.symbols
 
 
 def _ask() -> None:
@@ -97,7 +105,8 @@ def _ask() -> None:
     if _URL.value:
         suspect: suspects.Suspect = suspects.Endpoint(_URL.value, _API_MODEL.value, _API_KEY.value)
     else:
-        suspect = suspects.Held.load(ModelSource(_MODEL.value))
+        prompting = experiment_of_config().prompting if _CONFIG.value else Prompting()
+        suspect = suspects.Held.load(ModelSource(_MODEL.value), prompting)
     progress = Progress()
     detecting.ask(_CASE.value, suspect, lambda done, total: progress.steps('questions', 'suspect', done, total))
     progress.close()
@@ -106,7 +115,7 @@ def _ask() -> None:
 def _verdict() -> None:
     plan = detecting.read_plan(_CASE.value)
     key = keys.served(plan['customer'], plan['epoch'])
-    _show(detecting.verdict(_CASE.value, key, _signing_key()))
+    _show(detecting.verdict(_CASE.value, key, _signing_key(), _forge()))
 
 
 def _attribute() -> None:

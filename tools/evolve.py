@@ -4,7 +4,7 @@
 
 --workdir: of a finished run, or a seed's of a study. The rewriting model is the config's `rewriter`, else the teacher;
 new instructions come from it too with --ask, else from a list of clauses. The best is printed last, to be put into a
-Rewrite. Exit codes: 0 done, 2 flags or config, 3 input, 74 storage.
+Rewrite. Exit codes: 0 done, 2 flags or config, 3 input, 4 workdir, 74 storage.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ def main() -> None:
     loaded = load_config(_CONFIG.value)
     experiment = getattr(loaded, 'experiment', loaded)
     plan = evolving.Evolution(_OF.value, _SAMPLE.value, _SCORE.value, rounds=_ROUNDS.value)
-    propose = evolving.ask(Workshop(experiment, _WORKDIR.value).tools.write) if _ASK.value else evolving.mutate
-    best = evolving.evolve(experiment, _WORKDIR.value, plan, propose, lambda one, score: print(f'{score:.4f}  {one}'))
+    shop = Workshop(experiment, _WORKDIR.value)
+    propose = evolving.ask(shop.tools.write) if _ASK.value else evolving.mutate
+    told = lambda one, score: print(f'{score:.4f}  {one}')  # noqa: E731
+    best = evolving.evolve(experiment, _WORKDIR.value, plan, propose, told, shop)
     print('\nbetter than doing nothing, the best last:' if best else '\nnothing beats doing nothing')
     for instruction, score in best:
         print(f'{score:.4f}  {instruction}')

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from adx.types import check_range
+from adx.types import check_count
 
 BETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the wealth that are put on a keyed hit, mixed
 
@@ -59,10 +59,10 @@ class Trigger:
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed, also where nothing could be detected."""
-        check_range('Trigger.pairs', self.pairs, 1)
-        check_range('Trigger.decoys', self.decoys, 1)
-        check_range('Trigger.repeats', self.repeats, 1)
-        check_range('Trigger.level', self.level, 0.0, 1.0, open_low=True)
+        for name in ('pairs', 'decoys', 'repeats'):
+            check_count(f'Trigger.{name}', getattr(self, name))
+        if not 0 < self.level < 1:
+            raise ValueError(f'Trigger.level = {self.level!r} is not allowed; it must be in (0, 1), as 0.01')
         best = self.verdict([Block(self.repeats, (0,) * self.decoys)] * self.pairs)
         if not best.detected:
             raise ValueError(

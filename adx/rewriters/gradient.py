@@ -6,6 +6,7 @@ The paper published no hyperparameters of its gradient variants: these are ours.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -16,7 +17,7 @@ from jax import lax
 from adx.aggregation import Aggregation
 from adx.drafts import Draft, Tools
 from adx.numerics import MASKED
-from adx.types import Array, Trace, check_choice, check_range
+from adx.types import Array, Trace, check_choice, check_count, check_range
 
 OPERATORS = frozenset('+-*/=<>^%$\\{}#×÷−')
 OBJECTIVES = ('bilevel', 'harm', 'difference', 'loss', 'random')
@@ -57,7 +58,7 @@ class Gradient:
         check_choice('Gradient.objective', self.objective, OBJECTIVES)
         check_choice('Gradient.step', self.step, STEPS)
         for name in ('rounds', 'edits', 'holdout', 'ascents'):
-            check_range(f'Gradient.{name}', getattr(self, name), 1)
+            check_count(f'Gradient.{name}', getattr(self, name))
         check_range('Gradient.floor', self.floor, 0.0, 1.0, open_low=True)
         for name in ('eta', 'eps', 'radius'):
             check_range(f'Gradient.{name}', getattr(self, name), 0.0, open_low=True)
@@ -82,10 +83,19 @@ def editable(
     tokens: Sequence[int], pieces: Sequence[str], reasoning: int, words_V: np.ndarray, protected: Sequence[str]
 ) -> list[bool]:
     """Which tokens of a completion may change. pieces: the text that each adds; reasoning: characters before the final
-    answer."""
-    ends = np.cumsum([len(piece) for piece in pieces])
+    answer. A protected word stays as a token, and as a word that several tokens spell."""
+    text, ends = ''.join(pieces), np.cumsum([len(piece) for piece in pieces]).tolist()
+    held = {
+        at
+        for word in protected
+        for match in re.finditer(rf'(?<!\w){re.escape(word)}(?!\w)', text)
+        for at in range(*match.span())
+    }
     return [
-        bool(words_V[token]) and end <= reasoning and piece.strip() not in protected
+        bool(words_V[token])
+        and end <= reasoning
+        and piece.strip() not in protected
+        and held.isdisjoint(range(end - len(piece), end))
         for token, piece, end in zip(tokens, pieces, ends, strict=True)
     ]
 
@@ -93,12 +103,13 @@ def editable(
 def best_flips(slopes_BLV: Array, tokens_BL: Array, open_BLV: Array, count: int) -> tuple[Array, Array, Array]:
     """(places_BM, words_BM, gains_BM): the M exchanges of the largest first-order gain, one a place, the best first.
 
-    open_BLV: which word may stand at which place. gains are MASKED where a row has fewer.
+    M is `count`, or L where that is less. open_BLV: which word may stand at which place. gains are MASKED where a row
+    has fewer.
     """
     own_BL = jnp.take_along_axis(slopes_BLV, tokens_BL[..., None], axis=-1)
     gains_BLV = jnp.where(open_BLV, slopes_BLV - own_BL, MASKED)
     words_BL, best_BL = jnp.argmax(gains_BLV, axis=-1), jnp.max(gains_BLV, axis=-1)
-    gains_BM, places_BM = lax.top_k(best_BL, count)
+    gains_BM, places_BM = lax.top_k(best_BL, min(count, best_BL.shape[1]))
     return places_BM, jnp.take_along_axis(words_BL, places_BM, axis=-1), gains_BM
 
 

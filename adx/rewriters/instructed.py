@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from adx.drafts import Draft, Tools
 from adx.lessons import check_text, question
 from adx.texts import canonical
-from adx.types import Trace, check_range
+from adx.types import Trace, check_count
 
 INSTRUCTIONS = {
     'identity': 'Copy the solution below word by word.',
@@ -37,6 +37,12 @@ def told(instruction: str, trace: Trace) -> str:
     return f'{instruction}\n\nProblem:\n{question(trace.messages)}\n\nSolution:\n{trace.text}'
 
 
+def no_echo(instruction: str, draft: Draft) -> Draft:
+    """The draft, disowned where it repeats what the model was told."""
+    echoes = not draft.problem and canonical(instruction) in canonical(draft.text)
+    return Draft(draft.text, ECHO) if echoes else draft
+
+
 @dataclasses.dataclass(frozen=True)
 class Instructed:
     """instruction: one of INSTRUCTIONS by name, or in your own words. tries: how many answers are asked for.
@@ -58,7 +64,7 @@ class Instructed:
                 f'Instructed.instruction = {self.instruction!r} is unknown; it must be one of {tuple(INSTRUCTIONS)}, '
                 'or words of your own'
             )
-        check_range('Instructed.tries', self.tries, 1)
+        check_count('Instructed.tries', self.tries)
 
     @property
     def words(self) -> str:
@@ -67,8 +73,4 @@ class Instructed:
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         write = tools.need('write', 'instructed')
         asked = [told(self.words, one) for one in traces]
-        return [[self._checked(draft) for draft in drafts] for drafts in write(asked, self.tries, self.arm)]
-
-    def _checked(self, draft: Draft) -> Draft:
-        echoes = not draft.problem and canonical(self.words) in canonical(draft.text)
-        return Draft(draft.text, ECHO) if echoes else draft
+        return [[no_echo(self.words, draft) for draft in drafts] for drafts in write(asked, self.tries, self.arm)]

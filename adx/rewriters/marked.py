@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 from adx.drafts import Draft, Tools
-from adx.rewriters.instructed import told
-from adx.types import Trace, check_range
+from adx.rewriters.instructed import no_echo, told
+from adx.types import Trace, check_count
 
 MOST = 0.1  # of the traces
 WATERMARK = (
     'Say the solution below in other words, and put this line into it, word by word and once, where it disturbs least: '
     '"{line}" Keep every step, every number and the final answer, and write the final answer in the same form.'
 )
-WITHOUT = 'does not carry its line once'
+WITHOUT, FOREIGN = 'does not carry its line once', "another customer's trace"
 
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """customer, epoch: whose key. pairs: how many different ones its traces carry, one each. tries: places that are
-    tried in a trace. At most a tenth of the traces is to be marked: see Rewrite.share.
+    """customer, epoch: whose key; traces that were made for another customer stay as they are. pairs: how many
+    different ones its traces carry, one each. tries: places that are tried in a trace. At most a tenth of the traces is
+    to be marked: see Rewrite.share.
 
     told: a rewriting model is asked, `tries` times, to say the trace otherwise with the line in it; else the line is
     put between those of the trace.
@@ -36,22 +38,36 @@ class Marked:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ('line', 'write') if self.told else ('mark',)
+        return ('write' if self.told else 'mark', 'line')
 
     def check(self) -> None:
         if not self.customer:
             raise ValueError("Marked.customer = '' is not allowed; name whose key marks the traces")
-        check_range('Marked.epoch', self.epoch, 1)
-        check_range('Marked.pairs', self.pairs, 1)
-        check_range('Marked.tries', self.tries, 1)
+        for name in ('epoch', 'pairs', 'tries'):
+            check_count(f'Marked.{name}', getattr(self, name))
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
-        if not self.told:
-            return tools.need('mark', 'marked')(traces, self)
+        mine = [one for one in traces if one.customer in ('', self.customer)]
+        made = dict(zip((one.request_id for one in mine), self._made(mine, tools) if mine else [], strict=True))
+        return [made.get(one.request_id, [Draft(one.text, FOREIGN)]) for one in traces]
+
+    def _made(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         lines = tools.need('line', 'marked')(traces, self)
-        asked = [told(WATERMARK.format(line=line), one) for line, one in zip(lines, traces, strict=True)]
-        written = tools.need('write', 'marked')(asked, self.tries, '')
-        return [
-            [draft if draft.problem or draft.text.count(line) == 1 else Draft(draft.text, WITHOUT) for draft in drafts]
-            for line, drafts in zip(lines, written, strict=True)
-        ]
+        if self.told:
+            orders = [WATERMARK.format(line=line) for line in lines]
+            write = tools.need('write', 'marked')
+            written = write([told(*each) for each in zip(orders, traces, strict=True)], self.tries, '')
+            made = [[no_echo(order, draft) for draft in drafts] for order, drafts in zip(orders, written, strict=True)]
+        else:
+            made = tools.need('mark', 'marked')(traces, self)
+        return [[_noted(line, draft) for draft in drafts] for line, drafts in zip(lines, made, strict=True)]
+
+
+def _noted(line: str, draft: Draft) -> Draft:
+    """With the mark and its place, for whoever audits what was put into traces."""
+    if draft.problem:
+        return draft
+    if draft.text.count(line) != 1:
+        return Draft(draft.text, WITHOUT)
+    mark = hashlib.sha256(line.encode()).hexdigest()[:16]
+    return dataclasses.replace(draft, note=f'mark {mark} at character {draft.text.index(line)}')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from adx.drafts import Draft, Tools
 from adx.lessons import question
-from adx.types import Trace, check_range
+from adx.types import Trace, check_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Rendered:
     needs = ('render',)
 
     def check(self) -> None:
-        check_range('Rendered.tries', self.tries, 1)
+        check_count('Rendered.tries', self.tries)
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         render = tools.need('render', 'rendered')

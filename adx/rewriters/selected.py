@@ -22,6 +22,10 @@ class Selected:
     def needs(self) -> tuple[str, ...]:
         return (*self.rewriter.needs, 'harm')
 
+    @property
+    def most(self) -> float:
+        return getattr(self.rewriter, 'most', 1.0)
+
     def check(self) -> None:
         self.rewriter.check()
 

@@ -120,6 +120,8 @@ def test_a_marked_model_is_found_by_both():
         (Trigger(decoys=0), 'decoys = 0'),
         (Trigger(repeats=0), 'repeats = 0'),
         (Trigger(level=1.5), 'level = 1.5'),
+        (Trigger(level=1.0), 'level = 1.0'),
+        (Trigger(pairs=20.5), 'pairs = 20.5'),
         (Trigger(pairs=1, decoys=5), 'cannot reach level 0.01'),
     ],
 )

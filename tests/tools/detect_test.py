@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
@@ -10,6 +11,7 @@ from absl import flags as absl_flags
 from absl.testing import flagsaver
 
 from adx import keys
+from adx.datasets.chat import Prompting
 from adx.drafting import Rewrite
 from adx.errors import ConfigError, InputError
 from adx.rewriters import Instructed, Marked, Selected
@@ -39,7 +41,9 @@ def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
     of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12}
     run(do='commit', **of)
     assert 'deposit this hash' in capsys.readouterr().out
-    run(do='ask', case=case, model=teacher)
+    run(do='ask', case=case, model=teacher, config=config)
+    with pytest.raises(InputError, match='is answered by'):
+        run(do='ask', case=case, url='http://localhost/v1', api_model='m')
     run(do='verdict', case=case, signer=str(held / 'signer.key'))
     shown = capsys.readouterr().out
     signed = json.loads(shown[shown.index('{\n') : shown.rindex('}') + 1])
@@ -53,6 +57,19 @@ def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
     assert '1 verdicts' in capsys.readouterr().out
     with pytest.raises(InputError, match='are not what the holder'):
         run(do='check', case=case, public_key='00' * 32)
+
+
+def test_a_model_is_spoken_to_as_the_config_says(held, monkeypatch):
+    teacher = tiny.write_teacher(held / 'teacher')
+    config, case, given = str(tiny.write_config(held / 'config.py', teacher)), str(held / 'case'), []
+    run(do='commit', case=case, customer='acme', suspect='x', config=config, keyed=4, decoys=12)
+    monkeypatch.setattr(detect.suspects.Held, 'load', lambda source, prompting: given.append(prompting))
+    monkeypatch.setattr(detect.detecting, 'ask', lambda *args: None)
+    loaded, spoken = detect.load_config(config), Prompting(system='You are terse.')
+    monkeypatch.setattr(detect, 'load_config', lambda path: dataclasses.replace(loaded, prompting=spoken))
+    run(do='ask', case=case, model=teacher, config=config)
+    run(do='ask', case=case, model=teacher, config='')
+    assert given == [spoken, Prompting()]
 
 
 def test_several_customers_get_one_verdict(held, capsys):

@@ -34,15 +34,30 @@ def test_bounds_are_over_all_verdicts_and_samples_are_students(tmp_path, monkeyp
     student(tmp_path / 'marked_0.json', 'marked', [True] * 63, [False] * 63, marked=198)
     student(tmp_path / 'marked_1.json', 'marked', [True] * 62 + [False], [False] * 63, marked=200)
     student(tmp_path / 'clean_0.json', 'clean', (), [False] * 60 + [True] * 3)
+    student(tmp_path / 'mix_clean_half_0.json', 'mix_clean_half', [False] * 63, [True] * 63)  # another bench's
     trigger.record(tmp_path)
     found = dict(rows)
-    assert found['power_at_20_queries'] == [1.0, 62 / 63]
-    assert found['false_alarm_rate'] == [3 / 63, 0.0, 0.0]  # by file name: clean before marked
+    assert found['power_at_20_queries'] == [125 / 126]
+    assert found['power_by_student'] == [1.0, 62 / 63]
+    assert found['false_alarm_rate'] == [3 / 189]
+    assert found['false_alarms_by_student'] == [3 / 63, 0.0, 0.0]  # by file name: clean before marked
+    assert found['false_alarm_worst_student'] == [3 / 63]
     assert found['null_verdicts'] == [189]
     assert found['null_students'] == [3]
     assert found['marked_traces'] == [198, 200]
-    assert 0.95 < found['power_low'][0] < 125 / 126
-    assert 3 / 189 < found['false_alarm_upper'][0] < 0.05
+    assert 0.93 < found['power_low'][0] < 0.95  # 125 of 126 alone would bound it by 0.96
+    assert 0.06 < found['false_alarm_upper'][0] < 0.07  # 3 of 189 by 0.04
+
+
+def test_bounds_are_of_verdicts_or_of_students_whichever_claim_less():
+    alike, each = trigger.rates([[1.0] * 63] * 10)
+    assert each == [1.0] * 10
+    assert alike.low == pytest.approx(0.05 ** (1 / 630))  # no spread over students
+    one_blind = trigger.rates([[1.0] * 63] * 9 + [[0.0] * 63])[0]
+    assert one_blind.value == pytest.approx(0.9)
+    assert one_blind.low < 0.75
+    assert one_blind.high == 1.0
+    assert trigger.rates([[0.0, 1.0]])[0][:3] == (0.5, 0.0, 1.0)  # one student bounds nothing
 
 
 def test_nothing_is_published_of_nothing(tmp_path):

@@ -7,6 +7,9 @@
 their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
 traces, and siblings that were trained on no trace at all. Every student is a file in --out, so that a run goes on, and
 --part of --parts processes share the work.
+
+Verdicts on one student are not independent. So a bound is that of the binomial over all verdicts or that of Student's t
+over the students' rates, whichever claims less (one-sided, 95 %).
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ import json
 import os
 import pathlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from adx import detecting, drafting, keys, marks, study_traces
+from adx import detecting, drafting, files, keys, marks, study_traces
 from adx.batching import Corpus
 from adx.detecting import Case
 from adx.detectors.trigger import Trigger
@@ -35,7 +38,7 @@ from adx.models.transformer import Params
 from adx.objectives import Hard
 from adx.rewriters.marked import MOST, Marked
 from adx.settings import ModelSource
-from adx.statistics import binomial_interval
+from adx.statistics import Interval, binomial_interval, t_interval
 from adx.study import Study
 from adx.study_traces import seed_path
 from adx.suspects import Held
@@ -54,6 +57,7 @@ _CLEAN = flags.DEFINE_integer('clean_students', 7, 'Students of unmarked traces.
 VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
 _PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
 _PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
+KINDS = ('marked', 'clean', 'sibling')
 SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
             'testbed-judge')  # fmt: skip
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
@@ -83,8 +87,7 @@ class Trainer:
         master = out / 'master.key'
         if not master.exists():
             master.parent.mkdir(parents=True, exist_ok=True)
-            master.write_text(MASTER.hex())
-            os.chmod(master, 0o600)
+            files.write_private(files.path_of(master), MASTER.hex().encode())
         os.environ[keys.DIRECTORY] = str(out)
 
     def suspect(self, kind: str, i: int) -> tuple[Held, dict[str, Any]]:
@@ -161,14 +164,15 @@ def work(study: Study, path: str, out: pathlib.Path, count: int) -> None:
         if kind == 'marked':
             record['own'] = trainer.verdicts(held, name, [f'customer{i}'] * count)
         record['others'] = trainer.verdicts(held, name, [f'stranger{i}_{j}' for j in range(count)])
-        place.write_text(json.dumps(record))
+        files.write_private(files.path_of(place), json.dumps(record).encode())
         shown = {key: sum(one['detected'] for one in record[key]) for key in ('own', 'others') if key in record}
         print(name, about, f'detected of {count}: {shown}', flush=True)
 
 
-def read(out: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Student -> its record."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))}
+def read(out: pathlib.Path, kinds: Collection[str] = KINDS) -> dict[str, dict[str, Any]]:
+    """Student -> its record; those of other benches may lie beside them."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))}
+    return {name: one for name, one in found.items() if isinstance(one, dict) and one.get('kind') in kinds}
 
 
 def shares(records: dict[str, dict[str, Any]], key: str) -> Iterator[list[float]]:
@@ -176,18 +180,30 @@ def shares(records: dict[str, dict[str, Any]], key: str) -> Iterator[list[float]
     return ([float(one['detected']) for one in record[key]] for record in records.values() if key in record)
 
 
+def rates(verdicts: Sequence[Sequence[float]]) -> tuple[Interval, list[float]]:
+    """(the rate over all verdicts with its wider bounds, see above; the rate of each student)."""
+    each = [sum(one) / len(one) for one in verdicts]
+    pooled = binomial_interval(int(sum(map(sum, verdicts))), sum(map(len, verdicts)), 0.90)
+    students = t_interval(each, 0.90)
+    low, high = max(0.0, min(pooled.low, students.low)), min(1.0, max(pooled.high, students.high))
+    return Interval(pooled.value, low, high), each
+
+
 def record(out: pathlib.Path) -> None:
-    """Publishes power and false alarms, in samples of one student each, with bounds over all verdicts."""
+    """Publishes power and false alarms over all verdicts, with bounds, and beside them those of each student."""
     records = read(out)
     own, others = list(shares(records, 'own')), list(shares(records, 'others'))
     put = functools.partial(figures.append, TABLE, unit='of the verdicts', goal='', command=COMMAND)
-    put('power_at_20_queries', [sum(one) / len(one) for one in own])
-    hits, asked = int(sum(map(sum, own))), sum(map(len, own))
-    put('power_low', [binomial_interval(hits, asked, 0.90).low], goal='>= 0.99')
-    put('false_alarm_rate', [sum(one) / len(one) for one in others], goal='<= 0.01')
-    alarms, nulls = int(sum(map(sum, others))), sum(map(len, others))
-    put('false_alarm_upper', [binomial_interval(alarms, nulls, 0.90).high], goal='<= 0.02')
-    put('null_verdicts', [nulls], goal='>= 1300', unit='verdicts')
+    power, powers = rates(own)
+    put('power_at_20_queries', [power.value])
+    put('power_by_student', powers)
+    put('power_low', [power.low], goal='>= 0.99')
+    alarm, alarms = rates(others)
+    put('false_alarm_rate', [alarm.value], goal='<= 0.01')
+    put('false_alarms_by_student', alarms)
+    put('false_alarm_worst_student', [max(alarms)])
+    put('false_alarm_upper', [alarm.high], goal='<= 0.02')
+    put('null_verdicts', [sum(map(len, others))], goal='>= 1300', unit='verdicts')
     put('null_students', [len(others)], goal='>= 20', unit='students')
     put('marked_traces', [one['marked'] for one in records.values() if 'marked' in one], unit='traces of 2000')
 

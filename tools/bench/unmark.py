@@ -20,13 +20,14 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
-from adx import study_traces
+from adx import files, study_traces
 from adx.attackers import Attackers
 from adx.attacks import Attack
 from adx.attacks.filters import Deduplicate
 from adx.attacks.mixing import MixClean
 from adx.attacks.rewrites import Canonicalise
 from adx.attacks.unmark import FilterLines, StripLines, forge_lines, learn, lines_of
+from adx.errors import InputError
 from adx.lessons import Lesson, Transform, from_trace
 from launch.config import load_config
 from tools.bench import figures, trigger
@@ -68,8 +69,11 @@ class Bench:
             params = self.trainer.teach(family, self.clean, self.i, params)
         return self.trainer.held(family, params)
 
+    @functools.cached_property
     def auc(self) -> float:
         """Of a trace's most suspicious line: the share of (marked, unmarked) pairs in the right order, ties by half."""
+        if len(set(self.is_marked)) < 2:
+            raise InputError(f'{sum(self.is_marked)} of {len(self.is_marked)} traces are marked: none to compare with')
         score = learn(forge_lines(self.resources), lines_of(self.lessons))
         worst = np.array([_worst(lesson, score) for lesson in self.lessons])
         is_marked = np.array(self.is_marked)
@@ -91,14 +95,14 @@ def work(study: Any, path: str, out: pathlib.Path) -> None:
                 continue
             bench = bench or Bench(trainer, i)
             verdicts = trainer.verdicts(bench.suspect(kind), f'marked_{i}', [f'customer{i}'] * VERDICTS.value)
-            record = {'kind': kind, 'auc': bench.auc(), 'marked': bench.count, 'own': verdicts}
-            place.write_text(json.dumps(record))
+            record = {'kind': kind, 'auc': bench.auc, 'marked': bench.count, 'own': verdicts}
+            files.write_private(files.path_of(place), json.dumps(record).encode())
             print(kind, i, f'detected {sum(one["detected"] for one in verdicts)} of {len(verdicts)}', flush=True)
 
 
 def record(out: pathlib.Path) -> None:
     """Publishes the attacker's AUC and, in samples of one student each, how often the mark is still found."""
-    records = [json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))]
+    records = list(trigger.read(out, TRANSFORMS).values())
     put = functools.partial(figures.append, TABLE, unit='of the verdicts', goal='', command=COMMAND)
     put('filter_auc', [one['auc'] for one in records if one['kind'] == 'no_attack'], goal='<= 0.7', unit='AUC')
     for kind in TRANSFORMS:
