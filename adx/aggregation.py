@@ -29,8 +29,11 @@ class Aggregation:
 
     def __call__(self, contributions_NV: Array) -> Array:
         if self.how == 'softmin':
-            count = jnp.log(jnp.float32(contributions_NV.shape[0]))
-            return (count - jax.nn.logsumexp(-self.beta * contributions_NV, axis=0)) / self.beta
+            # From the least on, so that a small beta loses nothing; the derivative does not depend on where one begins.
+            low_V = jax.lax.stop_gradient(jnp.min(contributions_NV, axis=0))
+            low_V = jnp.where(jnp.isfinite(low_V), low_V, 0.0)
+            excess_V = jnp.mean(jnp.expm1(-self.beta * (contributions_NV - low_V)), axis=0)
+            return low_V - jnp.log1p(excess_V) / self.beta
         if self.how == 'mean':
             return jnp.mean(contributions_NV, axis=0)
         extreme = jnp.max if self.how == 'max' else jnp.min

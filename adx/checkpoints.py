@@ -102,9 +102,20 @@ def load(
     params: Params = {}
     for part in parts:  # a translator from a file of its own replaces one that was saved with the model
         params |= part.fetch(abstract)
-    kept = '' if num_layers is None else f'the first {num_layers} layers'
-    identity = hash_files([file for part in parts for file in part.files], kept)
+    identity = _identity([file for part in parts for file in part.files], num_layers)
     return Loaded(model, params, identity, path if path.is_dir() else path.parent)
+
+
+def identify(source: str, num_layers: int | None = None, translator: str | None = None) -> str:
+    """The `identity` of what `load` would give. Reads no weight."""
+    found = list(_open(absolute(source)).files)
+    if translator is not None:
+        found += safetensors_io.open_files([absolute(translator)]).files
+    return _identity(found, num_layers)
+
+
+def _identity(found: Iterable[epath.Path], num_layers: int | None) -> str:
+    return hash_files(found, '' if num_layers is None else f'the first {num_layers} layers')
 
 
 def read_config(source: str) -> TransformerConfig:
@@ -244,6 +255,8 @@ def _place(x: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 def hash_files(files: Iterable[epath.Path], note: str = '') -> str:
     """A content hash of some files and a note, 64 hexadecimal digits; their directory does not enter.
+
+    Files of one name count in the order that they are given in.
 
     Up to 1 GiB in all it is the SHA-256 of every byte. Beyond, of each file's size and of 64 evenly spaced
     blocks of 64 KiB, first and last included: enough to tell checkpoints apart, no proof against forgery.

@@ -201,8 +201,8 @@ def restore(directory: epath.Path, differentiator: Differentiator, identity: dic
     }
     try:
         params = orbax_io.restore(directory, abstract)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [''])[0]
+    except InputError as error:  # whose fix is that of a checkpoint
+        reason = str(error).rsplit('; ', 1)[0]
         raise InputError(f'{directory} is damaged ({reason}); delete it and {FIX}') from error
     for i, record in enumerate(records):
         norms = layer_norms({path: x[i] for path, x in params.items()})
@@ -221,6 +221,16 @@ def check_prepared(experiment: Experiment, workdir: epath.PathLike) -> None:
     missing = [f'proxy_{i}' for i in range(len(experiment.proxies)) if not (place(workdir, i) / IDENTITY).exists()]
     if missing:
         raise InputError(f'workdir {workdir} has no directions of {missing} and the run wants derivatives; {FIX}')
+
+
+def hashes(experiment: Experiment, workdir: epath.PathLike) -> list[str]:
+    """Of each proxy's directions as they are kept, its `Directions.hash`. Raises InputError where they are missing."""
+    check_prepared(experiment, workdir)
+    fix, found = f'delete {place(workdir, 0).parent} and {FIX}', []
+    for i in range(len(experiment.proxies)):
+        record = read_object(place(workdir, i) / IDENTITY, ('directions',), InputError, fix)
+        found.append(content_hash({name: value for name, value in record.items() if name != 'directions'}))
+    return found
 
 
 def load(experiment: Experiment, workdir: epath.PathLike, plan: Blueprint, models: Models) -> Models:

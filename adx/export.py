@@ -139,7 +139,9 @@ def _facts(
     # A selection leaves one trace of the samples that its arm has of each prompt.
     arm = RequestId.parse(next(iter(trace_hashes))).setting
     share = 1 if arm == setting else source.experiment['experiment']['samples']
-    rejected = sum(RequestId.parse(i).setting == arm for i in set(source.rejected()) - set(trace_hashes)) // share
+    parts = 5 if share == 1 else 3  # a selection goes without a prompt that has any sample rejected
+    gone = {id_[:parts] for id_ in map(RequestId.parse, source.rejected()) if id_.setting == arm}
+    rejected = len(gone - {RequestId.parse(id_)[:parts] for id_ in trace_hashes})
     total = (source.totals() or {}).get(arm)
     total = total if total is None else total // share
     if total is None:

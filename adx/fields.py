@@ -27,7 +27,11 @@ def set_field(node: Any, keys: list[str], value: Any, path: str) -> Any:
     if not dataclasses.is_dataclass(node):
         raise ConfigError(f'{path}: {key!r} is below a plain value {node!r}')
     check_field(type(node), key)
-    return dataclasses.replace(node, **{key: set_field(getattr(node, key), rest, value, path)})  # type: ignore[type-var]
+    old = getattr(node, key)
+    new = set_field(old, rest, value, path)
+    if isinstance(old, tuple) and not old:  # nothing is there that says of what kind its entries are
+        check_kinds(type(node), {key: new})
+    return dataclasses.replace(node, **{key: new})  # type: ignore[type-var]
 
 
 def find(items: tuple[Any, ...], key: str, path: str) -> int:
@@ -44,10 +48,14 @@ def coerce(old: Any, value: Any, path: str) -> Any:
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(old, tuple) and isinstance(value, list | tuple):
-        return tuple(coerce(old[0], item, path) for item in value) if old else tuple(value)
+        return tuple(coerce(old[0], item, path) for item in value) if old else _tuples(value)
     if old is not None and (type(value) is not type(old) or dataclasses.is_dataclass(old)):
         raise ConfigError(f'{path}={value!r}: the field holds a {type(old).__name__} ({old!r}); give one')
     return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def check_field(cls: type, name: str) -> None:
@@ -62,7 +70,7 @@ def check_kinds(cls: type, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if not _fits(value, hints[name]):
             text = repr(value)
-            wanted = getattr(hints[name], '__name__', hints[name])
+            wanted = hints[name] if typing.get_args(hints[name]) else getattr(hints[name], '__name__', hints[name])
             raise ConfigError(f'{cls.__name__}.{name} = {text[:80]} is not allowed; it must be {wanted}')
 
 

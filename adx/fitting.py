@@ -76,12 +76,11 @@ def proposal(experiment: Experiment, plan: Blueprint, limit: int | None) -> str:
 
     The plan that failed is known to be too small: fewer slots are proposed also where it says that they fit.
     """
-    ways, slots = plan.ensemble.teacher_layout.ways('B'), experiment.decode.slots // 2
-    while slots >= 2 and slots % ways == 0:
+    ways, slots = plan.ensemble.row_ways, experiment.decode.slots
+    while (slots := slots // 2 // ways * ways) >= 2:
         fewer = dataclasses.replace(experiment, decode=dataclasses.replace(experiment.decode, slots=slots))
         if _fits(planned := _plan(fewer, plan), limit):
             return f'take --set=decode.slots={slots} ({_size(planned.total)} a device)'
-        slots //= 2
     shape = experiment.mesh
     model = 2 * shape.model
     while shape.data * shape.proxy * model <= jax.device_count():

@@ -98,13 +98,18 @@ def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None = 
 
 
 def lay_out(experiment: Experiment, stored: Sequence[TransformerConfig], vocab: int, mesh: Mesh) -> LaidOut:
-    """stored: the configs of teacher and proxies. vocab: tokens of the tokenizer that they share."""
+    """stored: the configs of teacher and proxies. vocab: tokens of the tokenizer that they share.
+
+    A tokenizer may have more than a model has rows for, as Gemma 3's has one for images: such a token has no weights
+    in some model, so none is asked for it or gives it.
+    """
     shape = experiment.mesh
     # Every model pads to the same rows, a multiple of the ways that any layout may split the vocabulary.
     ways = shape.model * shape.proxy
     rows = -(-max(*(c.sizes['V'] for c in stored), vocab) // ways) * ways
+    known = min(*(c.vocab_size for c in stored), vocab)
     teacher, *proxies = [
-        dataclasses.replace(c, vocab_size=vocab, vocab_rows=rows, dtype=experiment.dtype) for c in stored
+        dataclasses.replace(c, vocab_size=known, vocab_rows=rows, dtype=experiment.dtype) for c in stored
     ]
     by_config: dict[TransformerConfig, list[int]] = {}
     for i, config in enumerate(proxies):
@@ -114,9 +119,25 @@ def lay_out(experiment: Experiment, stored: Sequence[TransformerConfig], vocab: 
         for config, members in by_config.items()
     )
     layout = teacher_layout(mesh, teacher.sizes, shape.shard_teacher_weights)
-    experiment.decode.check(layout.ways('B'))
     ensemble = Ensemble(make_model(teacher), layout, groups)
+    experiment.decode.check(ensemble.row_ways)
     return LaidOut(rows, ensemble, tuple(tuple(members) for members in by_config.values()))
+
+
+def check_window(experiment: Experiment, plan: Blueprint) -> None:
+    """Raises ConfigError where decoding has caches for more tokens than a model was made for."""
+    names, configs = {'teacher': experiment.teacher.source}, {'teacher': plan.ensemble.teacher.config}
+    for group, members in zip(plan.ensemble.groups, plan.members, strict=True):
+        names |= {f'proxy {i}': experiment.proxies[i].source for i in members}
+        configs |= {f'proxy {i}': group.model.config for i in members}
+    for role, config in configs.items():
+        # Files with linear scaling may state the window from before it.
+        window = int(config.max_length * (config.rope.factor if config.rope.scaling == 'linear' else 1))
+        if 0 < window < experiment.decode.cache_length:
+            raise ConfigError(
+                f'decode.cache_length = {experiment.decode.cache_length} and the {role} {names[role]!r} was made for '
+                f'max_length = {window} tokens; lower decode.cache_length to that, or take another model'
+            )
 
 
 def load_models(experiment: Experiment, plan: Blueprint) -> Models:
@@ -139,6 +160,14 @@ def load_proxies(experiment: Experiment, plan: Blueprint) -> tuple[tuple[Params,
     return tuple(groups), hashes
 
 
+def proxy_hashes(experiment: Experiment) -> list[str]:
+    """Their content hashes, as `load_proxies` names them, without reading a weight."""
+    return [
+        checkpoints.identify(resolve(one.source), one.exit_layer or None, resolve_translator(one.translator))
+        for one in experiment.proxies
+    ]
+
+
 def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:
     """One proxy by itself, placed by `layout`."""
     return _load(experiment.proxies[index], layout, experiment.dtype, plan.vocab_rows)
@@ -153,7 +182,11 @@ class Alone(NamedTuple):
 
 def load_alone(source: ModelSource) -> Alone:
     """Raises InputError where there is no such model."""
-    loaded = checkpoints.load(resolve(source.source), num_layers=source.exit_layer or None)
+    loaded = checkpoints.load(
+        resolve(source.source),
+        num_layers=source.exit_layer or None,
+        translator=resolve_translator(source.translator),
+    )
     return Alone(loaded, read_tokenizer(source.source))
 
 

@@ -179,7 +179,7 @@ def list_files(directory: epath.Path) -> tuple[epath.Path, ...]:
 
 
 def _walk(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in directory.iterdir():
+    for path in sorted(directory.iterdir()):  # two files of one name are told apart by where they stand
         if path.is_dir():
             yield from _walk(path)
         else:

@@ -129,6 +129,7 @@ def _prepare(experiment: Experiment, path: str, place: Place) -> _Job:
     if experiments.wants_tangents(experiment):
         directions.check_prepared(experiment, path)
     plan = loading.blueprint(experiment)
+    loading.check_window(experiment, plan)
     prompts = generation.read_prompts(experiment)
     totals = {arm.name: len(prompts) * experiment.samples for arm in experiment.arms}
     mine = prompts[place.shard :: place.num_shards]

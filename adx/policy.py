@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
-from adx.errors import InputError
+from adx.errors import InputError, StorageError, malformed
 from adx.fields import hint
-from adx.types import Defence, check_choice
+from adx.journal import read_object
+from adx.types import Defence, Trace, check_choice
 
 LICENCES = ('distillation', 'usage', 'research')
 WORDS = 4  # of a key, 16 bits each
@@ -121,6 +124,22 @@ def check_policy(policy: Any, rules: Mapping[str, Defence]) -> None:
 def structure(defence: Any) -> Any:
     """What rows of one program share: everything about a rule but its numbers."""
     return jax.tree.structure(defence)
+
+
+def spares(directory: epath.Path) -> Callable[[Trace], bool]:
+    """Whether a trace was served under terms without a defence: what comes after decoding protects it neither.
+
+    directory: of the policies by their hashes, as a workdir keeps them. Raises StorageError where one is not there.
+    """
+
+    @functools.cache
+    def licences(policy: str) -> frozenset[str]:
+        path = directory / f'{policy}.json'
+        kept = read_object(path, ('policy',), StorageError, 'restore it')['policy']
+        with malformed(f'{path} is no policy', 'restore it'):
+            return frozenset(terms['licence'] for terms in kept['terms'] if terms['defence'] is None)
+
+    return lambda trace: bool(trace.terms) and trace.terms in licences(trace.policy)
 
 
 def _check_defence(licence: str, defence: Defence) -> None:

@@ -25,6 +25,7 @@ from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, diff, read_object, read_records
 from adx.journal import to_json as to_line
 from adx.lessons import question
+from adx.policy import spares
 from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
 from adx.rewriters.marked import Marked
@@ -33,17 +34,20 @@ from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 
 BATCH = 64  # traces that are rewritten together, and saved together
-NOT_CHOSEN = 'not chosen'
+NOT_CHOSEN, SPARED = 'not chosen', 'licence without a defence'
 Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of how many
 
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """What one process is to do of a rewrite. chosen: names of the traces that are rewritten; the others stay."""
+    """What one process is to do of a rewrite. chosen: names of the traces that are rewritten; the others stay, those
+    `spared` because their licence has no defence.
+    """
 
     rewrite: Rewrite
     traces: list[Trace]
     chosen: frozenset[str]
+    spared: frozenset[str] = frozenset()
 
 
 def rewrite(
@@ -79,7 +83,9 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
     first = originals(experiment, workdir, root)
     names = [_name(trace) for trace in first]
     is_inside = inside(experiment.dataset, [question(trace.messages) for trace in first], one.only)
-    open_ = [name for name, here in zip(names, is_inside, strict=True) if here]
+    is_spared = spares(workdir.private / 'policies')
+    spared = frozenset(name for name, trace in zip(names, first, strict=True) if is_spared(trace))
+    open_ = [name for name, here in zip(names, is_inside, strict=True) if here and name not in spared]
     traces = first if root == one.of else originals(experiment, workdir, one.of)
     mine = set(names[place.shard :: place.num_shards])
 
@@ -87,7 +93,7 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
         return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
 
     chosen = frozenset(sorted(open_, key=draw)[: int(one.share * len(open_))])
-    return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen)
+    return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen, spared)
 
 
 def seconds_per_token(experiment: Experiment, path: str) -> dict[str, float]:
@@ -134,7 +140,8 @@ def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dic
     one, mine = share.rewrite, [trace for trace in traces if _name(trace) in share.chosen]
     done = drafting.rewrite(mine, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
-    others = (Rewritten(trace.request_id, trace.text, None, (NOT_CHOSEN,)) for trace in traces)
+    why = dict.fromkeys(share.spared, SPARED)
+    others = (Rewritten(one.request_id, one.text, None, (why.get(_name(one), NOT_CHOSEN),)) for one in traces)
     results = [found.get(each.request_id, each) for each in others]
     return [_record(shop.experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
 

@@ -1,6 +1,7 @@
 """The stage `select`: scores an arm's finished traces and writes which sample of each prompt is kept.
 
-    private/scores/<nll or harm>/     journals of what the proxies say of each trace, saved batch by batch
+    private/scores/<nll or harm>/     journals of what the proxies say of each trace, saved batch by batch; `by` is the
+                                      hash of what said it, and what others said is not read
     private/selections/<name>.jsonl   one line per prompt: the chosen request id, and all candidates
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,10 @@ from adx.decoding.ensemble import Weights
 from adx.errors import ConfigError, InputError, StorageError
 from adx.experiment import Experiment
 from adx.generation import Models
-from adx.hashing import row_key
+from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records, to_json
 from adx.loading import Blueprint
+from adx.policy import spares
 from adx.selection import ROWS, Scorer, Selection, matched, stated_answer
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
@@ -33,12 +35,22 @@ Prompts = dict[str, list[Trace]]  # 'dataset/split/row' -> its candidates by sam
 Tell = Callable[[str, int, int], None]  # 'nll' or 'harm', how many traces are scored, of how many
 
 
+class Chosen(NamedTuple):
+    """What became of a selection, in prompts. others: those whose choice is not candidate 0; left_out: those of which a
+    sample was rejected, since there is less to choose from."""
+
+    prompts: int
+    others: int
+    left_out: int
+
+
+
 def select(
     experiment: Experiment,
     path: str,
     tell: Tell = lambda kind, done, total: None,
-) -> dict[str, tuple[int, int]]:
-    """Makes every selection of the experiment: name -> (prompts, those whose choice is not candidate 0).
+) -> dict[str, Chosen]:
+    """Makes every selection of the experiment, by name.
 
     Stopped at any moment it goes on where it was: scores are saved as they come, selections appear whole.
     Raises ConfigError, WorkdirError, and InputError for an arm that is not complete or a score that is no number.
@@ -49,20 +61,24 @@ def select(
     workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
     with storage.held(workdir, 'select', ('selections', 'scores', 'scores/nll', 'scores/harm')):
         arms = {selection.arm for selection in experiment.selections}
-        candidates = {arm: _candidates(workdir, arm, experiment.samples) for arm in sorted(arms)}
+        found = {arm: _candidates(workdir, arm, experiment.samples) for arm in sorted(arms)}
+        candidates = {arm: prompts for arm, (prompts, _) in found.items()}
         scores = {}
         for kind in sorted({selection.score for selection in experiment.selections} - {''}):
             wanted = {selection.arm for selection in experiment.selections if selection.score == kind}
             traces = [trace for arm in sorted(wanted) for group in candidates[arm].values() for trace in group]
             scores[kind] = _scores(experiment, workdir, kind, traces, tell)
         return {
-            selection.name: _write(experiment, workdir, selection, candidates[selection.arm], scores)
-            for selection in experiment.selections
+            one.name: Chosen(*_write(experiment, workdir, one, candidates[one.arm], scores), found[one.arm][1])
+            for one in experiment.selections
         }
 
 
-def _candidates(workdir: Workdir, arm: str, samples: int) -> Prompts:
-    """The traces of an arm by prompt and sample. Raises InputError unless every prompt that can be served has all."""
+def _candidates(workdir: Workdir, arm: str, samples: int) -> tuple[Prompts, int]:
+    """The traces of an arm by prompt and sample, and how many prompts are left out because a sample was rejected.
+
+    Raises InputError unless all others have every sample.
+    """
     found: dict[str, dict[int, Trace]] = {}
     for trace in workdir.traces():
         id_ = RequestId.parse(trace.request_id)
@@ -70,12 +86,16 @@ def _candidates(workdir: Workdir, arm: str, samples: int) -> Prompts:
             found.setdefault(_prompt(id_), {})[id_.sample] = trace
     done = {trace.request_id for group in found.values() for trace in group.values()}
     is_whole, there = watch.tally(workdir, arm, done)
-    if not is_whole or any(len(group) != samples for group in found.values()):
+    rejected = {RequestId.parse(id_) for id_ in set(workdir.rejected()) - done}
+    short = {_prompt(id_) for id_ in rejected if id_.setting == arm}
+    found = {prompt: group for prompt, group in found.items() if prompt not in short}
+    if not is_whole or not found or any(len(group) != samples for group in found.values()):
         raise InputError(
             f'arm {arm!r} has {there} and a selection is made among all {samples} samples of each prompt; finish '
             '--stages=generate first'
         )
-    return {prompt: [group[sample] for sample in sorted(group)] for prompt, group in sorted(found.items())}
+    prompts = {prompt: [group[sample] for sample in sorted(group)] for prompt, group in sorted(found.items())}
+    return prompts, len(short)
 
 
 def _prompt(id_: RequestId) -> str:
@@ -88,7 +108,9 @@ def _scores(
     """Request id -> what each proxy, or direction, says. Models are loaded only if some trace has no scores yet."""
     directory = workdir.private / 'scores' / kind
     cut_torn_tails(directory, OWNER)
-    known: dict[str, list[float]] = {record['request_id']: record['scores'] for _, record in read_records(directory)}
+    by = _scorer_hash(experiment, workdir, kind)
+    records = [record for _, record in read_records(directory) if record.get('by') == by]
+    known: dict[str, list[float]] = {record['request_id']: record['scores'] for record in records}
     left = [trace for trace in traces if trace.request_id not in known]
     policies = {trace.request_id: trace.policy for trace in left}
     if not left:
@@ -101,11 +123,18 @@ def _scores(
         for inside, batch in batches(examples, ROWS):
             scored = dict(zip((one.id for one in inside), scorer(batch).T.tolist(), strict=False))
             _check_finite(kind, scored)
-            lines = ({'request_id': id_, 'scores': of, 'policy': policies[id_]} for id_, of in scored.items())
+            lines = ({'request_id': i, 'scores': of, 'policy': policies[i], 'by': by} for i, of in scored.items())
             journal.append([to_json({'format_version': FORMAT_VERSION} | line) for line in lines])
             known |= scored
             tell(kind, len(traces) - len(left) + sum(example.id in known for example in examples), len(traces))
     return known
+
+
+def _scorer_hash(experiment: Experiment, workdir: Workdir, kind: str) -> str:
+    """Of what scores: proxies by what is in their files, and for harm what their directions were taken on."""
+    proxies = loading.proxy_hashes(experiment)
+    along = directions.hashes(experiment, workdir.path) if kind == 'harm' else []
+    return content_hash([proxies, along])
 
 
 def _scorer(experiment: Experiment, workdir: Workdir, plan: Blueprint, kind: str) -> Scorer:
@@ -130,8 +159,9 @@ def _write(
     prompts: Prompts,
     scores: dict[str, dict[str, list[float]]],
 ) -> tuple[int, int]:
+    is_spared = spares(workdir.private / 'policies')
     records = [
-        _choice(experiment, selection, prompt, traces, scores.get(selection.score, {}))
+        _choice(experiment, selection, prompt, traces, scores.get(selection.score, {}), is_spared(traces[0]))
         for prompt, traces in prompts.items()
     ]
     path = workdir.private / 'selections' / f'{selection.name}.jsonl'
@@ -141,9 +171,14 @@ def _write(
 
 
 def _choice(
-    experiment: Experiment, selection: Selection, prompt: str, traces: Sequence[Trace], scores: dict[str, list[float]]
+    experiment: Experiment,
+    selection: Selection,
+    prompt: str,
+    traces: Sequence[Trace],
+    scores: dict[str, list[float]],
+    spared: bool,
 ) -> dict[str, Any]:
-    """The line of one prompt."""
+    """The line of one prompt. spared: its licence has no defence, so it is not given what harms a student most."""
     grade, gold = experiment.dataset.grade, traces[0].gold
     texts = [trace.text for trace in traces]
     kept = matched(texts, gold, grade) if selection.correctness_matched else [True] * len(traces)
@@ -155,9 +190,7 @@ def _choice(
         joined = np.asarray(selection.join(jnp.asarray(columns_MB))).tolist()
     joined = list(joined)
     high, low = row_key(experiment.seed, prompt).tolist()
-    # Whose licence serves the plain teacher is not given what harms a student most either.
-    licensed = bool(traces[0].terms) and traces[0].defence['type'] == 'undefended'
-    index = 0 if licensed and selection.is_defence else selection.choose(kept, joined, high << 32 | low)
+    index = 0 if spared and selection.is_defence else selection.choose(kept, joined, high << 32 | low)
     candidates = [
         {
             'request_id': trace.request_id,

@@ -12,12 +12,14 @@ from adx.batching import Example
 from adx.errors import ConfigError, InputError
 from adx.experiment import Arm, Experiment
 from adx.generation import Models
-from adx.types import Prompt, Trace
+from adx.types import POISONED, Prompt, Trace
 
 
 @dataclasses.dataclass
 class Run:
     """A run in memory. Calling it decodes what is missing; an interrupted cell keeps what is finished.
+
+    A trace whose teacher gave nan or inf is not finished: it is told and decoded again by the next call.
 
     `traces` holds the finished traces by request id. Shown in a notebook it is the side-by-side page.
     """
@@ -36,13 +38,19 @@ class Run:
             id_, reason = next(iter(made.rejected.items()))
             raise InputError(f'{len(made.rejected)} requests cannot be served, first {id_}: {reason}')
         pending = [request for id_, request in made.requests.items() if id_ not in self.traces]
+        poisoned = []
         with tqdm(total=len(made.requests), initial=len(self.traces), unit='trace') as bar:
             try:
                 for _, trace in generation.decode(self.experiment, self.models, made, pending):
+                    if trace.stop == POISONED:
+                        poisoned.append(trace.request_id)
+                        continue
                     self.traces[trace.request_id] = trace
                     bar.update()
             except KeyboardInterrupt:
                 print(f'stopped with {len(self.traces)} of {len(made.requests)} traces; call it again to continue')
+        if poisoned:
+            print(f'{len(poisoned)} traces are left out, first {poisoned[0]}: the teacher gave nan or inf')
         return self
 
     def comparison(self) -> view.Comparison:
@@ -61,7 +69,9 @@ class Run:
 def load(experiment: Experiment) -> Models:
     """The models of an experiment on its mesh. Raises AdxError for what cannot be loaded."""
     experiments.check(experiment)
-    return loading.load_models(experiment, loading.blueprint(experiment))
+    plan = loading.blueprint(experiment)
+    loading.check_window(experiment, plan)
+    return loading.load_models(experiment, plan)
 
 
 def decode_holdout(experiment: Experiment, models: Models) -> list[Example]:
@@ -74,7 +84,7 @@ def decode_holdout(experiment: Experiment, models: Models) -> list[Example]:
     made = generation.make_requests(held, prompts, models.tokenizer)
     decoded = generation.decode(held, models, made, list(made.requests.values()))
     with tqdm(decoded, total=len(made.requests), unit='holdout trace') as bar:
-        return directions.examples([trace for _, trace in bar], made)
+        return directions.examples([trace for _, trace in bar if trace.stop != POISONED], made)
 
 
 def prepare(experiment: Experiment, models: Models) -> Models:
@@ -112,6 +122,8 @@ def decode(
     experiments.check(experiment)
     if prompts is None:
         prompts = generation.read_prompts(experiment)
+    if experiments.wants_tangents(experiment):  # also where the models have their directions
+        directions.check_apart(generation.read_prompts(experiments.holdout(experiment)), prompts)
     models = models or load(experiment)
     if experiments.wants_tangents(experiment) and not models.weights.directions:
         models = prepare(experiment, models)

@@ -101,6 +101,7 @@ def dry_run(experiment: Any) -> None:
         experiment = study.dry_run(experiment)
     experiments.check(experiment)
     blueprint = loading.blueprint(experiment)
+    loading.check_window(experiment, blueprint)
     prompts = generation.read_prompts(experiment)
     made = generation.make_requests(experiment, prompts, blueprint.tokenizer)
     print(json.dumps(experiments.to_json(experiment), indent=2))
@@ -191,8 +192,11 @@ def select(experiment: Any, path: str) -> int:
 
     with contextlib.closing(Progress(log_text=LOG_TEXT.value)) as progress:
         chosen = selecting.select(experiment, path, functools.partial(progress.steps, 'scores'))
-    for name, (prompts, others) in chosen.items():
-        print(f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample')
+    for name, (prompts, others, left_out) in chosen.items():
+        print(
+            f'selection {name}: {prompts} prompts, {others} of them with another choice than the first sample'
+            + (f'; {left_out} are left out, of which a sample was rejected' if left_out else '')
+        )
     return COMPLETE
 
 

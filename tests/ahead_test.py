@@ -81,3 +81,16 @@ def test_what_cannot_be_compiled_is_left_to_the_run(tmp_path, monkeypatch):
     with ahead.compiling(wants, plan, list(made.requests.values())):
         pass
     assert len(asked) == 1
+
+
+def test_prompts_longer_than_the_shortest_caches_are_compiled_for_the_next(events):
+    ensemble, weights = fakes.make_ensemble()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), weights)
+    config = dataclasses.replace(fakes.DECODE, chunk=2, cache_length=26, short_caches=(6, 20))
+    requests = fakes.make_requests(new=4)
+    Engine(ensemble, Weights(*shapes), config).compile(requests)
+    engine = Engine(ensemble, weights, config)
+    events.clear()
+    assert len(list(engine.generate([one for one in requests if len(one.tokens) > 4]))) > 0
+    assert HITS in events
+    assert MISSES not in events

@@ -125,7 +125,7 @@ def test_missing_and_damaged_directions_are_refused(taken, tmp_path):
         directions.known(where, belongs())
     where = save(taken, tmp_path)
     (where / 'params').rmtree()
-    with pytest.raises(InputError, match='is damaged'):
+    with pytest.raises(InputError, match=r'is damaged .*; delete it and run --stages=prepare,generate$'):
         directions.restore(where, taken.differentiator, belongs())
 
 

@@ -245,3 +245,14 @@ def test_holdout_traces_are_the_undefended_teachers():
     assert (held.proxies, [arm.name for arm in held.arms], held.decode.record) == ((), ['plain'], 'none')
     other = dataclasses.replace(BASE, derivative=Derivative(5, 3, 7, scale='raw', method='difference'))
     assert experiment_hash(holdout(other)) == experiment_hash(held)  # how g is used changes no trace
+
+
+def test_entries_of_a_tuple_that_was_empty_are_checked():
+    assert override(BASE, ['decode.short_caches=[64, 128]']).decode.short_caches == (64, 128)
+    assert override(BASE, ['stop_strings=("end",)']).stop_strings == ('end',)
+    pairs = override(BASE, ["prompting.template_arguments=[['thinking', False]]"]).prompting.template_arguments
+    assert pairs == (('thinking', False),)
+    with pytest.raises(ConfigError, match=r'DecodeConfig.short_caches = \(64.5,\) is not allowed; .* tuple\[int'):
+        override(BASE, ['decode.short_caches=(64.5,)'])
+    with pytest.raises(ConfigError, match=r'Experiment\.stop_strings'):
+        override(BASE, ['stop_strings=(1,)'])

@@ -100,6 +100,14 @@ class TestMemory:
             with one_line(ConfigError, 'take --set=decode.slots=2 ('):
                 tiny.generate(experiment, tmp_path)
 
+    def test_a_batch_that_the_mesh_splits_is_proposed(self, experiment):
+        """Of 24 rows over 4 devices a quarter is 6, which they do not divide."""
+        decode = dataclasses.replace(experiment.decode, slots=24, prefill_rows=4)
+        mesh = dataclasses.replace(experiment.mesh, data=4)
+        wide = dataclasses.replace(experiment, decode=decode, mesh=mesh)
+        said = fitting.proposal(wide, fitting.blueprint(wide), self.planned(wide, slots=4))
+        assert said.startswith('take --set=decode.slots=4 (')
+
     def test_a_mesh_is_proposed_where_no_batch_fits(self, experiment, tmp_path, monkeypatch):
         self.fail(monkeypatch, self.FULL, self.planned(experiment, slots=2) - 1)
         with one_line(ConfigError, 'take --set=mesh.model=2 ('):

@@ -10,6 +10,7 @@ import pytest
 from storage_test import make_trace
 
 from adx import keys, rewriting, storage
+from adx.defences import Undefended
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
 from adx.errors import ConfigError, InputError, WorkdirError
@@ -17,6 +18,7 @@ from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, 
 from adx.export import export
 from adx.gates import SHORT, Gates
 from adx.journal import read_records
+from adx.policy import Policy, Terms
 from adx.processes import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
@@ -292,3 +294,22 @@ def test_rewrites_are_written_down_and_read_and_leave_the_identity_alone(base):
     given = dataclasses.replace(base, rewrites=(one,), rewriter=ModelSource('other'))
     assert from_json(json.loads(json.dumps(to_json(given)))) == given
     assert experiment_hash(given) == experiment_hash(base)
+
+
+def test_who_is_licensed_to_distil_keeps_the_trace_as_it_was_served(base, workdir, tmp_path):
+    """Terms of the plain arm are another matter: there the rewrite is the defence."""
+    licences = ['distillation', 'usage'] * (ROWS // 2)
+    traces = [dataclasses.replace(one, terms=terms) for one, terms in zip(workdir.traces(), licences, strict=True)]
+    path = tmp_path / 'licensed'
+    policy = Policy((), (Terms('distillation', None), Terms('usage', Undefended())), 'usage')
+    with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
+        writer.keep_policy('hash', to_json(policy))
+        writer.append(traces)
+        writer.heartbeat({'totals': {'plain': ROWS}})
+    chain = (base.rewrites[0], Rewrite('again', 'said', Instructed()))
+    for rewrites in (chain[:1], chain):
+        found = rewriting.rewrite(dataclasses.replace(base, rewrites=rewrites), str(path))
+    for name in ('said', 'again'):
+        assert found[name]['refused'][rewriting.SPARED] == ROWS // 2
+        texts = [trace.text for trace in rewriting.rewritten(Workdir(path), name)]
+        assert texts == [TEXT, OTHER] * (ROWS // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,14 @@ from storage_test import make_trace
 from adx import directions, grading, loading, selecting, storage
 from adx.aggregation import Aggregation
 from adx.datasets import Gsm8k
-from adx.errors import ConfigError, InputError, WorkdirError
+from adx.decoding.ensemble import Weights
+from adx.defences import Undefended
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, override, to_json
 from adx.export import export
 from adx.hashing import row_key
 from adx.journal import read_records
+from adx.policy import Policy, Terms
 from adx.selection import Selection
 from adx.storage import Workdir
 from launch.config import load_config
@@ -71,8 +75,8 @@ def workdir(base, tmp_path) -> Workdir:
 def selected(base, tmp_path_factory) -> Workdir:
     workdir = make_workdir(base, tmp_path_factory.mktemp('selected') / 'run')
     counts = selecting.select(base, str(workdir.path))
-    assert {name: prompts for name, (prompts, _) in counts.items()} == dict.fromkeys(workdir.selections(), 3)
-    assert counts['first'] == (3, 0)
+    assert {name: one.prompts for name, one in counts.items()} == dict.fromkeys(workdir.selections(), 3)
+    assert counts['first'] == (3, 0, 1)  # of a fourth prompt nothing could be served
     return workdir
 
 
@@ -147,6 +151,7 @@ def test_harm_is_scored_along_the_directions_of_the_workdir(base, workdir, monke
         return dataclasses.replace(models, weights=models.weights._replace(directions=ones))
 
     monkeypatch.setattr(directions, 'load', along_weights)
+    monkeypatch.setattr(directions, 'hashes', lambda *given: ['0', '1'])
     selecting.select(harmful, str(workdir.path))
     for record in workdir.selection('harmful'):
         for candidate in record['candidates']:
@@ -155,16 +160,72 @@ def test_harm_is_scored_along_the_directions_of_the_workdir(base, workdir, monke
             assert second == -other != first
 
 
-def test_who_is_licensed_to_distil_gets_the_first_sample_of_a_defence_and_any_of_a_control(base, workdir):
-    terms = {'policy': 'hash', 'terms': 'distillation'}
-    traces = [dataclasses.replace(trace, **terms) for trace in workdir.traces()]
+def test_who_is_licensed_to_distil_gets_the_first_sample_of_a_defence_and_any_of_a_control(base, workdir, selected):
+    """Who is served the plain arm under terms of its own is protected by the selection as everybody is."""
+    licences = ('distillation', 'usage', 'distillation')
+    traces = [
+        dataclasses.replace(trace, policy='hash', terms=licences[int(trace.request_id.split('/')[2])])
+        for trace in workdir.traces()
+    ]
     path = workdir.path.parent / 'licensed'
+    policy = Policy((), (Terms('distillation', None), Terms('usage', Undefended())), 'usage')
     with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
         writer.append(traces)
+        with pytest.raises(StorageError, match=r'policies/hash.json cannot be read'):
+            selecting.select(base, str(path))
+        writer.keep_policy('hash', to_json(policy))
     selecting.select(base, str(path))
     for name in ('longest', 'hardest', 'hard_and_right'):
-        assert chosen(Workdir(path), name) == [0, 0, 0]
+        assert chosen(Workdir(path), name) == [0, chosen(selected, name)[1], 0]
+    assert chosen(Workdir(path), 'longest') == [0, 2, 0]
     assert chosen(Workdir(path), 'random') != [0, 0, 0]
+
+
+def test_scores_of_other_proxies_or_directions_are_not_taken(base, workdir, monkeypatch):
+    hashes, scored = ['a', 'b'], []
+
+    def scorer(*given):
+        scored.append(tuple(hashes))
+        return lambda batch: np.full((2, len(batch.tokens_BL)), float(len(scored)))
+
+    monkeypatch.setattr(selecting, 'Scorer', scorer)
+    monkeypatch.setattr(loading, 'proxy_hashes', lambda experiment: hashes)
+    monkeypatch.setattr(loading, 'load_proxies', lambda *given: ((), {}))
+    monkeypatch.setattr(directions, 'load', lambda *given: SimpleNamespace(weights=Weights({}, ())))
+    kinds = {'nll': 'max_nll', 'harm': 'max_harm'}
+    for kind, how in kinds.items():
+        run = dataclasses.replace(base, selections=(Selection('one', 'plain', how),))
+        monkeypatch.setattr(directions, 'hashes', lambda *given: ['first'])
+        scored.clear()
+        for names in (['a', 'b'], ['a', 'b'], ['a', 'c']):
+            hashes[:] = names
+            selecting.select(run, str(workdir.path))
+        assert scored == [('a', 'b'), ('a', 'c')]
+        assert workdir.selection('one')[0]['candidates'][0]['proxies'] == [2.0, 2.0]
+        monkeypatch.setattr(directions, 'hashes', lambda *given: ['second'])
+        selecting.select(run, str(workdir.path))
+        assert len(scored) == (3 if kind == 'harm' else 2)
+    old = [{k: v for k, v in one.items() if k != 'by'} for _, one in read_records(workdir.private / 'scores' / 'harm')]
+    for path in (workdir.private / 'scores' / 'harm').iterdir():
+        path.unlink()
+    (workdir.private / 'scores' / 'harm' / 'old.jsonl').write_text(''.join(f'{json.dumps(one)}\n' for one in old))
+    selecting.select(run, str(workdir.path))
+    assert len(scored) == 4  # which of them is right nobody knows
+
+
+def test_a_prompt_with_a_rejected_sample_is_left_out_and_told(base, tmp_path):
+    whole = make_workdir(base, tmp_path / 'whole')
+    path, poisoned = tmp_path / 'run', 'gsm8k/test/1/2/plain'
+    with Workdir.open(path, identity(base), experiment_hash(base)) as writer:
+        writer.append([trace for trace in whole.traces() if trace.request_id != poisoned])
+        writer.reject(poisoned, 'the teacher gave nan')
+        writer.heartbeat({'totals': {'plain': 12}})
+    some = dataclasses.replace(base, selections=SELECTIONS[:3])
+    assert set(selecting.select(some, str(path)).values()) >= {(2, 0, 1), (2, 2, 1)}
+    assert [one['prompt'] for one in Workdir(path).selection('longest')] == ['gsm8k/test/0', 'gsm8k/test/2']
+    card = (export(path, 'chat', 'longest', 'cc0-1.0', 'public') / 'README.md').read_text()
+    assert '| Missing | 1 of 3' in card
+    assert '| Rejected | 1 of the missing' in card
 
 
 def test_a_score_that_is_no_number_is_named(base, workdir, monkeypatch):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 import adx
+from adx.defences import Antidistillation
+from adx.errors import InputError
+from adx.types import POISONED
 from launch.config import load_config
 from tests import tiny
 
@@ -31,3 +38,28 @@ def test_an_interrupted_run_keeps_what_is_finished_and_continues(tmp_path, monke
     page = run._repr_html_()
     assert 'poe' in page
     assert 'plain' in str(run)
+
+
+def test_a_poisoned_trace_is_not_finished(tmp_path, monkeypatch, capsys):
+    experiment = tiny.one_arm(tmp_path)
+    models, decode = adx.load(experiment), adx.session.generation.decode
+
+    def broken(*given):
+        for i, (engine, trace) in enumerate(decode(*given)):
+            yield engine, dataclasses.replace(trace, stop=POISONED) if i == 0 else trace
+
+    monkeypatch.setattr(adx.session.generation, 'decode', broken)
+    run = adx.decode(experiment, models)
+    assert len(run.traces) == 2
+    assert '1 traces are left out, first gsm8k/train/' in capsys.readouterr().out
+    monkeypatch.undo()
+    assert len(run().traces) == 3
+
+
+def test_prompts_that_are_given_may_not_be_of_the_holdout(tmp_path):
+    run = tiny.one_arm(tmp_path)
+    proxies = (dataclasses.replace(run.teacher, exit_layer=1),)
+    run = dataclasses.replace(run, proxies=proxies, arms=(adx.Arm('sloped', Antidistillation()),))
+    held = run.dataset.prompts('holdout')[:1]
+    with pytest.raises(InputError, match='1 prompts of the run are in the holdout split too'):
+        adx.decode(run, None, held)

@@ -137,3 +137,17 @@ def test_a_model_on_a_store_is_converted_with_its_tokenizer(store, saved, tmp_pa
     convert_checkpoint.convert(MODEL, out, to, 'float32')
     assert loading.read_tokenizer(out).size == tiny.VOCAB
     assert all(np.array_equal(checkpoints.load(out).params[path], x) for path, x in saved.items())
+
+
+def test_the_files_of_an_orbax_directory_have_one_order(tmp_path, monkeypatch):
+    """Two manifests have the same name: a content hash depends on which is read first."""
+    checkpoints.save_orbax(str(tmp_path / 'orbax'), *tiny.make_params())
+    path, listed = files.absolute(tmp_path / 'orbax'), type(files.absolute(tmp_path)).iterdir
+    names = [one.name for one in orbax_io.list_files(path)]
+    assert len(set(names)) < len(names)
+    hashes = set()
+    for backwards in (False, True):
+        listing = lambda one, last=backwards: iter(sorted(listed(one), reverse=last))  # noqa: E731
+        monkeypatch.setattr(type(path), 'iterdir', listing)
+        hashes.add(checkpoints.hash_files(orbax_io.list_files(path)))
+    assert len(hashes) == 1

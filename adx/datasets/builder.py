@@ -41,9 +41,7 @@ def build(dataset: Questions, directory: str) -> str:
 
 def read(directory: str, split: str) -> tuple[Row, ...]:
     """The rows of 'train' or 'test' of a built directory, by id. InputError if it has no such split."""
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(directory))
+    builder = _builder(directory)
     if split not in builder.info.splits:
         raise InputError(f'{directory} has no split {split!r}; it has {sorted(builder.info.splits)}')
     rows = (_row(example) for example in builder.as_data_source(split=split))
@@ -52,16 +50,25 @@ def read(directory: str, split: str) -> tuple[Row, ...]:
 
 def read_source(directory: str) -> Source:
     """Everything that `build` wrote to `directory`."""
-    import tensorflow_datasets as tfds
-
     if '://' in str(directory):  # ArrayRecord reads local files only
         with tempfile.TemporaryDirectory() as folder:
             for path in epath.Path(directory).iterdir():
                 path.copy(epath.Path(folder) / path.name)
             return read_source(folder)
-    present = tfds.builder_from_directory(str(directory)).info.splits
+    present = _builder(directory).info.splits
     found = {split: Rows(read(directory, split)) for split in ('train', 'test') if split in present}
     return Source(found.get('train', Rows()), found.get('test', Rows()))
+
+
+def _builder(directory: str) -> Any:
+    """What reads a built directory. Raises InputError where its description is damaged."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except Exception as error:  # protobuf's are of no kind of their own
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{directory} is no data set ({reason}); restore its files, or build it again') from error
 
 
 def _example(row: Row) -> dict[str, str]:

@@ -66,15 +66,6 @@ def encode_prompt(messages: Messages, tokenizer: Tokenizer, prompting: Prompting
     return (*bos, *ids)
 
 
-def render_conversation(messages: Messages, text: str, tokenizer: Tokenizer, prompting: Prompting) -> str:
-    """A finished trace as a student reads it: the prompt, `text` word for word, and the end of the turn.
-
-    Equals the template's rendering of the whole conversation, except where a template edits what the
-    assistant said (strips it, drops its reasoning): a student must learn the text that was served.
-    """
-    return render(messages, tokenizer, prompting) + text + _closing(tokenizer, prompting)
-
-
 def encode_conversation(
     messages: Messages, text: str, tokenizer: Tokenizer, prompting: Prompting
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

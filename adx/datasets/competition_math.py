@@ -8,6 +8,7 @@ from typing import Any
 from adx.answers import Reader
 from adx.datasets.prompting import Questions
 from adx.datasets.rows import Row, Rows, Source, read_source, row_id, string
+from adx.errors import InputError
 from adx.grading import extract, math_grade
 
 
@@ -33,7 +34,10 @@ class CompetitionMath(Questions):
         if not self.pool:
             return source
         more = read_source(self.name, self.pool, parse, self.skip_bad)
-        rows = {row.id: row for row in more.pool.rows + more.test.rows}  # the id is the content
+        rows: dict[str, Row] = {}
+        for row in more.pool.rows + more.test.rows:
+            if rows.setdefault(row.id, row) != row:  # equal ones are one problem
+                raise InputError(f'{self.pool}: two problems of its files have the id {row.id!r}; make ids unique')
         return Source(Rows(tuple(rows.values()), more.pool.skipped + more.test.skipped), source.test)
 
     def grade(self, text: str, gold: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from adx import sandbox
 from adx.answers import Reader
 from adx.datasets.prompting import Questions, chat
-from adx.datasets.rows import Row, Rows, Source, read_source, shown, string
+from adx.datasets.rows import Row, Rows, Source, read_source, row_id, shown, string
 from adx.types import Prompt
 
 OFFICIAL_TEST = range(11, 511)  # task ids; 1-10 are for prompts, 511-600 validation, 601-974 training
@@ -98,12 +98,10 @@ def parse(record: Any) -> Row:
     question, tests = string(record, 'text'), record.get('test_list')
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) and test.strip() for test in tests):
         raise ValueError(f"'test_list' is {shown(tests)}; it must be a list of at least one test")
-    setup, task = record.get('test_setup_code') or '', record.get('task_id', '')
+    setup = record.get('test_setup_code') or ''
     if not isinstance(setup, str):
         raise ValueError(f"'test_setup_code' is {shown(setup)}; it must be text")
-    if isinstance(task, bool) or not isinstance(task, str | int):
-        raise ValueError(f"'task_id' is {shown(task)}; it must be a string or an integer")
     program = '\n'.join(line.replace('\r\n', '\n').strip() for line in (setup, *tests)).strip()
     shown_tests = '\n'.join(test.strip() for test in tests)
-    id_ = str(task).replace('%', '%25').replace('/', '%2F')
-    return Row(f'{question.strip()}\nThe solution must pass these tests:\n{shown_tests}', program, id=id_)
+    asked = f'{question.strip()}\nThe solution must pass these tests:\n{shown_tests}'
+    return Row(asked, program, id=row_id(record, 'task_id'))

@@ -38,8 +38,9 @@ class Row:
 
     @property
     def text(self) -> str:
-        """What splits and near-duplicates are decided on."""
-        return self.question or '\n'.join(message['content'] for message in self.messages)
+        """What splits and near-duplicates are decided on: no system messages, which all rows of a file may share."""
+        own = '\n'.join(message['content'] for message in self.messages if message['role'] != 'system')
+        return self.question or (own if own.strip() else '\n'.join(message['content'] for message in self.messages))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +87,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def row_id(record: dict[str, Any]) -> str:
+def row_id(record: dict[str, Any], key: str = 'id') -> str:
     """The id that a record gives itself, or ''. '/' separates the parts of a request id, so it is escaped."""
-    value = record.get('id', '')
+    value = record.get(key, '')
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"'id' is {shown(value)}; it must be a string or an integer")
+        raise ValueError(f'{key!r} is {shown(value)}; it must be a string or an integer')
     return str(value).replace('%', '%25').replace('/', '%2F')
 
 

@@ -70,9 +70,12 @@ class Tokenizer:
 
     @functools.cached_property
     def control_ids(self) -> frozenset[int]:
-        """Ids of structure, not of words: ends, bos, special tokens, added tokens that the template names."""
-        added = self.backend.get_added_tokens_decoder()
-        named = {i for i, token in added.items() if token.special or token.content in (self.template or '')}
+        """Ids of structure, not of words: ends, bos, special tokens, added tokens that the template names.
+
+        White space stands in any template and names nothing, also where it is an added token, as Gemma's newlines.
+        """
+        added, template = self.backend.get_added_tokens_decoder(), self.template or ''
+        named = {i for i, one in added.items() if one.special or (one.content.strip() and one.content in template)}
         return self.eos_ids | named | ({self.bos_id} if self.bos_id is not None else set())
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ class Engine:
         *,
         spans: Spans | None = None,
     ):
-        config.check(ensemble.teacher_layout.ways('B'))
+        config.check(ensemble.row_ways)
         ensemble.check()
         self.config, self.ensemble, self.weights, self.seed = config, ensemble, weights, seed
         self.eos = frozenset(eos)
@@ -185,16 +186,23 @@ class Engine:
         jax.block_until_ready(self.resize(caches, config.cache_lengths[0]))
 
     def compile(self, requests: Sequence[Request]) -> None:
-        """Compiles what `generate` needs for the requests with the shortest caches that hold prompts of their lengths,
-        into jax's persistent cache. The weights may be shapes."""
+        """Compiles what `generate` needs for the requests with the shortest caches that hold all their prompts, into
+        jax's persistent cache. The weights may be shapes."""
         size, config = self.config.prefill_rows, self.config
         idle = dataclasses.replace(requests[0], tokens=(0,))
         rows, caches = _shaped(self._start, jax.tree.map(np.float32, idle.defence))
         new, at = request_rows([idle] * size, 0), np.zeros(size, np.int32)
-        for bucket in sorted({bucket_of(len(request.tokens), config.buckets) for request in requests}):
+        buckets = sorted({bucket_of(len(request.tokens), config.buckets) for request in requests})
+        for length in config.cache_lengths[1:]:
+            if caches.teacher.length < buckets[-1]:
+                caches = caches.map(functools.partial(self._grown, length))
+        for bucket in buckets:
             prefix = _shaped(self._prefill, self.weights, np.zeros((size, bucket), np.int32))
             rows, caches = _shaped(self._insert, rows, caches, new, prefix, at, at)
         _shaped(self._chunk, self.weights, rows, caches, self.constants)
+
+    def _grown(self, length: int, x: Any, axes: str) -> Any:
+        return _shaped(self._resize, x, length, axes.index('S'), x.sharding)
 
     def compiled_programs(self) -> int:
         """How many programs were compiled so far. It stays put after `warm_up`, and where there are no short caches
@@ -223,8 +231,12 @@ class Engine:
                 f'{config.cache_length}; max_new_tokens may be 1 to {config.cache_length - length + 1}'
             )
         limit = self.ensemble.teacher.config.vocab_size
-        if not all(0 <= token < limit for token in request.tokens):
-            raise InputError(f'{request.id}: a prompt token lies outside the vocabulary of {limit}')
+        for token in request.tokens:
+            if not 0 <= token < limit:
+                raise InputError(
+                    f'{request.id}: prompt token {token} lies outside the vocabulary of {limit} that all models have '
+                    'weights for; drop the prompt, or what is spelt as that token'
+                )
 
     def generate(self, requests: Sequence[Request], stop_fn: StopFn | None = None) -> Iterator[Completion]:
         """Yields completions as they finish, in no particular order.

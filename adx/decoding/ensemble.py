@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,11 @@ class Ensemble:
     def directions(self) -> int:
         """Per proxy."""
         return self.groups[0].directions if self.groups else 0
+
+    @property
+    def row_ways(self) -> int:
+        """Into how many pieces rows are split, by the teacher's layout and by those of the groups."""
+        return math.lcm(self.teacher_layout.ways('B'), *(group.layout.ways('B') for group in self.groups))
 
     def check(self) -> None:
         """Raises ConfigError if the groups' directions and differences do not go together."""

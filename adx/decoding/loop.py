@@ -43,7 +43,7 @@ class Rows:
 
 
 def start(ensemble: Ensemble, defence: Defence, slots: int, cache_length: int) -> tuple[Rows, Caches]:
-    """All slots idle. `defence` gives the structure; its numbers are zeroed."""
+    """All slots idle, and none truncates. `defence` gives the structure; its numbers are zeroed."""
 
     def zeros(tree: Any, dtype: Any = None) -> Any:
         return jax.tree.map(lambda x: jnp.zeros((slots, *jnp.shape(x)), dtype or jnp.asarray(x).dtype), tree)
@@ -56,7 +56,7 @@ def start(ensemble: Ensemble, defence: Defence, slots: int, cache_length: int) -
         key_B=jnp.zeros((slots, 2), jnp.uint32),
         defended_B=jnp.zeros(slots, bool),
         span_B=jnp.zeros(slots, jnp.int32),
-        sampling=zeros(Sampling(), jnp.float32),
+        sampling=jax.tree.map(lambda x: jnp.full(slots, x, jnp.float32), Sampling()),  # zeros would ask for a top-p
         defence=zeros(defence, jnp.float32),
         state=zeros(defence.init()),
     )

@@ -35,8 +35,9 @@ class Budget(Wrapper):
 class Bank(Wrapper):
     """`rule` on an account of nats per sequence: a token costs at most the balance, as Budget scales it.
 
-    capacity: >= 0, the balance at the start and at most. refill: >= 0, added after each token at which the rule plays
-    (not inside protected spans). After t such tokens at most capacity + refill (t - 1) nats are spent, to 1 %.
+    capacity: >= 0, the balance at the start and at most. refill: >= 0, added after each token at which this plays: not
+    in protected spans, nor where a gate around it is shut; gates inside `rule` stop nothing. After t such tokens at
+    most capacity + refill (t - 1) nats are spent, to 1 %.
     nats: >= 0, the most that one token may cost; None leaves it to the balance.
     """
 

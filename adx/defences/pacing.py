@@ -14,7 +14,7 @@ LEAST = 1e-6  # of a controller's scale: below it there is nothing left to turn 
 @struct.dataclass
 class Schedule(Wrapper):
     """`rule`, its log-ratio to the teacher scaled by position: 0 at the first new token, and one more after each token
-    at which the rule plays, so that protected spans and shut gates do not count.
+    at which this plays: not in protected spans, nor where a gate around it is shut. Gates inside `rule` stop nothing.
 
     first, last: [0, 1], the scale before position `start` and from `stop` on, linear between; 0 is the teacher and 1
     the rule. start, stop: >= 0, start <= stop. An argmax rule can only be on or off: first and last must be 0 or 1 and

@@ -72,3 +72,10 @@ assert len(Gsm8k({built!r}).prompts('test')) == 64
 assert 'tensorflow' not in sys.modules
 """
     subprocess.run([sys.executable, '-c', program], check=True)
+
+
+@pytest.mark.parametrize('text', ['', '{', '{"a": 1}', '[]'])
+def test_a_damaged_description_is_refused(tmp_path, text):
+    (tmp_path / 'dataset_info.json').write_text(text)
+    with pytest.raises(InputError, match=r'is no data set \(.*\); restore its files, or build it again'):
+        Gsm8k(str(tmp_path)).prompts('train')

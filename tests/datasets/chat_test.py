@@ -18,7 +18,6 @@ from adx.datasets.chat import (
     encode_conversation,
     encode_prompt,
     render,
-    render_conversation,
     split_reasoning,
 )
 from adx.datasets.templates import closing, render_template
@@ -110,9 +109,10 @@ def test_a_conversation_is_the_templates_own_rendering_of_it(name: str):
     tokenizer, prompting = make_tokenizer(name), Prompting(date='2025-01-31')
     text = '6 * 7 = 42.\n#### 42'
     messages = (*QUESTION, {'role': 'assistant', 'content': text})
-    assert render_conversation(QUESTION, text, tokenizer, prompting) == render(
-        messages, tokenizer, prompting, add_generation_prompt=False
-    )
+    own = render(messages, tokenizer, prompting, add_generation_prompt=False)
+    prompt, completion = encode_conversation(QUESTION, text, tokenizer, prompting)
+    said = tokenizer.backend.decode([*prompt, *completion], skip_special_tokens=False)
+    assert said.removeprefix('<|bos|>') == own.rstrip().removeprefix('<|bos|>')
 
 
 @pytest.mark.parametrize('thinking', [True, False])
@@ -122,7 +122,6 @@ def test_a_qwen_conversation_is_the_templates_own_with_and_without_thinking(thin
     text = '<think>\nsix sevens\n</think>\n\n42' if thinking else '42'
     messages = (*QUESTION, {'role': 'assistant', 'content': text})
     own = render(messages, tokenizer, prompting, add_generation_prompt=False)
-    assert render_conversation(QUESTION, text, tokenizer, prompting) == own
     prompt, completion = encode_conversation(QUESTION, text, tokenizer, prompting)
     assert (
         tokenizer.backend.decode([*prompt, *completion], skip_special_tokens=False)

@@ -68,3 +68,14 @@ def test_math_500_leaves_the_pool_of_the_real_data():
     pool = [normalise(row.text) for split in SPLITS[:4] for row in splits.rows[split]]
     assert test.isdisjoint(pool)
     assert len(pool) + sum(splits.dropped.values()) == 5000
+
+
+def test_two_problems_of_one_id_in_the_pool_are_refused(tmp_path):
+    same, other = {**PROBLEMS[0], 'id': 'a'}, {**PROBLEMS[1], 'id': 'b'}
+    for split, rows in (('train', [same, other]), ('test', [same, PROBLEMS[2]])):
+        (tmp_path / f'{split}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    dataset = CompetitionMath(str(tmp_path), str(tmp_path))
+    assert len(dataset.source().pool.rows) == 3  # the same one stands in both
+    (tmp_path / 'test.jsonl').write_text(json.dumps({**PROBLEMS[2], 'id': 'b'}))
+    with pytest.raises(InputError, match="two problems of its files have the id 'b'"):
+        dataset.source()

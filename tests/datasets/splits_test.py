@@ -131,3 +131,14 @@ def test_pick_says_what_there_is():
         splits.pick('dev', 'sums')
     with pytest.raises(InputError, match=r"sums: split 'train' has no rows; use one of \['test'\]"):
         splits.pick('train', 'sums')
+
+
+def test_a_system_message_that_all_share_makes_no_near_duplicates():
+    shared = {'role': 'system', 'content': ' '.join(f'rule {i}' for i in range(20))}
+    chats = [Row(messages=(shared, {'role': 'user', 'content': text}), id=text) for text in texts(60)]
+    plain = [Row(messages=chat.messages[1:], id=chat.id) for chat in chats]
+    splits = split_rows(chats, hashed_test=True)
+    assert sum(splits.dropped.values()) == 0
+    ids = {split: [row.id for row in found] for split, found in splits.rows.items()}
+    assert ids == {split: [row.id for row in found] for split, found in split_rows(plain, (), True).rows.items()}
+    assert Row(messages=(shared,)).text == shared['content']  # nothing else is there to tell rows apart by

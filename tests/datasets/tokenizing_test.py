@@ -117,8 +117,9 @@ def test_the_jinja_file_wins_over_the_template_in_the_config(tmp_path):
 
 def test_control_ids_are_special_tokens_and_those_the_template_names(tmp_path):
     backend = byte_level()
-    backend.add_tokens(['<think>', '<unused>'])  # ids 300 and 301, text-like
-    template = CHAT + '{% if add_generation_prompt %}<think>{% endif %}'
+    # Ids 300 to 302, text-like; white space stands in the template as it does everywhere.
+    backend.add_tokens(['<think>', '<unused>', tokenizers.AddedToken('\n', normalized=False)])
+    template = CHAT + '\n{% if add_generation_prompt %}<think>{% endif %}'
     config = {'eos_token': '<|end|>', 'chat_template': template}
     tokenizer = load_tokenizer(write_directory(tmp_path / 'm', backend, tokenizer_config=config))
     assert tokenizer.control_ids == {0, 1, 2, 3, 300}

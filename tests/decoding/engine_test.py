@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from adx import numerics
+from adx.decoding import loop
 from adx.decoding.engine import DecodeConfig, Engine
 from adx.defences import ProductOfExperts, Undefended
 from adx.errors import ConfigError, InputError
@@ -212,3 +213,10 @@ def test_bad_shapes_are_refused():
         DecodeConfig(cache_length=256, short_caches=(256,)).check()
     with pytest.raises(ConfigError, match='one defence structure'):
         decode([fakes.make_requests(1)[0], fakes.make_requests(1, Undefended())[0]])
+
+
+def test_slots_that_were_never_filled_ask_for_no_truncation():
+    ensemble, _ = fakes.make_ensemble()
+    rows, _ = loop.start(ensemble, ProductOfExperts(0.5), 4, 8)
+    for name, default in vars(Sampling()).items():
+        np.testing.assert_array_equal(getattr(rows.sampling, name), np.full(4, default, np.float32))

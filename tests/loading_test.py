@@ -1,0 +1,102 @@
+"""From names to models: the vocabulary that all have weights for, windows, ways of rows, content hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from adx import loading
+from adx.checkpoints import save_hf
+from adx.datasets.tokenizing import save_tokenizer
+from adx.decoding.engine import DecodeConfig, Engine
+from adx.decoding.ensemble import Weights
+from adx.defences import Undefended
+from adx.errors import ConfigError, InputError
+from adx.experiment import ModelSource
+from adx.mesh import abstract_mesh
+from adx.models.rope import Rope
+from adx.models.transformer import make_model
+from adx.types import Request, RequestId, Sampling
+from launch.config import load_config
+from tests import tiny
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return load_config(tiny.write_config(tmp_path / 'config.py', tiny.write_teacher(tmp_path / 'teacher')))
+
+
+def test_a_token_without_weights_is_never_served_and_refused_in_prompts(tmp_path, experiment):
+    config = dataclasses.replace(tiny.make_params()[0].config, vocab_size=tiny.VOCAB - 3)
+    model = make_model(config)
+    write = functools.partial(save_tokenizer, tiny.make_tokenizer())
+    save_hf(str(tmp_path / 'short'), model, model.init(0), write_tokenizer=write)
+    source = ModelSource(str(tmp_path / 'short'))
+    alone = dataclasses.replace(experiment, teacher=source, proxies=(source,), arms=experiment.arms[:1])
+    plan = loading.blueprint(alone)
+    assert (plan.tokenizer.size, plan.vocab_rows) == (tiny.VOCAB, tiny.VOCAB)
+    teacher = plan.ensemble.teacher
+    assert {teacher.config.vocab_size, plan.ensemble.groups[0].model.config.vocab_size} == {tiny.VOCAB - 3}
+    params = loading.load_models(alone, plan).weights.teacher
+    logits_BLV, _ = teacher.apply(params, jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
+    assert np.all(np.asarray(logits_BLV)[..., tiny.VOCAB - 3 :] < -1e29)
+    ensemble = dataclasses.replace(plan.ensemble, groups=())
+    engine = Engine(ensemble, Weights(params, ()), DecodeConfig(slots=2, buckets=(8,), prefill_rows=2, cache_length=16))
+    request = Request(RequestId('d', 's', '0', 0, 'a'), (1, tiny.VOCAB - 3), 4, Sampling(), Undefended())
+    with pytest.raises(InputError, match=rf'prompt token {tiny.VOCAB - 3} lies outside the vocabulary'):
+        next(engine.generate([request]))
+
+
+def test_one_model_without_weights_for_a_token_is_enough(experiment):
+    full = tiny.make_params()[0].config
+    short, mesh = dataclasses.replace(full, vocab_size=390), abstract_mesh()
+    laid_out = loading.lay_out(experiment, [full, short], 405, mesh)
+    assert (laid_out.ensemble.teacher.config.vocab_size, laid_out.vocab_rows) == (390, 405)
+
+
+def test_rows_divide_by_the_ways_of_every_layout(experiment):
+    """Two models of one architecture do not divide by three: their rows are split over `proxy`, the teacher's not."""
+    config = tiny.make_params()[0].config
+    shape = dataclasses.replace(experiment.mesh, proxy=3, shard_teacher_weights=True)
+    wide = dataclasses.replace(experiment, mesh=shape, proxies=experiment.proxies * 2)
+    with pytest.raises(ConfigError, match=r'decode\.slots = 4 .* divide by 3'):
+        loading.lay_out(wide, [config] * 3, tiny.VOCAB, abstract_mesh(1, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ('rope', 'allowed'), [(Rope(), 64), (Rope(1e4, 'linear', 8.0), 512), (Rope(5e5, 'llama3'), 64)]
+)
+def test_caches_longer_than_the_window_of_a_model_are_refused(experiment, rope, allowed):
+    config = dataclasses.replace(tiny.make_params()[0].config, max_length=64, rope=rope)
+    laid_out = loading.lay_out(experiment, [config] * 2, tiny.VOCAB, abstract_mesh())
+
+    def check(length):
+        decode = dataclasses.replace(experiment.decode, cache_length=length)
+        loading.check_window(dataclasses.replace(experiment, decode=decode), laid_out)
+
+    check(allowed)
+    with pytest.raises(ConfigError, match=rf'cache_length = {allowed + 1} and the teacher .* = {allowed} tokens'):
+        check(allowed + 1)
+
+
+def test_a_model_alone_has_its_translator(experiment, tmp_path):
+    width = tiny.make_params()[0].config.embed_dim
+    file = tmp_path / 'translator.safetensors'
+    tensors = {'translator': 2 * np.eye(width, dtype=np.float32), 'translator_bias': np.zeros(width, np.float32)}
+    save_file(tensors, file)
+    source = dataclasses.replace(experiment.proxies[0], translator=str(file))
+    loaded = loading.load_alone(source).loaded
+    assert loaded.model.config.translator
+    np.testing.assert_array_equal(loaded.params['translator'], tensors['translator'])
+
+
+def test_hashes_of_proxies_need_no_weights(experiment):
+    run = dataclasses.replace(experiment, proxies=(*experiment.proxies, experiment.teacher))
+    _, hashes = loading.load_proxies(run, loading.blueprint(run))
+    assert loading.proxy_hashes(run) == [hashes['proxy_0'], hashes['proxy_1']]
+    assert len(set(hashes.values())) == 2
