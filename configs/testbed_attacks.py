@@ -1,11 +1,12 @@
 """The arithmetic testbed: the finalists of the screen against every attack that works there, each run three ways.
 
-Claim:   none yet. The two attacks that recover most are taken to the confirmation.
+Claim:   none. The two attacks that recover most are taken to the confirmation.
 Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
              --stages=prepare,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. Processes share them:
          --stages=distil --attacks=sft,soft takes two attacks, another process others, in one workdir.
-Result:  not run yet.
+Result:  tools/bench/results/frontier.json, study testbed_attacks, rendered in the README: six of the attacks, the
+         others not run. Damage left is -0.05 [-0.14, 0.02] under canonicalise and 0.02 [-0.14, 0.15] under prefill.
 
 Left out, and why: paraphrase, reconstruction and query augmentation want a model that follows instructions, which none
 of the testbed's does (canonicalise is the most that a paraphrase can undo); several accounts are one where all are

@@ -19,7 +19,7 @@ from adx.experiment import Arm
 from adx.study import Study
 from configs import testbed_attacks, testbed_screen
 
-WORST = ('canonicalise', 'soft')  # of testbed_attacks, those that recover most
+WORST = ('canonicalise', 'prefill')  # of testbed_attacks, those that recover most
 
 
 def study() -> Study:

@@ -26,7 +26,7 @@ from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
 from adx.reporting.frontier import Plan
 from adx.reporting.page import number
-from adx.reporting.rows import Row
+from adx.reporting.rows import NOT_RUN, Row
 from adx.study import Study
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
@@ -38,6 +38,7 @@ FIELDS = (
     'status', 'reason', *SOURCE,
 )  # fmt: skip
 COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
+BY_ATTACK = ('damage_attacked', 'recovered')
 BITS = ('correct', 'forced', 'lenient')
 
 _CONFIG = flags.DEFINE_string('config', '', 'The config of the study to publish.', allow_override=True)
@@ -128,7 +129,9 @@ def _bools(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(name: str, results: pathlib.Path = RESULTS) -> str:
-    """A line for every defence or control and student, in markdown without a line break at its end."""
+    """A line for every defence or control and student, and below one for every attack where several ran, in markdown
+    without a line break at its end.
+    """
     rows = [row for row in read(results) if row['study'] == name]
     by = {(row['figure'], row['defence'], row['student'], row['attack']): row for row in rows}
     lines = [f'| arm | student | {" | ".join(COLUMNS)} | eligible |', '|---' * (len(COLUMNS) + 3) + '|']
@@ -138,6 +141,12 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
             found = [next((r for (f, d, s, _), r in by.items() if (f, d, s) == key), None) for key in keys]
             judged = {True: 'yes', False: 'no', None: 'not judged'}[row['eligible']]
             lines.append(f'| {" | ".join([row["defence"], row["student"], *map(_cell, found), judged])} |')
+    attacked = [key[1:] for key, row in by.items() if key[0] == 'damage_attacked' and row['status'] != NOT_RUN]
+    if len({attack for *_, attack in attacked}) > 1:
+        lines += ['', f'| arm | student | attack | {" | ".join(BY_ATTACK)} |', '|---' * (len(BY_ATTACK) + 3) + '|']
+        for of in attacked:
+            found = [by.get((figure, *of)) for figure in BY_ATTACK]
+            lines.append(f'| {" | ".join([*of, *(_cell(row) if row else "" for row in found)])} |')
     return '\n'.join(lines)
 
 
