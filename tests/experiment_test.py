@@ -50,7 +50,8 @@ def test_every_config_s_command_names_the_stages_that_it_wants(path):
     config = load_config(str(path))
     base = getattr(config, 'experiment', config)
     wanted = {
-        'prepare': wants_directions(base), 'select': bool(base.selections), 'rewrite': bool(base.rewrites),
+        'prepare': wants_directions(base) or getattr(config, 'wants_holdout', False),
+        'select': bool(base.selections), 'rewrite': bool(base.rewrites),
         'distil': isinstance(config, study.Study),
     }  # fmt: skip
     found = re.search(r'^Command:(.*?)^\w+:', path.read_text(), re.MULTILINE | re.DOTALL)
