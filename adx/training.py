@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from adx import struct
 from adx.batching import Rows
@@ -59,6 +59,11 @@ class Metrics:
     moved_N: Array
 
 
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """'cpu', 'gpu' or 'tpu'; '' of a mesh without devices, for which nothing is compiled."""
+    return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ''
+
+
 @functools.cache
 def compiler_options(platform: str) -> dict[str, str] | None:
     """Of a step. On CPUs XLA joins products with what stands around them, which makes a step of a small student slower
@@ -95,8 +100,8 @@ class Trainer:
         self.heads = dict(loss.heads(self.model))
         replicated = {path: '.' * len(shape) for path, shape in self.heads.items()}
         self._axes = self.model.axes | lora.axes(self.model, recipe.lora_on) | replicated
-        platform = mesh.devices.flat[0].platform
-        self._step = jax.jit(self._advance, donate_argnums=0, compiler_options=compiler_options(platform))
+        options = compiler_options(platform_of(mesh))
+        self._step = jax.jit(self._advance, donate_argnums=0, compiler_options=options)
         self._params = jax.jit(jax.vmap(self._merged))
 
     def start(
