@@ -6,7 +6,7 @@ Command: python -m launch.run --config=configs/testbed_rewrites.py --workdir=/da
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is. Processes share them by
          --students and --attacks.
 Result:  tools/bench/results/rewriting.json, study testbed_rewrites, rendered in the README. Damage of the tellings
-         that harm proxies most 0.04, of those by chance 0.21; their intervals overlap.
+         that harm proxies most 0.04 [-0.15, 0.21], of those by chance 0.09 [-0.07, 0.24].
 
 No model of the testbed follows instructions: its own writer, which knows every valid telling, stands for the best that
 an instructed rewriter could do. `told` is the control: another telling, chosen by chance. `answer_only` is what a
