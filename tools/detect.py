@@ -36,7 +36,7 @@ _CASES = flags.DEFINE_list('cases', [], 'Attribute: the cases of one suspect.', 
 _CUSTOMER = flags.DEFINE_string('customer', '', 'Whose marks.', allow_override=True)
 _EPOCH = flags.DEFINE_integer('epoch', 1, 'Of its key.', lower_bound=1, allow_override=True)
 _SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspect.', allow_override=True)
-_CONFIG = flags.DEFINE_string('config', '', 'The config whose traces were marked.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', None, 'The config whose traces were marked.', allow_override=True)
 _KEYED = flags.DEFINE_integer('keyed', 20, 'Keyed pairs that are asked, of those in traces.', allow_override=True)
 _DECOYS = flags.DEFINE_integer('decoys', 10, 'Decoys beside each.', allow_override=True)
 _TIMES = flags.DEFINE_integer('times', 1, 'How often each is asked, behind other questions.', allow_override=True)
