@@ -29,7 +29,7 @@ from adx.lessons import Lesson, check_apart, tallied
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log, check_same
-from adx.study import Share, Study, attack_hashes, commitment, identity, study_hash
+from adx.study import Share, Study, attack_hash, attack_hashes, commitment, identity, study_hash
 from adx.study_traces import seed_path
 from adx.supervision import Supervision, supervise
 from adx.teaching import Job, Mark, Setting, Taught
@@ -70,8 +70,9 @@ def distil(
             logs[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, guard))
         lab = make_lab(study, path, tell)
         families = [(make_family(lab, student), chosen) for student, chosen in mine]
+        hashes = attack_hashes(study)
         for family, _ in families:
-            check_same(logs[family.student.name].known, attack_hashes(study), {family.student.name: family.identity})
+            check_same(logs[family.student.name].known, hashes, {family.student.name: family.identity})
         announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
@@ -234,7 +235,7 @@ class _Group:
         return [dataclasses.replace(found, attack=self.attack.name, source=OWN, identity=self._identity(found))]
 
     def _identity(self, of: Outcome) -> dict[str, str]:
-        return of.identity | {'attack': attack_hashes(self.study)[self.attack.name]}
+        return of.identity | {'attack': attack_hash(self.attack)}
 
     def _settled(self, name: str) -> _Settled:
         source = OWN if name == OWN else 'clean' if name == self.study.clean else 'defended'

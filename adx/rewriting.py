@@ -140,10 +140,13 @@ def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dic
     one, mine = share.rewrite, [trace for trace in traces if _name(trace) in share.chosen]
     done = drafting.rewrite(mine, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
-    why = dict.fromkeys(share.spared, SPARED)
-    others = (Rewritten(one.request_id, one.text, None, (why.get(_name(one), NOT_CHOSEN),)) for one in traces)
-    results = [found.get(each.request_id, each) for each in others]
+    results = (found.get(trace.request_id) or _left(share, trace) for trace in traces)
     return [_record(shop.experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
+
+
+def _left(share: _Share, trace: Trace) -> Rewritten:
+    why = SPARED if _name(trace) in share.spared else NOT_CHOSEN
+    return Rewritten(trace.request_id, trace.text, None, (why,))
 
 
 def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Workshop) -> dict[str, Any]:

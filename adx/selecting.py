@@ -44,7 +44,6 @@ class Chosen(NamedTuple):
     left_out: int
 
 
-
 def select(
     experiment: Experiment,
     path: str,

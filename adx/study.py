@@ -128,9 +128,13 @@ def study_hash(study: Study) -> str:
     return content_hash(identity(study))
 
 
+def attack_hash(attack: Attack) -> str:
+    return content_hash(experiments.to_json(attack, REGISTRY))
+
+
 def attack_hashes(study: Study) -> dict[str, str]:
     """Name -> a hash of what the attack is."""
-    return {attack.name: content_hash(experiments.to_json(attack, REGISTRY)) for attack in study.attacks}
+    return {attack.name: attack_hash(attack) for attack in study.attacks}
 
 
 def commitment(study: Study) -> str:

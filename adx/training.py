@@ -69,9 +69,9 @@ def compiler_options(platform: str) -> dict[str, str] | None:
     """Of a step. On CPUs XLA joins products with what stands around them, which makes a step of a small student slower
     (decoding gains by it); None where this XLA cannot be told not to.
     """
-    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     if platform != 'cpu':
         return None
+    options = {'xla_cpu_experimental_ynn_fusion_type': ''}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -132,8 +132,6 @@ def directions_line(experiment: Any) -> str:
     return f'directions: there, of {len(experiment.proxies)} proxies'
 
 
-
-
 def prepare(experiment: Any, path: str, interrupts: Interrupts, wants_traces: bool = False) -> int:
     """wants_traces: a study reads the holdout traces, whether or not directions are to be taken on them."""
     from adx import preparation

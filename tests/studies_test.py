@@ -9,14 +9,18 @@ import pytest
 from studies import make_study, write_traces
 
 from adx import distilling, outcomes_io, study_traces
+from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.filters import BestOfK
 from adx.attacks.queries import Prefill
-from adx.attacks.rewrites import Canonicalise
+from adx.attacks.rewrites import AnswerOnly, Canonicalise, Paraphrase
 from adx.errors import ConfigError, InputError
+from adx.experiment import ModelSource
 from adx.families import make_family, make_lab, shown_examples
+from adx.optimising import Recipe
+from adx.selection import Selection
 from adx.storage import Workdir
-from adx.study import check
+from adx.study import REGISTRY, Student, check
 
 
 def test_outcomes_say_what_became_of_lessons(students, tmp_path):
@@ -87,3 +91,40 @@ def test_worked_examples_are_finished_and_right(students, tmp_path):
     bad += [dataclasses.replace(one, stop='length') for one in clean[12:]]
     only, among = (shown_examples(lab, family, 0, given).exams['tune'] for given in (good, [*bad, *good]))
     assert among.requests == only.requests
+
+
+def test_clean_traces_are_no_choice(students):
+    study = make_study(students, clean='long')
+    ways = {'one': 'first', 'any': 'random', 'long': 'max_length'}
+    selections = tuple(Selection(name, 'plain', how) for name, how in ways.items())
+    experiment = dataclasses.replace(study.experiment, selections=selections, samples=2)
+    with pytest.raises(ConfigError, match="'long' is a selection by 'max_length'"):
+        check(dataclasses.replace(study, experiment=experiment))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'clean': 'poe'}, 'is a defended arm'),
+        ({'clean': 'plian'}, "Did you mean 'plain'"),
+        ({'controls': ('nobody',)}, "'nobody' is unknown"),
+        ({'split': 'train'}, "split = 'train'"),
+        ({'seeds': (0, 0)}, r'seeds = \[0, 0\]'),
+        ({'students': (Student('a/b', ModelSource('x')),)}, "'a/b'"),
+        ({'budgets': ()}, r'budgets = \[\]'),
+        ({'learning_rates': (0.0,)}, 'learning_rates'),
+        ({'attacks': (Attack('p', (Paraphrase(),)),)}, 'does not provide'),
+        ({'attacks': (Attack('soft', loss='soft'),)}, "set decode.record = 'top'"),
+        ({'recipe': Recipe(rows=0)}, 'Recipe.rows'),
+        ({'attacks': (Attack('a', samples=2),)}, "'a' has samples = 2 and a prompt has 1"),
+        ({'attacks': (Attack('a', (BestOfK(4),)),)}, "'a' has BestOfK.k = 4 and a prompt has 1"),
+    ],
+)
+def test_bad_studies_are_named(students, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check(dataclasses.replace(make_study(students), **fields))
+
+
+def test_a_study_goes_through_json(students):
+    study = make_study(students, attacks=(Attack('a', (AnswerOnly(), Canonicalise())),))
+    assert experiments.from_json(experiments.to_json(study, REGISTRY), REGISTRY) == study
