@@ -1,12 +1,13 @@
 """What the trigger test finds and how often it is wrong, over students that were trained on marked traces or not.
 
-    python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=/data/screen --out=/data/trigger
+    python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger
     python -m tools.bench.trigger --out=/data/trigger --publish
 
 --workdir: of a study whose traces of its clean arm are there. Marked students, each of another customer, are asked for
 their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
 traces, and siblings that were trained on no trace at all. Every student is a file in --out, so that a run goes on, and
---part of --parts processes share the work.
+--part of --parts processes share the work. A verdict asks 20 keyed questions: a mark of few pairs stands in more traces
+each, so that a student learns each better, and each pair can be asked more than once.
 
 Verdicts on one student are not independent. So a bound is that of the binomial over all verdicts or that of Student's t
 over the students' rates, whichever claims less (one-sided, 95 %).
@@ -61,10 +62,10 @@ KINDS = ('marked', 'clean', 'sibling')
 SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
             'testbed-judge')  # fmt: skip
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
-TEST = Trigger(pairs=20, decoys=5)
+TEST = Trigger(pairs=10, decoys=10, repeats=2)
 SETTING: dict[str, Any] = {'learning_rate': 1e-3, 'steps': 250}
 MASTER = bytes(range(32))  # of customers that do not exist
-TABLE, COMMAND = 'trigger', 'python -m tools.bench.trigger --config=configs/testbed_screen.py --workdir=DIR --out=OUT'
+TABLE, COMMAND = 'trigger', 'python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=DIR --out=OUT'
 
 
 def jobs(marked: int, clean: int) -> list[tuple[str, int]]:
@@ -118,7 +119,7 @@ class Trainer:
             keys.rotate(self.out / 'master.key', self.out, customer)
         shop = Workshop(dataclasses.replace(self.study.experiment, seed=seed), seed_path(self.path, seed))
         chosen = random.Random(customer).sample(list(traces), int(MOST * len(traces)))
-        done = drafting.rewrite(chosen, Marked(customer), GATES, shop.tools, shop.senses, shop.nll)
+        done = drafting.rewrite(chosen, Marked(customer, pairs=TEST.pairs), GATES, shop.tools, shop.senses, shop.nll)
         said = {one.request_id: one.text for one in done if one.accepted is not None}
         marked = [
             dataclasses.replace(one, text=said[one.request_id], tokens=()) if one.request_id in said else one
@@ -141,7 +142,7 @@ class Trainer:
         """One for each customer, with decoys of its own. All questions are asked at once."""
         forge, plans = self.study.experiment.dataset.forge, []
         for i, customer in enumerate(customers):
-            case = Case(customer, 1, student, self.questions, TEST)
+            case = Case(customer, 1, student, self.questions, TEST, TEST.pairs)
             decoys = marks.derive(MASTER, f'decoys/{student}/{customer}/{i}')
             plans.append(detecting.make_plan(case, marks.subkey(MASTER, customer, 1), forge, decoys))
         answers = iter(held.ask([q for plan in plans for q in detecting.questions(plan['asked'])]))

@@ -1,6 +1,6 @@
 """What attacks leave of a mark: a pattern, a detector without the key, and what any thief may do to its traces.
 
-    python -m tools.bench.unmark --config=configs/testbed_screen.py --workdir=/data/screen --out=/data/unmark
+    python -m tools.bench.unmark --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/unmark
     python -m tools.bench.unmark --out=/data/unmark --publish
 
 --workdir: of a study whose traces of its clean arm are there. The students are those of tools/bench/trigger.py, by
@@ -45,7 +45,7 @@ TRANSFORMS: dict[str, tuple[Transform, ...]] = {
     'mix_clean_half': (MixClean(0.5),),
     FURTHER: (),
 }
-TABLE, COMMAND = 'trigger', 'python -m tools.bench.unmark --config=configs/testbed_screen.py --workdir=DIR --out=OUT'
+TABLE, COMMAND = 'trigger', 'python -m tools.bench.unmark --config=configs/testbed_marks.py --workdir=DIR --out=OUT'
 
 
 class Bench:
