@@ -11,7 +11,8 @@ import numpy as np
 
 from adx import struct
 
-SHORTEST = 64  # tokens of the shortest batch; the others double it, so that programs are few
+SHORTEST = 64  # tokens of the shortest batch
+HALVED = 256  # from here on there is a length between one and its double
 
 
 class Example(NamedTuple):
@@ -36,7 +37,7 @@ def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example],
     """
     by_length: dict[int, list[Example]] = {}
     for example in sorted(examples):
-        by_length.setdefault(_bucket(_size(example)), []).append(example)
+        by_length.setdefault(bucket(_size(example)), []).append(example)
     return [
         (group[i : i + rows], _pad(group[i : i + rows], rows, length))
         for length, group in sorted(by_length.items())
@@ -47,11 +48,15 @@ def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example],
 def one_batch(examples: Iterable[Example]) -> Batch:
     """All examples, at least one, as the rows of one batch."""
     ordered = sorted(examples)
-    return _pad(ordered, len(ordered), _bucket(max(map(_size, ordered))))
+    return _pad(ordered, len(ordered), bucket(max(map(_size, ordered))))
 
 
-def _bucket(size: int) -> int:
-    return 1 << (max(SHORTEST, size) - 1).bit_length()
+def bucket(size: int) -> int:
+    """How many tokens a row is padded to: few lengths, so that programs are few, and long rows at most half as long
+    again."""
+    double = 1 << (max(SHORTEST, size) - 1).bit_length()
+    between = double * 3 // 4
+    return between if double >= HALVED and size <= between else double
 
 
 def _size(example: Example) -> int:
@@ -128,7 +133,7 @@ class Stream:
         return jax.tree.map(lambda *xs: np.stack(xs), *filled)
 
     def padded(self, row: Sequence[Example]) -> int:
-        return self.length if self.pack else min(self.length, _bucket(_size(row[0])))
+        return self.length if self.pack else min(self.length, bucket(_size(row[0])))
 
 
 class _Deck:

@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from adx import influence
-from adx.batching import Batch
+from adx.batching import Batch, bucket
 from adx.influence import Bilevel, Chance, Difference, Harm, Loss, Objective
 from adx.models.transformer import Model, Params
 from adx.numerics import log_softmax
@@ -52,8 +52,8 @@ class Found(NamedTuple):
 
 
 def rows_at_once(longest: int, vocab: int) -> int:
-    """How many traces are searched together, none longer than `longest` tokens; padding at most doubles a length."""
-    return max(1, min(MOST_ROWS, ELEMENTS // (2 * longest * vocab)))
+    """How many traces are searched together, none longer than `longest` tokens."""
+    return max(1, min(MOST_ROWS, ELEMENTS // (bucket(longest) * vocab)))
 
 
 class Editor:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from adx import needs, planning
+from adx.batching import bucket
 from adx.editing import rows_at_once
 from adx.errors import AdxError, ConfigError
 from adx.experiment import Experiment
@@ -31,7 +32,7 @@ def device_memory(device: Any) -> int | None:
 
 def search_lines(experiment: Experiment, plan: Blueprint) -> list[str]:
     """What each search by gradient among the rewrites takes, for the longest trace that the run allows."""
-    length, lines = experiment.decode.buckets[-1] + experiment.max_new_tokens, []
+    length, lines = bucket(experiment.decode.buckets[-1] + experiment.max_new_tokens), []
     rows = rows_at_once(length, plan.vocab_rows)
     for one in experiment.rewrites:
         settings: Any = one.rewriter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adx import batching
 from adx.batching import Corpus, Example, Stream, pack
 
 EXAMPLES = [Example(str(i), (1,) * (1 + i % 3), tuple(range(1, 2 + 9 * i))) for i in range(13)]
@@ -70,3 +71,10 @@ def test_what_does_not_fit_is_dropped_and_counted():
     assert stream.dropped == (1 + sum(len(e.prompt) + len(e.completion) > 64 for e in EXAMPLES),)
     with pytest.raises(ValueError, match='student 0 has no example'):
         Stream([Corpus(EXAMPLES[-1:])], 4, 64)
+
+
+def test_long_rows_are_padded_by_half_at_most():
+    assert [batching.bucket(size) for size in (1, 64, 65, 128, 129, 192, 193, 256, 257, 384, 385)] == [
+        64, 64, 128, 128, 192, 192, 256, 256, 384, 384, 512,
+    ]  # fmt: skip
+    assert all(batching.bucket(size) < 1.5 * size for size in range(129, 5000))
