@@ -53,7 +53,8 @@ class Progress:
         from tqdm import tqdm
 
         if self.bar is None:
-            print('\n'.join([left_out_line(report.left_out), *report.without_weights, *report.changes]), file=sys.stderr)
+            told = [left_out_line(report.left_out), *report.without_weights, *report.changes]
+            print('\n'.join(told), file=sys.stderr)
             done = report.done_before + report.rejected
             self.bar = tqdm(total=report.total, initial=done, unit='trace', dynamic_ncols=True, file=sys.stderr)
         self.bar.set_postfix_str(

@@ -49,7 +49,7 @@ def test_a_token_without_weights_is_said_never_served_and_refused_in_prompts(tmp
     alone = short_of(experiment, tmp_path / 'short', ['<|image|>', '<|sound|>'], tiny.VOCAB)
     plan = loading.blueprint(alone)
     assert (plan.tokenizer.size, plan.vocab_rows) == (tiny.VOCAB + 2, tiny.VOCAB + 2)
-    lacks = f"has no weights for 2 of 402 tokens, so that none is served: 400 ('<|image|>'), 401 ('<|sound|>')"
+    lacks = "has no weights for 2 of 402 tokens, so that none is served: 400 ('<|image|>'), 401 ('<|sound|>')"
     said = [f'the {role} {alone.teacher.source!r} {lacks}' for role in ('teacher', 'proxy 0')]
     assert list(plan.without_weights) == said
     dry_run(alone)
