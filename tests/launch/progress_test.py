@@ -52,3 +52,15 @@ def test_a_bar_shows_rate_occupancy_and_time_left(capsys, monkeypatch):
     assert re.search(r'40%.* 4/10 \[00:04<00:12, .*25 tok/s, occupancy 88%\]', last), last
     assert report.seconds_left == 12.0
     progress.close()
+
+
+def test_the_first_line_alone_says_what_has_no_weights(capsys):
+    progress = Progress(terminal=False)
+    report = Report(2, 0, 0, {'bad_lines_skipped': 0, 'near_duplicates_dropped': {}})
+    report.without_weights = ('the teacher has no weights for 1 token',)
+    progress(report, None)
+    progress.log(report, 'gsm8k/test/0/0/plain')
+    first, later = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first['without_weights'] == [*report.without_weights]
+    assert 'without_weights' not in later
+    assert 'environment_changes' not in first

@@ -86,7 +86,7 @@ def peak_over_total(ensemble: Ensemble, config: DecodeConfig, defence: Defence) 
     engine = Engine(ensemble, abstract_weights(ensemble), config, eos=[1])
     chunk = compile_chunk(engine, defence)
     tokens = jax.ShapeDtypeStruct((config.prefill_rows, config.buckets[-1]), jnp.int32)
-    prefill = engine._prefill.lower(engine.weights, tokens).compile()
+    prefill: Any = engine._prefill.lower(engine.weights, tokens).compile()
     waiting = prefill.memory_analysis().output_size_in_bytes
     slots = chunk.memory_analysis().alias_size_in_bytes  # which a chunk writes in place
     return max(peak_bytes(chunk) + waiting, peak_bytes(prefill) + slots) / plan_memory(ensemble, config).total
