@@ -205,7 +205,7 @@ class TraceMaker:
         self.hash = experiment_hash(experiment)
         self.arms = {arm.name: (to_json(arm.defence), to_json(arm.sampling)) for arm in experiment.arms}
         self.policy = policy_hash(experiment)
-        self.versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax')}
+        self.versions = {name: importlib.metadata.version(name) for name in ('adx', 'jax', 'flax')}
 
     def __call__(self, completion: Completion) -> Trace:
         id_ = str(completion.id)

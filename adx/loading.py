@@ -74,18 +74,31 @@ class LaidOut:
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint(LaidOut):
-    """The resolved models of an experiment before any weight is read: enough to plan and to place them."""
+    """The resolved models of an experiment before any weight is read: enough to plan and to place them.
+
+    without_weights: of the models that have none for some tokens, a line each that says for which.
+    """
 
     tokenizer: Tokenizer
+    without_weights: tuple[str, ...] = ()
 
 
 def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Blueprint:
-    """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh."""
+    """Resolves sources, checks that all models share the vocabulary, and lays the ensemble out on the mesh.
+
+    Raises InputError where they do not, or where one has no weights for a word of it.
+    """
     mesh = make_mesh_of(experiment, devices)  # before any file is read
     sources = (experiment.teacher, *experiment.proxies)
     tokenizer = _shared_tokenizer([source.source for source in sources])
-    laid_out = lay_out(experiment, [_stored_config(source) for source in sources], tokenizer.size, mesh)
-    return Blueprint(**vars(laid_out), tokenizer=tokenizer)
+    stored = [_stored_config(source) for source in sources]
+    names = ['teacher', *(f'proxy {i}' for i in range(len(experiment.proxies)))]
+    lines = [
+        _without_weights(f'the {name} {source.source!r}', tokenizer, config.vocab_size)
+        for name, source, config in zip(names, sources, stored, strict=True)
+    ]
+    laid_out = lay_out(experiment, stored, tokenizer.size, mesh)
+    return Blueprint(**vars(laid_out), tokenizer=tokenizer, without_weights=tuple(filter(None, lines)))
 
 
 def make_mesh_of(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -196,6 +209,23 @@ def _shared_tokenizer(sources: Sequence[str]) -> Tokenizer:
         if source != sources[0]:
             check_same_vocabulary(teacher, read_tokenizer(source))
     return teacher
+
+
+def _without_weights(model: str, tokenizer: Tokenizer, rows: int) -> str:
+    """Which tokens a model of so many rows has no weights for, '' for none. Raises InputError where one is a word."""
+
+    def first(ids: Sequence[int]) -> str:
+        return ', '.join(f'{i} ({tokenizer.tokens[i]!r})' for i in ids[:5]) + (', ...' if len(ids) > 5 else '')
+
+    missing = [i for i in range(rows, tokenizer.size) if tokenizer.tokens[i]]
+    words = [i for i in missing if i not in tokenizer.added_ids]
+    if words:
+        raise InputError(
+            f'{model} has weights for {rows} tokens and its tokenizer has {tokenizer.size}: none for {len(words)} '
+            f'words, first {first(words)}; take the tokenizer and the weights of one model'
+        )
+    lacks = f'{model} has no weights for {len(missing)} of {tokenizer.size} tokens, so that none is served'
+    return f'{lacks}: {first(missing)}' if missing else ''
 
 
 def _stored_config(source: ModelSource) -> TransformerConfig:

@@ -34,7 +34,7 @@ class Report:
 
     left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
     fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the environment, as
-    `environments.changes` says them.
+    `environments.changes` says them. without_weights: as `loading.Blueprint` says it.
     """
 
     total: int
@@ -47,6 +47,7 @@ class Report:
     occupancy: float = 0.0
     fallbacks: int = 0
     changes: list[str] = dataclasses.field(default_factory=list)
+    without_weights: tuple[str, ...] = ()
     stops: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     terms: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -106,6 +107,7 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
         left, total, rejected = json.loads(processes.gather(json.dumps(opened))[0])
         pending = [made.requests[id_] for id_ in left]
         report = Report(total, total - rejected - len(pending), rejected, job.left_out)
+        report.without_weights = job.plan.without_weights
         stack.enter_context(processes.ending_together())
         traces = _traces(experiment, path, job, pending, report)
         if workdir is None:

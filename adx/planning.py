@@ -43,6 +43,7 @@ class MemoryPlan:
     """Bytes per device. `workspace` is the larger of a decode step's and a prefill's temporaries.
 
     float32_copies: of bfloat16 weights and caches, where the device's compiler makes them.
+    logits: of teacher and proxies in a decode step, float32; a part of the workspace.
     """
 
     teacher_weights: int
@@ -52,17 +53,24 @@ class MemoryPlan:
     prefix: int
     workspace: int
     float32_copies: int = 0
+    logits: int = 0
     notes: tuple[str, ...] = ()
 
     @property
+    def parts(self) -> dict[str, int]:
+        """By name, what the total is the sum of."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ('logits', 'notes')]
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'notes')
+        return sum(self.parts.values())
 
     def table(self, available: int | None) -> str:
         """The plan as lines of text; `available`: bytes that the device has, None if it does not say."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != 'notes']
-        rows = [(name.replace('_', ' '), getattr(self, name)) for name in names]
-        lines = [f'  {name:<16}{size / 2**20:>10.1f} MiB' for name, size in (*rows, ('total', self.total))]
+        rows = [*self.parts.items(), ('total', self.total)]
+        rows.insert(1 + list(self.parts).index('workspace'), ('  of it logits', self.logits))
+        lines = [f'  {name.replace("_", " "):<16}{size / 2**20:>10.1f} MiB' for name, size in rows]
         if available is not None:
             fit = 'fits' if self.total <= available else 'DOES NOT FIT'
             lines.append(f'  {"available":<16}{available / 2**20:>10.1f} MiB per device: {fit}')
@@ -88,6 +96,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
         prefix=sum(member_cache_bytes(member, config.prefill_rows, longest) for member in models),
         workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models)),
         float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
+        logits=sum(member.stacked for member in models) * _logits_bytes(models[0], config),
         notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
     )
 
@@ -138,8 +147,7 @@ def member_cache_bytes(member: Member, rows: int, length: int) -> int:
 
 def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     """Temporaries of one decode step: the largest of a layer's attention, combining log-probs and drawing a token."""
-    teacher, layout, *_ = models[0]
-    per_copy = local_size(layout, 'B', config.slots) * local_size(layout, 'V', teacher.config.sizes['V']) * FLOAT32
+    layout, per_copy = models[0].layout, _logits_bytes(models[0], config)
     proxies = sum(member.stacked for member in models[1:])
     tangents = sum(member.stacked * member.directions for member in models[1:])
     copies = SAMPLING_COPIES + tangents if proxies < 2 else proxies + COMBINE_COPIES
@@ -148,6 +156,12 @@ def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
         copies = max(copies, each * (proxies + tangents) - 1)
     attention = max(_attention_bytes(member, config) for member in models)
     return max(attention, per_copy * copies)
+
+
+def _logits_bytes(member: Member, config: DecodeConfig) -> int:
+    """Float32 of all slots on one device, of one model: [B, V]."""
+    layout, vocab = member.layout, member.model.config.sizes['V']
+    return local_size(layout, 'B', config.slots) * local_size(layout, 'V', vocab) * FLOAT32
 
 
 def _attention_bytes(member: Member, config: DecodeConfig) -> int:

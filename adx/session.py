@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 
 from adx import directions, generation, loading, spans, view
@@ -71,6 +72,8 @@ def load(experiment: Experiment) -> Models:
     experiments.check(experiment)
     plan = loading.blueprint(experiment)
     loading.check_window(experiment, plan)
+    for line in plan.without_weights:
+        warnings.warn(line, stacklevel=2)
     return loading.load_models(experiment, plan)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from adx.defences import Undefended
+from adx.defences.cross_model import CrossModel
 from adx.types import Defence, Sampling
 
 SCALES, METHODS = ('deviation', 'raw'), ('exact', 'difference')
@@ -27,11 +30,25 @@ class ModelSource:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One setting of a comparison; `name` becomes RequestId.setting. Arms share each row's noise."""
+    """One setting of a comparison; `name` becomes RequestId.setting. Arms share each row's noise.
+
+    sampling: where none is given temperature 0.7 and top-p 0.95, for a cross-model rule, alone or inside another, with
+      its top-k of 20.
+    """
 
     name: str
     defence: Defence = Undefended()
-    sampling: Sampling = Sampling(temperature=0.7, top_p=0.95)
+    sampling: Sampling = None  # type: ignore[assignment]  # what stands for it depends on the rule
+
+    def __post_init__(self) -> None:
+        if self.sampling is None:
+            object.__setattr__(self, 'sampling', _default_sampling(self.defence))
+
+
+def _default_sampling(defence: Defence) -> Sampling:
+    parts = jax.tree.leaves(defence, is_leaf=lambda part: isinstance(part, CrossModel))
+    top_k = CrossModel.top_k if any(isinstance(part, CrossModel) for part in parts) else 0
+    return Sampling(temperature=0.7, top_k=top_k, top_p=0.95)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Progress:
         from tqdm import tqdm
 
         if self.bar is None:
-            print('\n'.join([left_out_line(report.left_out), *report.changes]), file=sys.stderr)
+            told = [left_out_line(report.left_out), *report.without_weights, *report.changes]
+            print('\n'.join(told), file=sys.stderr)
             done = report.done_before + report.rejected
             self.bar = tqdm(total=report.total, initial=done, unit='trace', dynamic_ncols=True, file=sys.stderr)
         self.bar.set_postfix_str(
@@ -78,6 +79,7 @@ class Progress:
 
     def log(self, report: Report, request_id: str = '') -> None:
         left = report.seconds_left
+        told = {'environment_changes': report.changes, 'without_weights': report.without_weights}
         print(
             json.dumps(
                 {
@@ -90,7 +92,7 @@ class Progress:
                     'occupancy': round(report.occupancy, 3),
                     'seconds_left': None if left is None else round(left),
                     **({} if request_id else report.left_out),
-                    **({} if request_id or not report.changes else {'environment_changes': report.changes}),
+                    **({} if request_id else {name: lines for name, lines in told.items() if lines}),
                 }
             ),
             file=sys.stderr,

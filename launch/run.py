@@ -108,7 +108,7 @@ def dry_run(experiment: Any) -> None:
     print(f'\nexperiment hash {experiments.experiment_hash(experiment)}')
     arms = len(experiment.arms)
     print(f'{len(made.prompts)} traces: {len(prompts)} prompts x {experiment.samples} samples x {arms} arms')
-    print(left_out_line(generation.left_out(experiment)))
+    print(*(left_out_line(generation.left_out(experiment)), *blueprint.without_weights), sep='\n')
     if made.rejected:
         id_, reason = next(iter(made.rejected.items()))
         print(f'{len(made.rejected)} of them cannot be served, first {id_}: {reason}')

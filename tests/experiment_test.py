@@ -10,7 +10,17 @@ import re
 import pytest
 
 from adx import study
-from adx.defences import Permutation, ProductOfExperts
+from adx.defences import (
+    Budget,
+    Chain,
+    CrossModelHard,
+    CrossModelReweight,
+    CrossModelSoft,
+    CrossModelWeighted,
+    Permutation,
+    ProductOfExperts,
+    Undefended,
+)
 from adx.errors import ConfigError
 from adx.experiment import (
     Arm,
@@ -43,6 +53,23 @@ def test_every_config_checks_and_round_trips(path):
     written = to_json(config, study.REGISTRY)
     assert from_json(written, study.REGISTRY) == config
     assert from_json(json.loads(json.dumps(written)), study.REGISTRY) == config
+
+
+CROSS = (CrossModelHard(), CrossModelWeighted(), CrossModelSoft(), CrossModelReweight())
+WRAPPED = (Budget(CrossModelSoft(), 0.1), Chain((ProductOfExperts(0.5), CrossModelSoft())))
+
+
+@pytest.mark.parametrize('rule', [*CROSS, *WRAPPED], ids=str)
+def test_a_cross_model_rule_takes_the_published_candidates_where_none_are_stated(rule):
+    assert Arm('x', rule).sampling == Sampling(0.7, top_k=20, top_p=0.95)
+    stated = Sampling(0.7, top_p=0.95)
+    assert Arm('x', rule, stated).sampling == dataclasses.replace(Arm('x', rule), sampling=stated).sampling == stated
+
+
+def test_other_rules_take_the_nucleus_alone():
+    for rule in (Undefended(), ProductOfExperts(0.5), Permutation(ProductOfExperts(0.5))):
+        assert Arm('x', rule).sampling == Sampling(0.7, top_p=0.95)
+    assert Arm('x').sampling.top_k == 0
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

@@ -14,9 +14,11 @@ from etils import epath
 from storage_test import bucket, make_trace, open_workdir  # noqa: F401  (bucket is a fixture)
 
 from adx import export as export_lib
+from adx.datasets.chat import Prompting, encode_conversation, render
 from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.export import FIELDS, FORMATS, export
 from adx.types import RequestId, Trace
+from tests import tiny
 
 QUESTION = 'Was kostet 1 € — „genau“?'
 SETTING = 'canarysetting.lam=0.731'  # as a sweep names it
@@ -102,6 +104,26 @@ def all_bytes(folder) -> bytes:
     return b''.join(str(p).encode() + (p.read_bytes() if p.is_file() else b'') for p in paths)
 
 
+# Two students: of another vocabulary, and with a template of its own.
+TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] | upper }}:\n{{ m['content'] }}\n<|im_end|>{% endfor %}"
+OPENS = '{% if add_generation_prompt %}<|im_start|>ASSISTANT:\n{% endif %}'
+STUDENTS = (tiny.make_tokenizer(330), dataclasses.replace(tiny.make_tokenizer(), template=TURNS + OPENS))
+PROMPTING = Prompting(think_open='', think_close='')
+
+
+def check_teaches(row, text):
+    """A row's tokens under each student's own template give the conversation and the text back."""
+    *asked, last = row['messages']
+    for student in STUDENTS:
+        prompt, completion = encode_conversation(asked, last['content'], student, PROMPTING)
+        assert student.decode(completion) == row['text'] == text
+        assert completion[-1] == student.eos_id
+        spelt = student.backend.decode([*prompt, *completion], skip_special_tokens=False)
+        whole = render(row['messages'], student, PROMPTING, add_generation_prompt=False)
+        assert whole.startswith(spelt.removesuffix(tiny.END))
+        assert student.encode(whole)[: len(prompt) + len(completion) - 1] == [*prompt, *completion[:-1]]
+
+
 @pytest.mark.parametrize('out_format', FORMATS)
 class TestFormats:
     def test_reads_back(self, workdir, out_format):
@@ -115,6 +137,7 @@ class TestFormats:
         ]
         assert rows[1]['licence'] == 'cc-by-nc-4.0'
         assert 'under an anti-distillation defence' in rows[1]['policy']
+        check_teaches(rows[1], defended(1).text)
 
     def test_nothing_private_leaves(self, workdir, out_format):
         folder = release(workdir, out_format)

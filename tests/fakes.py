@@ -78,6 +78,24 @@ def make_requests(count=8, defence=None, sampling=None, new=7, samples=1):
     ]  # fmt: skip
 
 
+def check_agreement(done, expected):
+    """A trace may leave the other program's path only where its rounding decides; until then log-probs agree.
+
+    Both: completions by request id, recorded with 'scalars'.
+    """
+    assert set(done) == set(expected)
+    same = 0
+    for id_, theirs in expected.items():
+        mine = done[id_]
+        pairs = zip(mine.tokens, theirs.tokens, strict=False)
+        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(mine.tokens))
+        same += shared == len(theirs.tokens)
+        for name in ('log_prob', 'kl'):
+            # Logits of size 1 summed in another order: a few units of float32's last place.
+            np.testing.assert_allclose(mine.statistics[name][:shared], theirs.statistics[name][:shared], atol=2e-5)
+    assert same >= len(done) - 1  # near ties of 1e-5 in some hundred draws are rarer than one
+
+
 def undefended(**kwargs):
     return make_requests(defence=Undefended(), **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adx import loading
+from adx import loading, pipeline
 from adx.checkpoints import save_hf
 from adx.datasets.tokenizing import save_tokenizer
 from adx.decoding.engine import DecodeConfig, Engine
@@ -21,8 +22,10 @@ from adx.experiment import ModelSource
 from adx.mesh import abstract_mesh
 from adx.models.rope import Rope
 from adx.models.transformer import make_model
+from adx.processes import Place
 from adx.types import Request, RequestId, Sampling
 from launch.config import load_config
+from launch.run import dry_run
 from tests import tiny
 
 
@@ -31,25 +34,55 @@ def experiment(tmp_path):
     return load_config(tiny.write_config(tmp_path / 'config.py', tiny.write_teacher(tmp_path / 'teacher')))
 
 
-def test_a_token_without_weights_is_never_served_and_refused_in_prompts(tmp_path, experiment):
-    config = dataclasses.replace(tiny.make_params()[0].config, vocab_size=tiny.VOCAB - 3)
-    model = make_model(config)
-    write = functools.partial(save_tokenizer, tiny.make_tokenizer())
-    save_hf(str(tmp_path / 'short'), model, model.init(0), write_tokenizer=write)
-    source = ModelSource(str(tmp_path / 'short'))
-    alone = dataclasses.replace(experiment, teacher=source, proxies=(source,), arms=experiment.arms[:1])
+def short_of(experiment, path, added, rows):
+    """The experiment's first arm on a model of so many rows, whose tokenizer has `added` tokens behind its words."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.backend.add_tokens(added)
+    model = make_model(dataclasses.replace(tiny.make_params()[0].config, vocab_size=rows))
+    write = functools.partial(save_tokenizer, tokenizer)
+    save_hf(str(path), model, model.init(0), write_tokenizer=write)
+    source = ModelSource(str(path))
+    return dataclasses.replace(experiment, teacher=source, proxies=(source,), arms=experiment.arms[:1])
+
+
+def test_a_token_without_weights_is_said_never_served_and_refused_in_prompts(tmp_path, experiment, capsys):
+    alone = short_of(experiment, tmp_path / 'short', ['<|image|>', '<|sound|>'], tiny.VOCAB)
     plan = loading.blueprint(alone)
-    assert (plan.tokenizer.size, plan.vocab_rows) == (tiny.VOCAB, tiny.VOCAB)
+    assert (plan.tokenizer.size, plan.vocab_rows) == (tiny.VOCAB + 2, tiny.VOCAB + 2)
+    lacks = "has no weights for 2 of 402 tokens, so that none is served: 400 ('<|image|>'), 401 ('<|sound|>')"
+    said = [f'the {role} {alone.teacher.source!r} {lacks}' for role in ('teacher', 'proxy 0')]
+    assert list(plan.without_weights) == said
+    dry_run(alone)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if 'no weights' in line] == said
     teacher = plan.ensemble.teacher
-    assert {teacher.config.vocab_size, plan.ensemble.groups[0].model.config.vocab_size} == {tiny.VOCAB - 3}
+    assert {teacher.config.vocab_size, plan.ensemble.groups[0].model.config.vocab_size} == {tiny.VOCAB}
     params = loading.load_models(alone, plan).weights.teacher
     logits_BLV, _ = teacher.apply(params, jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32))
-    assert np.all(np.asarray(logits_BLV)[..., tiny.VOCAB - 3 :] < -1e29)
+    assert np.all(np.asarray(logits_BLV)[..., tiny.VOCAB :] < -1e29)
     ensemble = dataclasses.replace(plan.ensemble, groups=())
     engine = Engine(ensemble, Weights(params, ()), DecodeConfig(slots=2, buckets=(8,), prefill_rows=2, cache_length=16))
-    request = Request(RequestId('d', 's', '0', 0, 'a'), (1, tiny.VOCAB - 3), 4, Sampling(), Undefended())
-    with pytest.raises(InputError, match=rf'prompt token {tiny.VOCAB - 3} lies outside the vocabulary'):
+    request = Request(RequestId('d', 's', '0', 0, 'a'), (1, tiny.VOCAB), 4, Sampling(), Undefended())
+    with pytest.raises(InputError, match=rf'prompt token {tiny.VOCAB} lies outside the vocabulary'):
         next(engine.generate([request]))
+
+
+def test_a_run_says_at_its_start_what_has_no_weights(tmp_path, experiment):
+    alone, starts = short_of(experiment, tmp_path / 'short', ['<|image|>'], tiny.VOCAB), []
+    run = dataclasses.replace(alone, proxies=(), limit=1, max_new_tokens=1)
+    tell = lambda report, trace: starts.append(report.without_weights)  # noqa: E731
+    pipeline.generate(run, str(tmp_path / 'run'), Place(), tell, contextlib.nullcontext)
+    assert starts[0] == loading.blueprint(run).without_weights
+    assert len(starts[0]) == 1
+
+
+def test_weights_for_fewer_words_than_the_tokenizer_has_are_refused(tmp_path, experiment):
+    alone = short_of(experiment, tmp_path / 'short', ['<|image|>'], tiny.VOCAB - 7)
+    said = r"the teacher .* weights for 393 tokens .* has 401: none for 7 words, first 393 \('.*'\), .*, \.\.\.; take"
+    with pytest.raises(InputError, match=said) as error:
+        loading.blueprint(alone)
+    assert '401 (' not in str(error.value)
+    assert '\n' not in str(error.value)
 
 
 def test_one_model_without_weights_for_a_token_is_enough(experiment):

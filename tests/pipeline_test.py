@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import time
 
 import pytest
@@ -54,3 +55,10 @@ def test_forgotten_requests_are_neither_there_nor_rejected(experiment, tmp_path,
         report = tiny.generate(experiment, tmp_path)
         assert (report.total, report.done_before, report.rejected) == expected
         assert report.done == 0
+
+
+def test_a_trace_says_which_versions_made_it(experiment, tmp_path):
+    one = dataclasses.replace(experiment, limit=1, max_new_tokens=1)
+    tiny.generate(one, tmp_path)
+    (trace,) = Workdir(tmp_path).traces()
+    assert trace.versions == {name: importlib.metadata.version(name) for name in ('adx', 'jax', 'flax')}

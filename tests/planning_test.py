@@ -22,7 +22,7 @@ from adx.optimising import Recipe
 from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
 from adx.rewriters.gradient import Gradient
 from adx.training import Trainer
-from tools.bench.memory import abstract_weights, chunk_over_plan
+from tools.bench.memory import abstract_weights, chunk_over_plan, peak_over_total
 
 MODEL = TransformerConfig(
     vocab_size=8192, num_layers=3, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8
@@ -122,6 +122,25 @@ def test_the_table_says_whether_it_fits():
     plan = plan_memory(make_ensemble(MODEL, (1, 1, 1), 1), DECODE)
     assert plan.table(plan.total).endswith('fits')
     assert plan.table(plan.total - 1).endswith('DOES NOT FIT')
+
+
+def test_the_table_says_what_of_the_workspace_are_logits():
+    """Of a teacher and two proxies, 16 slots in two pieces of rows and of vocabulary: [8, 4096] each."""
+    plan = plan_memory(make_ensemble(MODEL, (2, 1, 2), 2), DECODE)
+    assert plan.logits == 3 * 8 * 4096 * 4 < plan.workspace
+    lines = plan.table(None).splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.split()[:3] == ['of', 'it', 'logits'])
+    assert lines[at].endswith(' 0.4 MiB')
+    assert lines[at - 1].split()[0] == 'workspace'
+    assert plan.total == sum(getattr(plan, name) for name in (
+        'teacher_weights', 'proxy_weights', 'directions', 'caches', 'prefix', 'workspace', 'float32_copies'
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize('model', [CHOICE, pytest.param(CACHES[0], marks=SLOW)])
+def test_the_printed_total_is_the_most_that_a_run_holds(model):
+    """Chunk and prefill, each beside what the other leaves."""
+    assert LOW < peak_over_total(make_ensemble(model, (1, 1, 1), 1), DECODE, ProductOfExperts(0.5)) < HIGH
 
 
 def test_training_with_adapters_by_hand():

@@ -78,6 +78,11 @@ class Tokenizer:
         named = {i for i, one in added.items() if one.special or (one.content.strip() and one.content in template)}
         return self.eos_ids | named | ({self.bos_id} if self.bos_id is not None else set())
 
+    @functools.cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids beside the words that the vocabulary was trained on: added tokens, and those of control_ids."""
+        return self.control_ids | frozenset(self.backend.get_added_tokens_decoder())
+
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of `text`. Special tokens written out in it become their ids.
 

@@ -1,7 +1,7 @@
 """Cross-model adversarial decoding: among the teacher's candidates, tokens that the proxies find unlikely.
 
-The candidates are the truncation set. The published rules take the teacher's top 20 inside its 0.95 nucleus: say
-so with `Sampling(top_k=20, top_p=0.95)`. Proxies are never truncated, so every candidate has a finite score.
+The candidates are the truncation set: where an arm states no sampling, the teacher's top 20 inside its 0.95 nucleus,
+as the published rules have it. Proxies are never truncated, so every candidate has a finite score.
 """
 
 from __future__ import annotations
@@ -14,6 +14,13 @@ from adx.numerics import MASKED, argmax
 from adx.types import Array, State, Stateless, Views, check_range
 
 
+class CrossModel(Stateless):
+    """What the rules share. top_k: of the truncation set where an arm states none."""
+
+    wants_proxies = True
+    top_k = 20
+
+
 def _one_hot(scores_V: Array, allowed_V: Array) -> Array:
     """All mass on the best allowed token: log-prob 0 there, MASKED elsewhere."""
     best = argmax(jnp.where(allowed_V, scores_V, -jnp.inf))
@@ -21,12 +28,11 @@ def _one_hot(scores_V: Array, allowed_V: Array) -> Array:
 
 
 @struct.dataclass
-class CrossModelHard(Stateless):
+class CrossModelHard(CrossModel):
     """argmin over the candidates of lp_S: the token the proxies find least likely. It has no strength."""
 
     join: Aggregation = Aggregation()
 
-    wants_proxies = True
     is_argmax = True
 
     def check(self) -> None:
@@ -37,13 +43,12 @@ class CrossModelHard(Stateless):
 
 
 @struct.dataclass
-class CrossModelWeighted(Stateless):
+class CrossModelWeighted(CrossModel):
     """argmax over the candidates of lp_T - w lp_S. weight: w >= 0; at 0 it is greedy on the candidates."""
 
     weight: float | Array = 1.0
     join: Aggregation = Aggregation()
 
-    wants_proxies = True
     is_argmax = True
 
     def check(self) -> None:
@@ -56,7 +61,7 @@ class CrossModelWeighted(Stateless):
 
 
 @struct.dataclass
-class CrossModelSoft(Stateless):
+class CrossModelSoft(CrossModel):
     """softmax over the candidates of (lp_T - w lp_S) / soft_temperature.
 
     weight: w, finite. Negative values reward what the proxies know: w = -gamma / (1 - gamma) with
@@ -66,8 +71,6 @@ class CrossModelSoft(Stateless):
     weight: float | Array = 1.0
     soft_temperature: float | Array = 1.0
     join: Aggregation = Aggregation()
-
-    wants_proxies = True
 
     def check(self) -> None:
         check_range('CrossModelSoft.weight', self.weight)
@@ -81,13 +84,11 @@ class CrossModelSoft(Stateless):
 
 
 @struct.dataclass
-class CrossModelReweight(Stateless):
+class CrossModelReweight(CrossModel):
     """p_T (1 - p_S)^alpha over the candidates. alpha >= 0; at 0 it is the teacher on the candidates."""
 
     alpha: float | Array = 1.0
     join: Aggregation = Aggregation()
-
-    wants_proxies = True
 
     def check(self) -> None:
         check_range('CrossModelReweight.alpha', self.alpha, 0.0)

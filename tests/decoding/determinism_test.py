@@ -49,6 +49,15 @@ def test_a_trace_replayed_on_another_mesh_differs_in_near_ties_only(shape):
     assert result.share < 1e-5
 
 
+def test_tokens_do_not_depend_on_the_number_of_slots_until_a_near_tie():
+    """Four slots and eight are two programs, whose matmuls may be tiled otherwise."""
+    side = alone()
+    requests = fakes.make_requests(20, ProductOfExperts(0.5), Sampling(0.7, top_k=20, top_p=0.95), new=12)
+    assert fakes.DECODE.slots == 8
+    few, many = (decode(side, requests, dataclasses.replace(fakes.DECODE, slots=slots)) for slots in (4, 8))
+    fakes.check_agreement(few, many)
+
+
 def test_a_replay_finds_what_differs_and_foresees_how_much():
     """Weights that are off by one part in a hundred: the gaps grow with X, and as many tokens differ as expected."""
     ensemble, weights = made = alone()

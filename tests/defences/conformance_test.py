@@ -154,6 +154,14 @@ def test_strength_zero_is_the_teacher_bit_for_bit(defence):
     np.testing.assert_array_equal(scores_V[ALLOWED], views.teacher_V[ALLOWED])
 
 
+def test_weighted_at_zero_is_greedy_on_the_candidates():
+    views = fakes.make_views(allowed=ALLOWED)
+    best = int(np.where(ALLOWED, views.teacher_V, -np.inf).argmax())
+    assert best != int(np.asarray(views.teacher_V).argmax())  # the teacher's own first choice is no candidate
+    log_q_V = served(CrossModelWeighted(0.0), views)
+    assert (log_q_V[best], log_q_V.argmax()) == (0.0, best)
+
+
 @pytest.mark.parametrize(
     'defence',
     [

@@ -67,14 +67,19 @@ class Bench:
         return load_models(self.experiment, blueprint(self.experiment))
 
     @functools.cached_property
-    def requests(self) -> list[Request]:
-        """One per prompt, --prompts in all; all splits of the data together."""
+    def pool(self) -> list[Request]:
+        """One per prompt that fits; all splits of the data together."""
         experiment = self.experiment
         prompts = [prompt for split in SPLITS for prompt in experiment.dataset.prompts(split)]
         requests = list(make_requests(experiment, prompts, self.models.tokenizer).requests.values())
         if len(requests) < PROMPTS.value:
             raise ConfigError(f'--prompts={PROMPTS.value} but there are {len(requests)} that fit; give --data')
-        return requests[: PROMPTS.value]
+        return requests
+
+    @property
+    def requests(self) -> list[Request]:
+        """--prompts of them: what programs are warmed up and batch sizes tried on."""
+        return self.pool[: PROMPTS.value]
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -132,24 +137,37 @@ def compare_steps(bench: Bench) -> tuple[list[float], list[float]]:
     return ours, theirs
 
 
+def draw_anew(pool: Sequence[Request], count: int, repeat: int) -> list[Request]:
+    """`count` requests of the pool for a repeat, the first is 0: others than the pool's first, which warm up.
+
+    Those of the repeat before are drawn again where the pool has fewer than three times `count`, and where it has
+    fewer than twice, as the shipped sample has for 128, the first are: the same prompts under other noise.
+    """
+    others = len(pool) // count - 1
+    start = (1 + repeat % others) * count if others > 0 else 0
+    return [
+        dataclasses.replace(request, id=request.id._replace(sample=repeat)) for request in pool[start : start + count]
+    ]
+
+
 def compare_useful(bench: Bench) -> tuple[dict[int, float], np.ndarray]:
     """Useful tokens per second: refilled slots, and in turn with them the baseline at the best of its batch sizes.
 
-    Returns the baseline's by batch size, tried once each before on the same prompts, and [repeats, (ours, theirs)].
+    Both sides of a repeat get the same prompts, drawn anew by `draw_anew`. Returns the baseline's rate by batch size,
+    each tried once before on the pool's first prompts, and [repeats, (ours, theirs)].
     """
-    prompts = [request.tokens for request in bench.requests]
 
-    def theirs(batch: int) -> float:
+    def theirs(batch: int, requests: Sequence[Request]) -> float:
+        prompts = [request.tokens for request in requests]
         return rate(lambda: bench.baseline('useful_tokens', bench.threads, prompts, MAX_NEW.value, batch))
 
-    def ours(repeat: int) -> float:
-        ids = [request.id._replace(sample=repeat) for request in bench.requests]
-        drawn = [dataclasses.replace(r, id=id_) for r, id_ in zip(bench.requests, ids, strict=True)]
-        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(drawn)))
+    def ours(requests: Sequence[Request]) -> float:
+        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(requests)))
 
-    tried = {batch: theirs(batch) for batch in map(int, HF_BATCHES.value)}
+    tried = {batch: theirs(batch, bench.requests) for batch in map(int, HF_BATCHES.value)}
     best = max(tried, key=lambda batch: tried[batch])
-    return tried, np.array([(ours(repeat), theirs(best)) for repeat in range(REPEATS.value)])
+    drawn = [draw_anew(bench.pool, PROMPTS.value, repeat) for repeat in range(REPEATS.value)]
+    return tried, np.array([(ours(requests), theirs(best, requests)) for requests in drawn])
 
 
 def append(table: str, figure: str, samples: Sequence[float], unit: str, goal: str = '') -> None:
