@@ -13,6 +13,7 @@ from adx.answers import reader_of
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import Engine
 from adx.evaluation import Exam, make_exam, roomy, student_engine, with_shots
+from adx.keeping import Keeping
 from adx.lessons import Lesson, finished, shuffled
 from adx.loading import load_alone, read_tokenizer
 from adx.mesh import make_mesh
@@ -34,6 +35,7 @@ class Lab:
     teacher: Tokenizer
     prompts: dict[str, list[Prompt]]
     tell: Tell
+    keeping: Keeping
 
     @functools.cached_property
     def teacher_model(self) -> checkpoints.Loaded:
@@ -54,9 +56,9 @@ class Family:
     yardstick: curves.Yardstick | None  # where the study wants curves
 
 
-def make_lab(study: Study, path: str, tell: Tell) -> Lab:
+def make_lab(study: Study, path: str, tell: Tell, keeping: Keeping = Keeping()) -> Lab:  # noqa: B008
     prompts = {split: study.experiment.dataset.prompts(split) for split in (CHOICE, study.split, 'holdout')}
-    return Lab(study, path, read_tokenizer(study.experiment.teacher.source), prompts, tell)
+    return Lab(study, path, read_tokenizer(study.experiment.teacher.source), prompts, tell, keeping)
 
 
 def make_family(lab: Lab, student: Student) -> Family:

@@ -58,6 +58,9 @@ SHARD = flags.DEFINE_integer('shard', None, 'Which share of the work; from the s
 NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the work, each on its own.')
 STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
 ATTACKS = flags.DEFINE_list('attacks', [], 'Stage distil: some attacks; other processes may take the others.')
+CHECKPOINT_EVERY = flags.DEFINE_integer(
+    'checkpoint_every', 250, 'Stage distil: steps between checkpoints of students in training; 0 keeps none.', 0
+)
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
 SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
@@ -298,7 +301,9 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
         'freeze': lambda: stages.freeze(study, path),
-        'distil': lambda: stages.distil(study, path, interrupts, (STUDENTS.value, ATTACKS.value, *place_of_process())),
+        'distil': lambda: stages.distil(
+            study, path, interrupts, CHECKPOINT_EVERY.value, (STUDENTS.value, ATTACKS.value, *place_of_process())
+        ),
         'assess': lambda: stages.assess(study, path, place_in_run()),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),
     }

@@ -69,9 +69,10 @@ def freeze(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] = ()) -> int:
-    """share: of this process, see study.Share."""
+def distil(study: Any, path: str, interrupts: Interrupts, every: int, share: Sequence[Any] = ()) -> int:
+    """every: see keeping.Keeping. share: of this process, see study.Share."""
     from adx import distilling
+    from adx.keeping import Keeping
     from adx.study import Share
 
     def announce(ahead: distilling.Estimate) -> None:
@@ -81,7 +82,7 @@ def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] =
     print(count_line(study))
     with contextlib.closing(Progress()) as progress:
         tell = functools.partial(progress.steps, 'steps')
-        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, Share(*share))
+        outcomes = distilling.distil(study, path, tell, Keeping(interrupts.guard, every), announce, Share(*share))
     graded = [one for one in outcomes if one.split == study.split]
     print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
     return COMPLETE
