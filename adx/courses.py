@@ -7,10 +7,12 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
+
 from adx import attacks
 from adx.attackers import Attackers
 from adx.attacks import Attack
-from adx.errors import InputError
+from adx.errors import ConfigError, InputError
 from adx.families import Family, Lab
 from adx.lesson_encoding import Encoded, encode
 from adx.lessons import Lesson, check_apart, tallied
@@ -19,6 +21,23 @@ from adx.supervision import Supervision, supervise
 OWN = 'own'  # in place of an arm: what the attacker has without one
 
 Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
+
+
+def check_together(chosen: Sequence[Attack]) -> None:
+    """Raises ConfigError, where this is one program of several processes, for an attack that wants a model beside its
+    students: each process would have to ask it in step with the others.
+    """
+    if jax.process_count() == 1:
+        return
+    for attack in chosen:
+        beside = [name for name in attack.needs if name in ('query', *attacks.OF_OWN_MODEL)]
+        recorded = attack.loss == 'soft' and 'candidates' not in dict(attack.arguments)
+        asks = beside or ([] if attack.loss == 'hard' or recorded else [f'labels for the loss {attack.loss!r}'])
+        if asks:
+            raise ConfigError(
+                f'attack {attack.name!r} asks a model beside its students ({", ".join(asks)}), and one program across '
+                'hosts does not; name the others with --attacks, and distil this one without --distributed'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

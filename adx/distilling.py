@@ -15,22 +15,24 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from adx import attacks, courses, curves, outcomes_io, readings, study_traces, teaching
+from adx import attacks, courses, curves, outcomes_io, processes, readings, study_traces, teaching
 from adx.attackers import Attackers, check_holdout
 from adx.attacks import Attack
 from adx.batching import Example
 from adx.courses import OWN, Course, Prepare, make_course
 from adx.evaluation import Evaluation, evaluate
 from adx.families import CHOICE, Family, Lab, Tell, make_family, make_lab, shown_examples
+from adx.hashing import content_hash
 from adx.keeping import Keeping, Shelf, make_shelf
 from adx.lessons import Lesson
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log, check_same
-from adx.study import Share, Study, attack_hash, attack_hashes, commitment, identity, study_hash
+from adx.study import Share, Student, Study, attack_hash, attack_hashes, commitment, identity, study_hash
 from adx.study_traces import seed_path
 from adx.supervision import Supervision
 from adx.teaching import Job, Mark, Setting, Taught
@@ -61,22 +63,20 @@ def distil(
     the rest in the same workdir.
     """
     mine = share.of(study)
-    outcomes_io.claim(path, identity(study))
-    check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
+    courses.check_together([attack for _, chosen in mine for attack in chosen])
     with contextlib.ExitStack() as stack:
-        logs = {}
-        for student, chosen in mine:
-            names = [attack.name for attack in chosen]
-            logs[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, keeping.guard))
-        lab = make_lab(study, path, tell, keeping)
-        families = [(make_family(lab, student), chosen) for student, chosen in mine]
+        stack.enter_context(processes.ending_together())
+        logs = _open_logs(study, path, mine, keeping, stack)
+        lab, families = processes.together(lambda: _open_families(study, path, mine, tell, keeping))
+        processes.check_same('students', lambda: content_hash([family.identity for family, _ in families]))
         hashes = attack_hashes(study)
         for family, _ in families:
             check_same(logs[family.student.name].known, hashes, {family.student.name: family.identity})
         announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
-            attackers, arms = Attackers(study, path, seed), study_traces.lessons(study, path, seed)
+            attackers = Attackers(study, path, seed)
+            arms = processes.together(lambda seed=seed: study_traces.lessons(study, path, seed))  # type: ignore[misc]
             prepare = functools.cache(functools.partial(courses.prepare, lab, attackers, arms))
             for family, chosen in families:
                 log = logs[family.student.name]
@@ -84,6 +84,35 @@ def distil(
                 for attack in chosen:
                     _Group(lab, family, attack, attackers).run(prepare, log)
     return [one for _, one in sorted(outcomes_io.read(path).items())]
+
+
+def _open_logs(
+    study: Study, path: str, mine: Sequence[tuple[Student, Sequence[Attack]]], keeping: Keeping,
+    stack: contextlib.ExitStack,
+) -> dict[str, Log]:  # fmt: skip
+    """By family, closed with `stack`. Of the processes of one program one holds the locks, and all know the same."""
+
+    def write() -> dict[str, Log]:
+        outcomes_io.claim(path, identity(study))
+        check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
+        opened = {}
+        for student, chosen in mine:
+            names = [attack.name for attack in chosen]
+            opened[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, keeping.guard))
+        return opened
+
+    written = processes.together(write if keeping.writes else dict)
+    logs = processes.together(lambda: written or {student.name: Log(path, None) for student, _ in mine})
+    known = [sorted(log.known) for log in logs.values()]
+    processes.check_same('study or outcomes', lambda: content_hash([commitment(study), known]))
+    return logs
+
+
+def _open_families(
+    study: Study, path: str, mine: Sequence[tuple[Student, Sequence[Attack]]], tell: Tell, keeping: Keeping
+) -> tuple[Lab, list[tuple[Family, Sequence[Attack]]]]:
+    lab = make_lab(study, path, tell, keeping)
+    return lab, [(make_family(lab, student), chosen) for student, chosen in mine]
 
 
 def _estimate(lab: Lab, families: Sequence[tuple[Family, Sequence[Attack]]], logs: Mapping[str, Log]) -> Estimate:
@@ -152,8 +181,18 @@ def _graded(
     lab: Lab, family: Family, students: Mapping[str, Params], split: str, label: str
 ) -> dict[str, Evaluation]:
     if split == 'test':
-        readings.read_test(lab.path, commitment(lab.study), label, study_hash(lab.study))
-    return dict(evaluate(family.engine, students, family.exams[split]))
+        processes.together(lambda: lab.keeping.writes and _note_reading(lab, label))
+    return _agreed(dict(evaluate(family.engine, students, family.exams[split])))
+
+
+def _note_reading(lab: Lab, label: str) -> int:
+    return readings.read_test(lab.path, commitment(lab.study), label, study_hash(lab.study))
+
+
+def _agreed(graded: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """As process 0 has it: the time of a grader may have run out in one process alone."""
+    said = processes.gather(json.dumps({name: dataclasses.asdict(one) for name, one in graded.items()}))[0]
+    return {name: Evaluation(**one | {'correct': tuple(one['correct'])}) for name, one in json.loads(said).items()}
 
 
 def _effort(setting: Setting) -> tuple[float, float]:
@@ -178,12 +217,9 @@ class _Group:
         self._shelf.clear()  # also what a process left that was killed behind the last of them
 
     def _run(self, names: Sequence[str], prepare: Prepare, log: Log) -> None:
-        prepared = {name: prepare(self.attack, name) for name in names}
-        made = {
-            name: make_course(self.lab, self.family, self.attackers, self.attack, name, one)
-            for name, one in prepared.items()
-            if one is not None
-        }
+        prepared = processes.together(lambda: {name: prepare(self.attack, name) for name in names})
+        made = processes.together(lambda: self._courses(prepared))
+        processes.check_same('lessons', lambda: content_hash([one.encoded.examples for one in made.values()]))
         taught = self._train(made, {name: self._settings(name, log.known) for name in made})
         found: list[Outcome] = []
         for name, one in prepared.items():
@@ -193,6 +229,11 @@ class _Group:
                 found += self._grade(name, taught[name], made[name])
         log.add(found)
         self._shelf.clear()
+
+    def _courses(self, prepared: Mapping[str, attacks.Prepared | None]) -> dict[str, Course]:
+        known = {name: one for name, one in prepared.items() if one is not None}
+        of = self.lab, self.family, self.attackers, self.attack
+        return {name: make_course(*of, name, one) for name, one in known.items()}
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
         """Without resources of its own an attacker keeps the student as it was. An arm without lessons has none."""
@@ -287,9 +328,8 @@ class _Group:
     @functools.cached_property
     def _holdout(self) -> list[Example]:
         family, path = self.family, seed_path(self.lab.path, self.seed)
-        return curves.holdout_examples(
-            path, family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
-        )
+        read = family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
+        return processes.together(lambda: curves.holdout_examples(path, *read))
 
     def _outcome(self, name: str, one: Taught, split: str, graded: Evaluation, course: Course) -> Outcome:
         of, threat = self._settled(name), self._threat(course, one.setting)

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import files
+from adx import files, processes
 from adx.errors import StorageError
 from adx.hashing import content_hash
 from adx.storage import Workdir
@@ -26,11 +26,12 @@ TRAINING = 'training'  # in private/
 @dataclasses.dataclass(frozen=True)
 class Keeping:
     """guard: a context inside which no interruption is raised. every: steps between two checkpoints of students in
-    training, 0 for none.
+    training, 0 for none. writes: False on all but one process of one program.
     """
 
     guard: Callable[[], Any] = contextlib.nullcontext
     every: int = 250
+    writes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Shelf:
         return Run(self.directory / content_hash(identity), identity, self.keeping.every, keep=1, visits=visits)
 
     def clear(self) -> None:
-        """Removes what is there."""
+        """Removes what is there, once all processes are here."""
+        processes.together(self._remove if self.keeping.writes else lambda: None)
+
+    def _remove(self) -> None:
         with files.os_errors(StorageError, f'{self.directory} was not removed'):
             if self.directory.exists():
                 self.directory.rmtree()
