@@ -13,11 +13,13 @@ import signal
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 from studies import make_study, write_holdout, write_traces
 
-from adx import keeping, outcomes_io
+from adx import keeping, orbax_io, outcomes_io
 from tests import programs
 from tests.programs import end, start, start_together
 
@@ -85,13 +87,14 @@ def outcomes(place, name: str) -> dict[str, dict]:
 
 def weights(place, name: str) -> dict[str, dict[str, np.ndarray]]:
     """Of the students of each run as they ended: {students as JSON: {path: array}}."""
-    import orbax.checkpoint as ocp
-
     found = {}
-    for manifest in (place.root / name / 'private' / keeping.TRAINING).glob('*/*/00000024/training.json'):
-        students = json.dumps(json.loads(manifest.read_text())['identity']['students'])
-        arrays = ocp.PyTreeCheckpointer().restore(manifest.parent / 'params', restore_args=None)
-        found[students] = {path: np.asarray(x) for path, x in arrays.items() if path.startswith('weights.')}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    for path in (place.root / name / 'private' / keeping.TRAINING).glob('*/*/00000024/training.json'):
+        manifest = json.loads(path.read_text())
+        shapes = {one: shape for one, shape in manifest['shapes'].items() if one.startswith('weights.')}
+        abstract = {one: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for one, shape in shapes.items()}
+        arrays = orbax_io.restore(epath.Path(path.parent), abstract)
+        found[json.dumps(manifest['identity']['students'])] = jax.device_get(arrays)
     return found
 
 
@@ -149,6 +152,24 @@ def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_students_of_o
     # One process finds nothing left to do.
     code, out, err = end(start(place, *flags(place, axis)))
     assert (code, 'ahead: up to 0 students' in out) == (0, True), err
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_is_stopped_both_save_one_step_and_one_process_goes_on(place):
+    given = flags(place, 'voted', '--set=experiment.mesh.data=2')
+    both = start_together(place, *given, program=('-c', PROGRAM.format(at=0, pace=0.3)))
+    wait_for_a_checkpoint(both[0], place.root / 'voted')
+    both[1].send_signal(signal.SIGTERM)
+    (first, _, said), (second, _, why) = map(end, both)
+    assert (first, second) == (75, 75), said + why
+    assert 'another process was stopped; what is done is saved' in said
+    assert 'stopped by SIGTERM' in why
+    code, _, err = end(start(place, *flags(place, 'voted'), program=('-c', KEEPING)))
+    assert code == 0, err
+    for students, arrays in weights(place, 'alone').items():
+        for path, x in arrays.items():
+            other = weights(place, 'voted')[students][path]
+            assert np.linalg.norm(other - x) < WEIGHTS * np.linalg.norm(x), path
 
 
 def test_what_one_program_does_not_do_is_named(place, students):
