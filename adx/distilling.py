@@ -231,9 +231,8 @@ class _Group:
         self._shelf.clear()
 
     def _courses(self, prepared: Mapping[str, attacks.Prepared | None]) -> dict[str, Course]:
-        known = {name: one for name, one in prepared.items() if one is not None}
         of = self.lab, self.family, self.attackers, self.attack
-        return {name: make_course(*of, name, one) for name, one in known.items()}
+        return {name: make_course(*of, name, one) for name, one in prepared.items() if one is not None}
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
         """Without resources of its own an attacker keeps the student as it was. An arm without lessons has none."""

@@ -1,6 +1,7 @@
 """Students by the program as its user starts it: stopped, killed, and by one program of two processes.
 
-Between one process and two the bound is for sums of float32 in another order over 24 steps of Adam, of a tensor's norm.
+Between one process and two the bound is for sums of float32 in another order over 24 steps of Adam: of a tensor's norm
+two processes over `data` differed most by 1.2e-5, over `model` by 1.4e-5.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ def place(students, tmp_path_factory) -> types.SimpleNamespace:
     study = make_study(students[:1], seeds=(0,))
     write_traces(study, str(root / 'traces'))
     write_holdout(study, str(root / 'traces'))
-    # A whole CPU program: unoptimised ones of other meshes round otherwise.
     found = types.SimpleNamespace(root=root, config=config, environment=programs.environment())
     code, out, err = end(start(found, *flags(found, 'alone'), program=('-c', KEEPING)))
     assert code == 0, err
@@ -148,10 +148,6 @@ def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_students_of_o
         for path, x in arrays.items():
             far = max(far, float(np.linalg.norm(ours[students][path] - x) / np.linalg.norm(x)))
     assert far < WEIGHTS
-    print(f'{axis}: {far:.1e} of a norm')
-    # One process finds nothing left to do.
-    code, out, err = end(start(place, *flags(place, axis)))
-    assert (code, 'ahead: up to 0 students' in out) == (0, True), err
 
 
 @pytest.mark.slow
