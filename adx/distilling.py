@@ -3,6 +3,7 @@
     private/study.json        which study this is
     private/seeds/<seed>/     a workdir of its own: the traces of one seed
     private/outcomes/         journals of adx.outcomes.Outcome, one line a graded student
+    private/training/         students that are trained, see adx/keeping.py
 
 Every family, attack and arm has the whole grid of optimiser settings on the first seed, graded on attack_val; the best
 is frozen for the other seeds, which are graded on the study's split only.
@@ -14,29 +15,29 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from adx import attacks, curves, outcomes_io, readings, study_traces, teaching
+from adx import attacks, courses, curves, outcomes_io, processes, readings, study_traces, teaching
 from adx.attackers import Attackers, check_holdout
 from adx.attacks import Attack
 from adx.batching import Example
-from adx.errors import InputError
+from adx.courses import OWN, Course, Prepare, make_course
 from adx.evaluation import Evaluation, evaluate
 from adx.families import CHOICE, Family, Lab, Tell, make_family, make_lab, shown_examples
-from adx.lesson_encoding import Encoded, encode
-from adx.lessons import Lesson, check_apart, tallied
+from adx.hashing import content_hash
+from adx.keeping import Keeping, Shelf, make_shelf
+from adx.lessons import Lesson
 from adx.models.transformer import Params
 from adx.outcomes import Outcome, ThreatModel
 from adx.outcomes_io import Known, Log, check_same
-from adx.study import Share, Study, attack_hash, attack_hashes, commitment, identity, study_hash
+from adx.study import Share, Student, Study, attack_hash, attack_hashes, commitment, identity, study_hash
 from adx.study_traces import seed_path
-from adx.supervision import Supervision, supervise
+from adx.supervision import Supervision
 from adx.teaching import Job, Mark, Setting, Taught
 
-OWN, BASE = 'own', 'base'  # sources that are no arm's
-
-Prepare = Callable[[Attack, str], attacks.Prepared | None]  # (attack, arm or OWN) -> its lessons, None without any
+BASE = 'base'  # a source that is no arm's, as OWN
 
 
 class Estimate(NamedTuple):
@@ -51,39 +52,67 @@ def distil(
     study: Study,
     path: str,
     tell: Tell = lambda name, done, total: None,
-    guard: Callable[[], Any] = contextlib.nullcontext,
+    keeping: Keeping = Keeping(),  # noqa: B008
     announce: Callable[[Estimate], None] = lambda estimate: None,
     share: Share = Share(),  # noqa: B008
 ) -> list[Outcome]:
     """Trains and grades what is missing, and returns all outcomes. The traces of every seed must be there.
 
-    Stopped at any moment outside `guard` it goes on with the arm that it was at. announce: told what is ahead. share:
-    what of it to work on; other processes may work on the rest in the same workdir.
+    Stopped at any moment outside the guard of `keeping` it goes on with the arm that it was at, and with its students
+    from their last checkpoints. announce: told what is ahead. share: what of it to work on; other processes may work on
+    the rest in the same workdir.
     """
     mine = share.of(study)
-    outcomes_io.claim(path, identity(study))
-    check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
+    courses.check_together([attack for _, chosen in mine for attack in chosen])
     with contextlib.ExitStack() as stack:
-        logs = {}
-        for student, chosen in mine:
-            names = [attack.name for attack in chosen]
-            logs[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, guard))
-        lab = make_lab(study, path, tell)
-        families = [(make_family(lab, student), chosen) for student, chosen in mine]
+        stack.enter_context(processes.ending_together())
+        logs = _open_logs(study, path, mine, keeping, stack)
+        lab, families = processes.together(lambda: _open_families(study, path, mine, tell, keeping))
+        processes.check_same('students', lambda: content_hash([family.identity for family, _ in families]))
         hashes = attack_hashes(study)
         for family, _ in families:
             check_same(logs[family.student.name].known, hashes, {family.student.name: family.identity})
         announce(_estimate(lab, families, logs))
         for seed in study.seeds:
             # All families learn from the same lessons.
-            attackers, arms = Attackers(study, path, seed), study_traces.lessons(study, path, seed)
-            prepare = functools.cache(functools.partial(_prepare, lab, attackers, arms))
+            attackers = Attackers(study, path, seed)
+            arms = processes.together(lambda seed=seed: study_traces.lessons(study, path, seed))  # type: ignore[misc]
+            prepare = functools.cache(functools.partial(courses.prepare, lab, attackers, arms))
             for family, chosen in families:
                 log = logs[family.student.name]
                 _grade_base(lab, family, seed, arms[study.clean], log)
                 for attack in chosen:
                     _Group(lab, family, attack, attackers).run(prepare, log)
     return [one for _, one in sorted(outcomes_io.read(path).items())]
+
+
+def _open_logs(
+    study: Study, path: str, mine: Sequence[tuple[Student, Sequence[Attack]]], keeping: Keeping,
+    stack: contextlib.ExitStack,
+) -> dict[str, Log]:  # fmt: skip
+    """By family, closed with `stack`. Of the processes of one program one holds the locks, and all know the same."""
+
+    def write() -> dict[str, Log]:
+        outcomes_io.claim(path, identity(study))
+        check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
+        opened = {}
+        for student, chosen in mine:
+            names = [attack.name for attack in chosen]
+            opened[student.name] = stack.enter_context(outcomes_io.open_log(path, student.name, names, keeping.guard))
+        return opened
+
+    written = processes.together(write if keeping.writes else dict)
+    logs = processes.together(lambda: written or {student.name: Log(path, None) for student, _ in mine})
+    known = [sorted(log.known) for log in logs.values()]
+    processes.check_same('study or outcomes', lambda: content_hash([commitment(study), known]))
+    return logs
+
+
+def _open_families(
+    study: Study, path: str, mine: Sequence[tuple[Student, Sequence[Attack]]], tell: Tell, keeping: Keeping
+) -> tuple[Lab, list[tuple[Family, Sequence[Attack]]]]:
+    lab = make_lab(study, path, tell, keeping)
+    return lab, [(make_family(lab, student), chosen) for student, chosen in mine]
 
 
 def _estimate(lab: Lab, families: Sequence[tuple[Family, Sequence[Attack]]], logs: Mapping[str, Log]) -> Estimate:
@@ -107,29 +136,6 @@ def sources(study: Study, attack: Attack) -> list[str]:
     if attack.name in study.ladder[1:]:
         return [arm for arm in study.arms if arm != study.clean]
     return [*study.arms, OWN]
-
-
-def _prepare(
-    lab: Lab, attackers: Attackers, arms: Mapping[str, Sequence[Lesson]], attack: Attack, name: str
-) -> attacks.Prepared | None:
-    """What an attack makes of an arm's traces, or of its own resources alone; None where there are no lessons."""
-    resources = attackers.resources('' if name == OWN else name, arms[lab.study.clean])
-    own = name == OWN
-    with _told(attack, name):
-        prepared = attack.own_only(resources.prompts, resources) if own else attack.prepare(arms[name], resources)
-        if prepared is None or not prepared.lessons:
-            return None
-        check_apart(prepared.lessons, itertools.chain(*lab.prompts.values()))
-    return prepared
-
-
-@contextlib.contextmanager
-def _told(attack: Attack, name: str) -> Iterator[None]:
-    """What cannot be made of traces is an error that says by which attack and of whose."""
-    try:
-        yield
-    except (InputError, ValueError) as error:
-        raise InputError(f'attack {attack.name!r} on the traces of {name!r}: {error}') from error
 
 
 def _grade_base(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson], log: Log) -> None:
@@ -175,23 +181,18 @@ def _graded(
     lab: Lab, family: Family, students: Mapping[str, Params], split: str, label: str
 ) -> dict[str, Evaluation]:
     if split == 'test':
-        readings.read_test(lab.path, commitment(lab.study), label, study_hash(lab.study))
-    return dict(evaluate(family.engine, students, family.exams[split]))
+        processes.together(lambda: lab.keeping.writes and _note_reading(lab, label))
+    return _agreed(dict(evaluate(family.engine, students, family.exams[split])))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Course:
-    """What the students of one arm are taught."""
+def _note_reading(lab: Lab, label: str) -> int:
+    return readings.read_test(lab.path, commitment(lab.study), label, study_hash(lab.study))
 
-    prepared: attacks.Prepared
-    encoded: Encoded
-    supervision: Supervision
 
-    @property
-    def lessons(self) -> dict[str, int]:
-        """What became of them, as Outcome has it."""
-        found = tallied([*self.prepared.tallies, self.encoded.tally])
-        return found | ({'retokenised': self.encoded.retokenised} if self.encoded.retokenised else {})
+def _agreed(graded: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """As process 0 has it: the time of a grader may have run out in one process alone."""
+    said = processes.gather(json.dumps({name: dataclasses.asdict(one) for name, one in graded.items()}))[0]
+    return {name: Evaluation(**one | {'correct': tuple(one['correct'])}) for name, one in json.loads(said).items()}
 
 
 def _effort(setting: Setting) -> tuple[float, float]:
@@ -213,18 +214,25 @@ class _Group:
         at_once = max(1, teaching.stack_size() // (len(self.study.settings) if self.first else 1))
         for start in range(0, len(missing), at_once):
             self._run(missing[start : start + at_once], prepare, log)
+        self._shelf.clear()  # also what a process left that was killed behind the last of them
 
     def _run(self, names: Sequence[str], prepare: Prepare, log: Log) -> None:
-        prepared = {name: prepare(self.attack, name) for name in names}
-        courses = {name: self._course(name, one) for name, one in prepared.items() if one is not None}
-        taught = self._train(courses, {name: self._settings(name, log.known) for name in courses})
+        prepared = processes.together(lambda: {name: prepare(self.attack, name) for name in names})
+        made = processes.together(lambda: self._courses(prepared))
+        processes.check_same('lessons', lambda: content_hash([one.encoded.examples for one in made.values()]))
+        taught = self._train(made, {name: self._settings(name, log.known) for name in made})
         found: list[Outcome] = []
         for name, one in prepared.items():
             if one is None:
                 found += self._untrained(name, log.known)
             else:
-                found += self._grade(name, taught[name], courses[name])
+                found += self._grade(name, taught[name], made[name])
         log.add(found)
+        self._shelf.clear()
+
+    def _courses(self, prepared: Mapping[str, attacks.Prepared | None]) -> dict[str, Course]:
+        of = self.lab, self.family, self.attackers, self.attack
+        return {name: make_course(*of, name, one) for name, one in prepared.items() if one is not None}
 
     def _untrained(self, name: str, known: Known) -> list[Outcome]:
         """Without resources of its own an attacker keeps the student as it was. An arm without lessons has none."""
@@ -260,36 +268,38 @@ class _Group:
         chosen = [setting for setting in grid if outcomes_io.name(of, setting, self.study.split) in known]
         return (chosen or grid)[:1]
 
-    def _course(self, name: str, prepared: attacks.Prepared) -> _Course:
-        student, length = self.family.student, self.study.recipe.length
-        asked = '' if name == OWN else name
-        with _told(self.attack, name):
-            encoded = encode(prepared.lessons, self.family.tokenizer, student.prompting, length, self.lab.teacher)
-            return _Course(prepared, encoded, supervise(self.attackers, self.family, self.attack, asked, encoded))
-
-    def _job(self, setting: Setting, shown: Supervision) -> Job:
+    def _job(self, name: str, setting: Setting, shown: Supervision) -> Job:
         steps = self._steps(setting)
         marks = curves.marks(steps, self.study.curve)
-        return Job(setting, steps, shown.corpus, marks, shown.fresh, shown.every)
+        return Job(setting, steps, shown.corpus, marks, shown.fresh, shown.every, name)
 
     def _steps(self, setting: Setting) -> int:
         return max(1, round(setting['steps'] * self.attack.longer))
 
     def _train(
-        self, courses: Mapping[str, _Course], settings: Mapping[str, Sequence[Setting]]
+        self, given: Mapping[str, Course], settings: Mapping[str, Sequence[Setting]]
     ) -> dict[str, list[Taught]]:
         """The students of every course, in the order of its settings."""
         taught: dict[str, list[Taught]] = {}
-        for objective in dict.fromkeys(course.supervision.objective for course in courses.values()):
-            mine = [name for name, course in courses.items() if course.supervision.objective == objective]
-            jobs = [self._job(one, courses[name].supervision) for name in mine for one in settings[name]]
+        for objective in dict.fromkeys(course.supervision.objective for course in given.values()):
+            mine = [name for name, course in given.items() if course.supervision.objective == objective]
+            jobs = [self._job(name, one, given[name].supervision) for name in mine for one in settings[name]]
             where = f'seed {self.seed}, {self.family.student.name}, {self.attack.name}, {", ".join(mine)}'
             tell = functools.partial(self.lab.tell, where)
-            students = iter(self.family.classroom.teach(jobs, objective, self.seed, tell))
+            students = iter(self.family.classroom.teach(jobs, objective, self.seed, tell, self._shelf))
             taught |= {name: list(itertools.islice(students, len(settings[name]))) for name in mine}
         return taught
 
-    def _grade(self, name: str, taught: Sequence[Taught], course: _Course) -> list[Outcome]:
+    @functools.cached_property
+    def _shelf(self) -> Shelf:
+        identity = {
+            'study': study_hash(self.study), 'student': self.family.identity, 'attack': attack_hash(self.attack),
+            'seed': self.seed,
+        }  # fmt: skip
+        name = f'{self.seed}-{self.family.student.name}-{self.attack.name}'
+        return make_shelf(self.lab.path, name, identity, self.lab.keeping)
+
+    def _grade(self, name: str, taught: Sequence[Taught], course: Course) -> list[Outcome]:
         """On the first seed all on attack_val, then the best of them on the study's split."""
         best, found = taught[0], []
         if self.first:
@@ -317,11 +327,10 @@ class _Group:
     @functools.cached_property
     def _holdout(self) -> list[Example]:
         family, path = self.family, seed_path(self.lab.path, self.seed)
-        return curves.holdout_examples(
-            path, family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
-        )
+        read = family.tokenizer, family.student.prompting, self.study.recipe.length, self.lab.teacher
+        return processes.together(lambda: curves.holdout_examples(path, *read))
 
-    def _outcome(self, name: str, one: Taught, split: str, graded: Evaluation, course: _Course) -> Outcome:
+    def _outcome(self, name: str, one: Taught, split: str, graded: Evaluation, course: Course) -> Outcome:
         of, threat = self._settled(name), self._threat(course, one.setting)
         outcome = of.outcome(self.study, self.family, one.setting, split, graded, threat)
         return dataclasses.replace(
@@ -329,7 +338,7 @@ class _Group:
             lessons=course.lessons,
         )  # fmt: skip
 
-    def _threat(self, course: _Course, setting: Setting) -> ThreatModel:
+    def _threat(self, course: Course, setting: Setting) -> ThreatModel:
         steps, shown = self._steps(setting), course.supervision
         training = attacks.Training(
             self.family.student.name, steps, len(self.study.settings), course.encoded.tokens, shown.scored(steps),

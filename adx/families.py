@@ -13,10 +13,11 @@ from adx.answers import reader_of
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.engine import Engine
 from adx.evaluation import Exam, make_exam, roomy, student_engine, with_shots
+from adx.keeping import Keeping
 from adx.lessons import Lesson, finished, shuffled
 from adx.loading import load_alone, read_tokenizer
-from adx.mesh import make_mesh
-from adx.models.transformer import Params
+from adx.mesh import Layout, make_mesh, teacher_layout
+from adx.models.transformer import Params, TransformerConfig
 from adx.study import Student, Study
 from adx.teaching import Classroom
 from adx.types import Prompt
@@ -34,10 +35,11 @@ class Lab:
     teacher: Tokenizer
     prompts: dict[str, list[Prompt]]
     tell: Tell
+    keeping: Keeping
 
     @functools.cached_property
     def teacher_model(self) -> checkpoints.Loaded:
-        return load_alone(self.study.experiment.teacher).loaded
+        return load_alone(self.study.experiment.teacher, _layout(self.study)).loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +56,14 @@ class Family:
     yardstick: curves.Yardstick | None  # where the study wants curves
 
 
-def make_lab(study: Study, path: str, tell: Tell) -> Lab:
+def make_lab(study: Study, path: str, tell: Tell, keeping: Keeping = Keeping()) -> Lab:  # noqa: B008
     prompts = {split: study.experiment.dataset.prompts(split) for split in (CHOICE, study.split, 'holdout')}
-    return Lab(study, path, read_tokenizer(study.experiment.teacher.source), prompts, tell)
+    return Lab(study, path, read_tokenizer(study.experiment.teacher.source), prompts, tell, keeping)
 
 
 def make_family(lab: Lab, student: Student) -> Family:
     study, reader = lab.study, reader_of(lab.study.experiment.dataset)
-    loaded, tokenizer = load_alone(student.source)
+    loaded, tokenizer = load_alone(student.source, _layout(study))
     exams = {
         split: make_exam(
             lab.prompts[split][:count], tokenizer, student.prompting, reader, study.max_new_tokens, study.sampling
@@ -80,6 +82,11 @@ def make_family(lab: Lab, student: Student) -> Family:
 def _mesh(study: Study) -> jax.sharding.Mesh:
     shape = study.experiment.mesh
     return make_mesh(shape.data, shape.proxy, shape.model)
+
+
+def _layout(study: Study) -> Callable[[TransformerConfig], Layout]:
+    """Where the weights lie that students begin with: no device, and no process, has to hold all of them."""
+    return lambda config: teacher_layout(_mesh(study), config.sizes)
 
 
 def shown_examples(lab: Lab, family: Family, seed: int, clean: Sequence[Lesson]) -> Family:

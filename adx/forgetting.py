@@ -21,6 +21,7 @@ from etils import epath
 from adx import export, files, journal, locks, rewriting
 from adx.errors import InputError, StorageError
 from adx.journal import FORMAT_VERSION, to_json
+from adx.keeping import TRAINING
 from adx.storage import FORGOTTEN, Workdir, setup
 
 PARTS = 3  # of a request id, that name the prompt
@@ -79,6 +80,7 @@ def forget(path: epath.PathLike, request_id: str) -> Found:
             check_idle(place)
             _remove(place, prompt, found)
         _remove_report(Workdir(path), found)
+        _remove_training(Workdir(path), found)
     for place in known:
         _release(place, found)
         _say_what_stays(place, found)
@@ -162,6 +164,14 @@ def _remove_report(workdir: Workdir, found: Found) -> None:
         if place.exists():
             place.unlink()
             found.removed.append(f'{place}: as a whole; make it anew with --stages=report')
+
+
+def _remove_training(workdir: Workdir, found: Found) -> None:
+    """Students that are not done have learnt from it, and would go on with other lessons."""
+    place = workdir.private / TRAINING
+    if place.exists():
+        place.rmtree()
+        found.removed.append(f'{place}: students in training, which --stages=distil begins anew')
 
 
 def _release(workdir: Workdir, found: Found) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -193,10 +193,11 @@ class Alone(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_alone(source: ModelSource) -> Alone:
-    """Raises InputError where there is no such model."""
+def load_alone(source: ModelSource, layout: Callable[[TransformerConfig], Layout] | None = None) -> Alone:
+    """layout: as `checkpoints.load` has it. Raises InputError where there is no such model."""
     loaded = checkpoints.load(
         resolve(source.source),
+        layout=layout,
         num_layers=source.exit_layer or None,
         translator=resolve_translator(source.translator),
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adx import files, journal, locks
+from adx import files, journal, locks, processes
 from adx.errors import StorageError, WorkdirError
 from adx.hashing import content_hash
 from adx.outcomes import Outcome, ThreatModel
@@ -82,21 +82,28 @@ def _from_record(record: Mapping[str, Any]) -> Outcome:
 
 
 class Log:
-    """The writing end of a study's outcomes; `known` holds what is there."""
+    """The writing end of a study's outcomes; `known` holds what is there. written: None where another process of this
+    program writes.
+    """
 
-    def __init__(self, path: str, written: journal.Journal, guard: Guard):
+    def __init__(self, path: str, written: journal.Journal | None, guard: Guard = contextlib.nullcontext):
         self.known = read(path)
         self._written, self._guard = written, guard
 
     def add(self, found: Sequence[Outcome]) -> None:
-        """Saves outcomes; they are durable when this returns."""
+        """Saves outcomes; they are durable when this returns. All processes of one program add the same."""
+        processes.together(lambda: self._save(found))
+        self.known |= {name_of(one): one for one in found}
+
+    def _save(self, found: Sequence[Outcome]) -> None:
+        if self._written is None:
+            return
         lines = [
             {'format_version': journal.FORMAT_VERSION, 'request_id': name_of(one), 'outcome': dataclasses.asdict(one)}
             for one in found
         ]
         with self._guard():
             self._written.append([journal.to_json(line) for line in lines])
-        self.known |= {name_of(one): one for one in found}
 
 
 def _owner(student: str, attack: str) -> str:

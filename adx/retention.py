@@ -4,7 +4,8 @@
                            halfway goes on when it is run again
 
 What holds words of requests goes: traces, rejected rows, scores, selections, rewrites, holdout traces, directions and
-reports. The experiment, policies, environments and figures stay, and so does release/, which left by decision.
+reports; and students that were in training on them. The experiment, policies, environments and figures stay, and so
+does release/, which left by decision.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from adx import files, locks
 from adx.errors import ConfigError, StorageError
 from adx.forgetting import alone, check_idle, inside
 from adx.journal import FORMAT_VERSION, to_json
+from adx.keeping import TRAINING
 from adx.storage import EXPIRED, Workdir
 
 DAY = 86400.0  # seconds
@@ -32,7 +34,8 @@ def age(workdir: Workdir, study: Workdir) -> float:
     """Days since anybody went on with a workdir, or with the study that it may belong to."""
     made = datetime.datetime.fromisoformat(workdir.experiment['created']).timestamp()
     last = max([made, *(beat['time'] for beat in workdir.heartbeats())])
-    for place in [*(workdir.private / name for name in LATER), study.private / 'outcomes']:
+    of_study = (study.private / name for name in ('outcomes', TRAINING))
+    for place in [*(workdir.private / name for name in LATER), *of_study]:
         last = max(last, files.last_change(place))
     return (time.time() - last) / DAY
 
@@ -54,6 +57,8 @@ def expire(path: epath.PathLike, days: float) -> list[str]:
                 lines.append(f'{place.path}: stays, it is {ages[place.path]:.1f} days old')
             else:
                 lines.append(f'{place.path}: {_expire(place, days)}, it was {ages[place.path]:.1f} days old')
+        if max(ages.values()) > days:  # without its traces no student is trained on
+            _remove(Workdir(path), (TRAINING,))
         if min(ages.values()) > days:  # a study's own pages show traces of all its seeds
             _remove(Workdir(path), ('report',))
     return lines

@@ -1,4 +1,8 @@
-"""Trains students of one family on prepared lessons, in stacks as large as is fast on the devices at hand."""
+"""Trains students of one family on prepared lessons, in stacks as large as is fast on the devices at hand.
+
+A stack that is kept (keeping.Shelf) and was stopped goes on from its last checkpoint: it has the marks that it passed
+from theirs, and makes a corpus of students' own answers again from the weights that these were of.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from adx import training_io
 from adx.batching import Corpus, Rows, Stream
+from adx.keeping import Shelf
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard, Objective
 from adx.optimising import Recipe
-from adx.training import Trainer
+from adx.training import Trainer, TrainState
+from adx.training_io import Visits
 
 TIMED = 3  # steps, by which all are estimated
 STACK = 24  # students; on a CPU a stack is slower than one by one: tools/bench/results/training.json
@@ -27,10 +34,10 @@ Setting = dict[str, Any]  # learning_rate and steps
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One student to be. setting: what names it; steps: optimiser steps, after what the attack makes of them.
+    """One student to be. setting, arm: what name it; steps: optimiser steps, after what the attack makes of them.
 
-    marks: the steps after which its weights are kept. fresh: (its weights, 0, 1, ...) -> the corpus that it goes on
-    with, every `every` steps; None where it stays with the one it has.
+    marks: the steps before the last after which its weights are kept. fresh: (its weights, 0, 1, ...) -> the corpus
+    that it goes on with, every `every` steps; None where it stays with the one it has.
     """
 
     setting: Setting
@@ -39,10 +46,11 @@ class Job:
     marks: tuple[int, ...] = ()
     fresh: Callable[[Params, int], Corpus] | None = None
     every: int = 0
+    arm: str = ''
 
-    def is_due(self, done: int) -> bool:
-        """Whether it needs another corpus after so many steps."""
-        return self.fresh is not None and done < self.steps and done % self.every == 0
+    def due(self, done: int) -> int:
+        """The step, of those up to `done`, after which it was to get the corpus that it learns from then."""
+        return min(done, self.steps - 1) // self.every * self.every if self.fresh is not None else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Mark:
 class Taught:
     """One distilled student, as its optimiser setting made it. marks: the last is what it ended as.
 
-    seconds: its share of the stack's.
+    seconds: its share of the stack's, since that was last begun or gone on with.
     """
 
     setting: Setting
@@ -97,54 +105,95 @@ class Classroom:
             took.append(time.monotonic() - began)
         return statistics.median(took[1:]) / count
 
-    def teach(self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int, int], None]) -> list[Taught]:
-        """The students of the jobs, in their order. tell: called with the steps that were taken and all of them."""
+    def teach(
+        self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int, int], None],
+        shelf: Shelf | None = None,
+    ) -> list[Taught]:  # fmt: skip
+        """The students of the jobs, in their order. tell: called with the steps that were taken and all of them.
+
+        shelf: where those in training are kept, None for nowhere.
+        """
         stacks = [jobs[start : start + stack_size()] for start in range(0, len(jobs), stack_size())]
         total, taught, done = sum(map(_longest, stacks)), list[Taught](), 0
         for stack in stacks:
-            taught += self._teach(stack, loss, seed, functools.partial(_tell_on, tell, done, total))
+            taught += self._teach(stack, loss, seed, functools.partial(_tell_on, tell, done, total), shelf)
             done += _longest(stack)
         return taught
 
-    def _teach(self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int], None]) -> list[Taught]:
-        recipe, count, began = self.recipe, len(jobs), time.monotonic()
+    def _teach(
+        self, jobs: Sequence[Job], loss: Objective, seed: int, tell: Callable[[int], None], shelf: Shelf | None
+    ) -> list[Taught]:
+        count, began, longest = len(jobs), time.monotonic(), _longest(jobs)
         trainer = self._trainer(count, loss)
-        corpora = [job.corpus for job in jobs]
+        way = _Way(jobs, trainer)
         rates, steps = [job.setting['learning_rate'] for job in jobs], [job.steps for job in jobs]
-        state, tokens_N = trainer.start(self._stacked(count), rates, steps, [seed] * count), jnp.zeros(count, jnp.int32)
-        marks: list[list[Mark]] = [[] for _ in jobs]
-        for step in range(1, _longest(jobs) + 1):
-            due = [i for i, job in enumerate(jobs) if job.is_due(step - 1)]
-            if due:
-                corpora = _refreshed(jobs, due, corpora, trainer.params(state), step - 1)
-            if due or step == 1:
-                stream, first = Stream(corpora, recipe.rows, recipe.length, recipe.pack), step - 1
-            state, metrics = trainer.step(state, stream(step - 1 - first))
-            tokens_N += jnp.where(metrics.moved_N, metrics.targets_N, 0)
-            wanted = [i for i, job in enumerate(jobs) if step in (*job.marks, job.steps)]
-            params = trainer.params(state) if wanted else {}
-            for i in wanted:
-                marks[i].append(Mark(step, int(tokens_N[i]), {path: x[i] for path, x in params.items()}))
-            tell(step)
-        seconds, diverged_N = (time.monotonic() - began) / count, state.diverged_N.tolist()
-        return [Taught(job.setting, tuple(marks[i]), diverged_N[i] > 0, seconds) for i, job in enumerate(jobs)]
-
+        start = lambda: trainer.start(self._stacked(count), rates, steps, [seed] * count)  # noqa: E731
+        names = [[job.arm, job.setting] for job in jobs]
+        run = shelf.run(names, longest, Visits(way.needed, way.see)) if shelf else None
+        if shelf and run:
+            told = lambda step, total, metrics: tell(step)  # noqa: E731
+            state = training_io.train(trainer, start(), way.rows, run, told, shelf.keeping.guard)
+        else:
+            state = start()
+            for step in range(longest):
+                if step in way.needed(step):
+                    way.see(step, state)
+                state, _ = trainer.step(state, way.rows(step))
+                tell(step + 1)
+        taught = way.ended(state)
+        return [dataclasses.replace(one, seconds=(time.monotonic() - began) / count) for one in taught]
 
     def _stacked(self, count: int) -> Params:
         """The family's weights, once for each student."""
         return {path: jnp.stack([x.astype(jnp.float32)] * count) for path, x in self.params.items()}
 
 
-def _refreshed(
-    jobs: Sequence[Job], due: Sequence[int], corpora: Sequence[Corpus], params: Params, done: int
-) -> list[Corpus]:
-    """The corpora behind so many steps, those that are due made anew. params: of all students."""
-    after = list(corpora)
-    for i in due:
-        fresh = jobs[i].fresh
-        assert fresh is not None
-        after[i] = fresh({path: x[i] for path, x in params.items()}, done // jobs[i].every)
-    return after
+class _Way:
+    """The students of a stack on their way: what they learn from at every step, and what is kept of them."""
+
+    def __init__(self, jobs: Sequence[Job], trainer: Trainer):
+        self.jobs, self.trainer = jobs, trainer
+        self._marks: list[list[Mark]] = [[] for _ in jobs]
+        self._corpora = [job.corpus for job in jobs]
+        self._dues: list[int] = []  # of the corpora; none before the first step
+        self._writers: dict[int, Params] = {}  # job -> the weights that its next corpus is made with
+        self._stream: Stream | None = None
+
+    def needed(self, step: int) -> set[int]:
+        """The steps up to this one whose states are wanted after it: marks, and those of the corpora now."""
+        marks = {mark for job in self.jobs for mark in job.marks if mark <= step}
+        return marks | {job.due(step) for job in self.jobs if job.fresh is not None}
+
+    def see(self, step: int, state: TrainState) -> None:
+        """Keeps what is wanted of the state of such a step."""
+        params, (tokens_N, _) = self.trainer.params(state), self.trainer.counts(state)
+        for i, job in enumerate(self.jobs):
+            own = {path: x[i] for path, x in params.items()}
+            if step in job.marks:
+                self._marks[i].append(Mark(step, tokens_N[i], own))
+            if job.fresh is not None and job.due(step) == step:
+                self._writers[i] = own
+
+    def rows(self, step: int) -> Rows:
+        """What the next step reads after so many."""
+        dues = [job.due(step) for job in self.jobs]
+        if self._stream is None or dues != self._dues:
+            for i, job in enumerate(self.jobs):
+                if job.fresh is not None and i in self._writers:
+                    self._corpora[i] = job.fresh(self._writers[i], dues[i] // job.every)
+            recipe = self.trainer.recipe
+            self._stream = Stream(self._corpora, recipe.rows, recipe.length, recipe.pack)
+            self._dues = dues
+            self._writers.clear()
+        return self._stream(step - max(dues))
+
+    def ended(self, state: TrainState) -> list[Taught]:
+        """The students. A job that ended before the others is what it was then."""
+        params, (tokens_N, diverged_N) = self.trainer.params(state), self.trainer.counts(state)
+        ends = [Mark(job.steps, tokens_N[i], {p: x[i] for p, x in params.items()}) for i, job in enumerate(self.jobs)]
+        return [
+            Taught(job.setting, (*self._marks[i], ends[i]), diverged_N[i] > 0, 0.0) for i, job in enumerate(self.jobs)
+        ]
 
 
 def _longest(jobs: Sequence[Job]) -> int:

@@ -35,6 +35,7 @@ class TrainState:
     weights: what is trained, params or adapters. base: the frozen params under adapters, else {}.
     step: steps taken by the stack; learning_rate_N, steps_N: each student's own.
     diverged_N: steps that a student sat out because its loss or its gradient was not finite.
+    tokens_N: targets that it has learned from.
     """
 
     weights: Params
@@ -44,6 +45,7 @@ class TrainState:
     learning_rate_N: Array
     steps_N: Array
     diverged_N: Array
+    tokens_N: Array
 
 
 @struct.dataclass
@@ -103,6 +105,8 @@ class Trainer:
         options = compiler_options(platform_of(mesh))
         self._step = jax.jit(self._advance, donate_argnums=0, compiler_options=options)
         self._params = jax.jit(jax.vmap(self._merged))
+        everywhere = self.layout.sharding('')  # also for hosts that do not have the student
+        self._counts = jax.jit(lambda state: (state.tokens_N, state.diverged_N), out_shardings=everywhere)
 
     def start(
         self,
@@ -156,6 +160,11 @@ class Trainer:
         """The students' float32 params [N, ...], adapters merged, without the heads of the loss."""
         return self._params(_without(state.weights, self.heads), state.base)
 
+    def counts(self, state: TrainState) -> tuple[list[int], list[int]]:
+        """Per student: the targets that it has learned from, and the steps that it sat out."""
+        tokens_N, diverged_N = self._counts(state)
+        return tokens_N.tolist(), diverged_N.tolist()
+
     def _each(self, name: str, values: Sequence[Any] | None, default: Any) -> list[Any]:
         if values is not None and len(values) != self.count:
             raise ValueError(f'{name} has {len(values)} entries and there are {self.count} students; give one each')
@@ -168,7 +177,8 @@ class Trainer:
             weights = jax.vmap(lambda key: lora.init(self.model, recipe.lora_rank, recipe.lora_on, key))(keys)
         weights = weights | jax.vmap(self._fresh_heads)(keys)
         moments = jax.vmap(self.optimiser.init)(weights)
-        return TrainState(weights, base, moments, jnp.int32(0), rates_N, steps_N, jnp.zeros(self.count, jnp.int32))
+        none_N = jnp.zeros(self.count, jnp.int32)
+        return TrainState(weights, base, moments, jnp.int32(0), rates_N, steps_N, none_N, none_N)
 
     def _fresh_heads(self, key: Array) -> Params:
         """Normal, with deviation fan_in ** -0.5."""
@@ -204,10 +214,11 @@ class Trainer:
         awake = (state.step < state.steps_N) & (count > 0)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         weights, moments = choose(awake & finite, (moved, moments), (state.weights, state.optimiser))
-        diverged = state.diverged_N + (awake & ~finite)
         after = dataclasses.replace(
-            state, weights=weights, optimiser=moments, step=state.step + 1, diverged_N=diverged
-        )
+            state, weights=weights, optimiser=moments, step=state.step + 1,
+            diverged_N=state.diverged_N + (awake & ~finite),
+            tokens_N=state.tokens_N + jnp.where(awake & finite, count, 0),
+        )  # fmt: skip
         return after, Metrics(total / jnp.maximum(count, 1), norm, now, count, awake & finite)
 
     def _gradient(self, weights: Params, base: Params, rows: Rows) -> tuple[Array, Array, Params]:

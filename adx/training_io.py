@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from adx.errors import InputError, Interrupted, StorageError, WorkdirError
 from adx.training import Metrics, Trainer, TrainState
 
 MANIFEST, METRICS = 'training.json', 'metrics'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no count of tokens
 BEHIND = 4  # steps: metrics are read this late, so that the host does not wait for the devices
 
 Progress = Callable[[int, int, dict[str, Any]], None]  # step, of how many, the metrics of a step
@@ -32,16 +32,30 @@ Guard = Callable[[], Any]  # a context manager inside which no interruption is r
 
 
 @dataclasses.dataclass(frozen=True)
+class Visits:
+    """States that are looked at on the way, whether or not the run is stopped meanwhile.
+
+    needed: step -> the steps up to it whose states a run that goes on from there must have seen; they are saved when
+    they are passed, and stay as long as they are needed. see: given such a step and its state, in order, before the
+    next step is taken; the state is given up then. Step 0 is the state that a run is started with.
+    """
+
+    needed: Callable[[int], Collection[int]] = lambda step: ()
+    see: Callable[[int, TrainState], None] = lambda step, state: None
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """Where a run is kept. identity: what it depends on, as JSON: another run's checkpoints are refused.
 
-    every: steps between checkpoints. keep: how many of the last ones stay.
+    every: steps between checkpoints. keep: how many of the last ones stay, beside those that `visits` need.
     """
 
     directory: epath.Path
     identity: dict[str, Any]
     every: int = 100
     keep: int = 2
+    visits: Visits = Visits()
 
 
 def train(
@@ -61,7 +75,9 @@ def train(
     """
     total = int(jnp.max(state.steps_N))
     with processes.ending_together():
-        course = _Course(trainer, restore(run, state), run, _Log(run, total, progress))
+        state = _resumed(run, state)  # one that was read takes the place of that which was given
+        course = _Course(trainer, state, run, _Log(run, total, progress))
+        del state
         with contextlib.closing(course):
             goes_on = True
             while goes_on:
@@ -83,6 +99,7 @@ class _Course:
     def __init__(self, trainer: Trainer, state: TrainState, run: Run, log: _Log):
         self.trainer, self.state, self.run, self.log = trainer, state, run, log
         self.step = self.saved = int(state.step)
+        self.seen = -1
         self.stops, self.reason = False, None  # type: bool, BaseException | None
         self._saver = orbax_io.Saver()
         self._vote = processes.Vote() if jax.process_count() > 1 else None
@@ -91,6 +108,10 @@ class _Course:
         """One step, and its checkpoint where one is due, all of it or nothing; False where nothing is left to do."""
         if self.stops or self.step >= total:
             return False
+        if self.step != self.seen and self._is_needed():
+            with guard():
+                self.run.visits.see(self.step, self.state)
+                self.seen = self.step
         rows = stream(self.step)
         with guard():
             self.state, metrics = self.trainer.step(self.state, rows)
@@ -98,9 +119,12 @@ class _Course:
             self.log.add(self.step, metrics)
             if self._vote:
                 self.stops = self._vote(self.reason is not None)
-            if self.step % self.run.every == 0 or self.step == total:
+            if self.step % self.run.every == 0 or self.step == total or self._is_needed():
                 self.save()
         return True
+
+    def _is_needed(self) -> bool:
+        return self.step in self.run.visits.needed(self.step)
 
     def interrupt(self, reason: BaseException) -> None:
         """Stops the run; the runs of all processes where there are several, once they have agreed."""
@@ -162,7 +186,7 @@ def save(run: Run, state: TrainState) -> None:
 def begin_save(saver: orbax_io.Saver, run: Run, state: TrainState) -> None:
     """Begins to save from all processes. Frozen weights stay out.
 
-    Once all arrays are durable the manifest is written, and all but the last `keep` checkpoints are removed.
+    Once all arrays are durable the manifest is written, and those checkpoints are removed that `run` does not keep.
     """
     step, arrays = int(state.step), _flat(state)
     directory = files.absolute(run.directory) / f'{step:08d}'
@@ -181,8 +205,8 @@ def begin_save(saver: orbax_io.Saver, run: Run, state: TrainState) -> None:
 
 
 def _prune(run: Run, step: int) -> None:
-    """Removes what lies before `step` but for the last `keep` checkpoints; what was never finished too."""
-    kept = steps(run)[-run.keep :]
+    """Removes what lies before `step` but for what the run keeps; what was never finished too."""
+    kept = {*steps(run)[-run.keep :], *run.visits.needed(step)}
     for path in list(run.directory.iterdir()):
         if path.name.isdecimal() and int(path.name) < step and int(path.name) not in kept:
             # The manifest first: what is half removed is no checkpoint either.
@@ -205,11 +229,31 @@ def last_step(run: Run) -> int | None:
 
 def restore(run: Run, state: TrainState) -> TrainState:
     """`state` with what the last finished checkpoint holds, on its devices; as it is where there is none."""
+    step = _agreed_step(run)
+    return state if step is None else _read(run, step, state)
+
+
+def _agreed_step(run: Run) -> int | None:
+    """The last step, of which all processes have the same."""
     processes.wait()  # for process 0, which finishes checkpoints
     step = last_step(run)
     processes.check_same('checkpoints', lambda: str(step))
-    if step is None:
+    return step
+
+
+def _resumed(run: Run, state: TrainState) -> TrainState:
+    """What `restore` gives, once all that is needed there has been seen."""
+    last = _agreed_step(run)
+    if last is None:
         return state
+    for step in sorted(run.visits.needed(last)):
+        if step < last:
+            run.visits.see(step, _read(run, step, state) if step else state)
+    return _read(run, last, state)
+
+
+def _read(run: Run, step: int, state: TrainState) -> TrainState:
+    """`state` with what the checkpoint of a step holds."""
     directory, arrays = files.absolute(run.directory) / f'{step:08d}', _flat(state)
     try:
         manifest = json.loads((directory / MANIFEST).read_text())

@@ -8,7 +8,8 @@ Killing it at any moment and running the same command again continues the run. E
  75 interrupted; the same command resumes
 
 Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir,
-but where a rule wants derivatives all do: `prepare` keeps directions in it.
+but where a rule wants derivatives all do: `prepare` keeps directions in it. All do for `distil`, which reads traces
+and keeps students in training there, and only process 0 writes outcomes.
 What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where JAX
 misses it first, within --silent_seconds; one that never starts is waited for --start_seconds. `launch.parent` starts
 them, says which one died and ends with 75 instead of 134.
@@ -34,6 +35,7 @@ from launch.interrupts import Interrupts
 from launch.joining import DISTRIBUTED, join
 
 STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
+TOGETHER = ('prepare', 'generate', 'distil')  # what one program across hosts does
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
     ('BATCH_TASK_INDEX', 'BATCH_TASK_COUNT'),  # GCP Batch
@@ -58,6 +60,9 @@ SHARD = flags.DEFINE_integer('shard', None, 'Which share of the work; from the s
 NUM_SHARDS = flags.DEFINE_integer('num_shards', None, 'How many processes share the work, each on its own.')
 STUDENTS = flags.DEFINE_list('students', [], 'Stage distil: some families; other processes may take the others.')
 ATTACKS = flags.DEFINE_list('attacks', [], 'Stage distil: some attacks; other processes may take the others.')
+CHECKPOINT_EVERY = flags.DEFINE_integer(
+    'checkpoint_every', 250, 'Stage distil: steps between checkpoints of students in training; 0 keeps none.', 0
+)
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
 SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
@@ -237,9 +242,9 @@ def resolve() -> Any:
     unknown = [name for name in STAGE_NAMES.value if name not in STAGES]
     if unknown or not STAGE_NAMES.value:
         raise ConfigError(f'--stages has {unknown or "no stage"}; the stages are {STAGES}')
-    alone = [name for name in STAGES[2:] if name in STAGE_NAMES.value]
+    alone = [name for name in STAGE_NAMES.value if name not in TOGETHER]
     if DISTRIBUTED.value and alone:
-        raise ConfigError(f'--stages={alone[0]} is the work of one process; run it afterwards, without --distributed')
+        raise ConfigError(f'--stages={alone[0]} is not done by one program across hosts; run it without --distributed')
     if not WORKDIR.value and not DRY_RUN.value:
         raise ConfigError('--workdir is needed; give a directory or gs://bucket/path')
     return experiment
@@ -274,6 +279,15 @@ def run(interrupts: Interrupts) -> int:
     return max(stages[name]() for name in STAGES if name in STAGE_NAMES.value)
 
 
+def distil(study: Any, path: str, interrupts: Interrupts) -> int:
+    from adx.keeping import Keeping
+    from launch import study as stages
+
+    place = place_in_run()
+    keeping = Keeping(interrupts.guard, CHECKPOINT_EVERY.value, place.writes)
+    return stages.distil(study, path, keeping, (STUDENTS.value, ATTACKS.value, place.shard, place.num_shards))
+
+
 def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Callable[[], int]]:
     path = str(WORKDIR.value)
     return {
@@ -298,7 +312,7 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
         'freeze': lambda: stages.freeze(study, path),
-        'distil': lambda: stages.distil(study, path, interrupts, (STUDENTS.value, ATTACKS.value, *place_of_process())),
+        'distil': lambda: distil(study, path, interrupts),
         'assess': lambda: stages.assess(study, path, place_in_run()),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),
     }

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adx.errors import COMPLETE
-from launch.interrupts import Interrupts
 from launch.progress import Progress
 
 
@@ -69,21 +68,23 @@ def freeze(study: Any, path: str) -> int:
     return COMPLETE
 
 
-def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] = ()) -> int:
+def distil(study: Any, path: str, keeping: Any, share: Sequence[Any] = ()) -> int:
     """share: of this process, see study.Share."""
     from adx import distilling
     from adx.study import Share
 
+    say = print if keeping.writes else lambda line: None
+
     def announce(ahead: distilling.Estimate) -> None:
         minutes = ahead.seconds / 60
-        print(f'ahead: up to {ahead.students} students, {ahead.steps} steps, {minutes:.0f} minutes of training')
+        say(f'ahead: up to {ahead.students} students, {ahead.steps} steps, {minutes:.0f} minutes of training')
 
-    print(count_line(study))
+    say(count_line(study))
     with contextlib.closing(Progress()) as progress:
-        tell = functools.partial(progress.steps, 'steps')
-        outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, Share(*share))
+        tell = functools.partial(progress.steps, 'steps') if keeping.writes else lambda name, done, total: None
+        outcomes = distilling.distil(study, path, tell, keeping, announce, Share(*share))
     graded = [one for one in outcomes if one.split == study.split]
-    print(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
+    say(f'{len(graded)} students graded on {study.split}, {len(outcomes) - len(graded)} on attack_val')
     return COMPLETE
 
 
