@@ -36,6 +36,16 @@ FAST = (
     (BATCH, '--env=HF_TOKEN=x', '--env=HF_TOKEN=... is named like a secret'),
     (BATCH, '--secret=HF_TOKEN=hf_0123456789abcdef', '--secret=NAME:... is not allowed'),
     (BATCH, '--set=a=hf_0123456789abcdef', '--set holds what looks like a secret'),
+    (BATCH, '--label=token=hf_0123456789abcdef', '--label holds what looks like a secret'),
+    (BATCH, '--service_account=ya29.abcdefghij0123456789', '--service_account holds what looks like a secret'),
+    (BATCH, '--machine_type=hf_0123456789abcdef', '--machine_type holds what looks like a secret'),
+    (BATCH, '--prices=hf_0123456789abcdef', '--prices holds what looks like a secret'),
+    (BATCH, '--preflight --label=token=hf_0123456789abcdef', '--label holds what looks like a secret'),
+    (TPU, '--accelerator_type=hf_0123456789abcdef', '--accelerator_type holds what looks like a secret'),
+    (TPU, '--runtime_version=hf_0123456789abcdef', '--runtime_version holds what looks like a secret'),
+    (GKE, '--cluster=hf_0123456789abcdef', '--cluster holds what looks like a secret'),
+    (SLURM, '--partition=hf_0123456789abcdef', '--partition holds what looks like a secret'),
+    (SLURM, '--python=hf_0123456789abcdef', '--python holds what looks like a secret'),
     (BATCH, '--shards=2 --stages=generate,distil', 'run generate,rewrite and assess,distil one by one'),
     (BATCH, '--shards=2 --stages=distil,report', '--stages=report is the work of one process'),
     (BATCH, '--shards=2 --stages=prepare', '--stages=prepare is the work of one process'),
@@ -80,6 +90,7 @@ def test_refusals_are_one_line_and_2(run, arguments, more, message):
     assert done.stderr.startswith('error: ')
     assert message in done.stderr
     assert 'hf_0123456789abcdef' not in done.stderr
+    assert 'ya29' not in done.stderr
 
 
 @pytest.mark.parametrize('launcher', ALL)
@@ -109,6 +120,13 @@ def test_the_job_gets_the_flags_of_launch_run_that_were_given(run, programs):
         '--config=configs/testbed_small.py', '--workdir=gs://bucket/small', *flags[1:], *stages[:4], '--max_hours=1'
     }  # fmt: skip
     assert '# limit: 11.00 hours, 1.00 for each of 11 attempts' in done.stdout
+
+
+def test_the_digest_of_an_image_is_no_secret(run):
+    image = f'--image=us-docker.pkg.dev/my-project/adx/run@sha256:{"0123456789abcdef" * 4}'
+    done = run(BATCH, image, '--dry_run')
+    assert done.returncode == 0, done.stderr
+    assert image.partition('=')[2] in done.stdout
 
 
 def test_a_budget_becomes_hours(run, programs, tmp_path):
