@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -75,16 +76,19 @@ class Interrupts:
         self._reason = self._reason or _name(number)
         self.end(str(self._interrupted()))
 
-    def end(self, message: str) -> NoReturn:
+    def end(self, message: str, pause: float = 0.0) -> NoReturn:
         """Ends the process with 75 from another thread than the main one, between two writes if there is time.
 
         A write that is cut off does no harm, as a kill does none: the torn tail of a journal is cut off when it is
         opened again, a file and a checkpoint get their names when they are whole, an object is there when its upload
         has ended. What it was to save is made anew.
+        pause: seconds between the message and the end.
         """
         if not self._writing.acquire(timeout=WRITE_SECONDS):
             message = f'{message} (a write that took too long was cut off, what it was to save is made anew)'
         print(f'error: {message}', file=sys.stderr, flush=True)
+        sys.stderr = io.StringIO()  # what the main thread fails with meanwhile follows from the same
+        time.sleep(pause)
         os._exit(Interrupted.exit_code)
 
 

@@ -10,7 +10,8 @@ Killing it at any moment and running the same command again continues the run. E
 Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir,
 but where a rule wants derivatives all do: `prepare` keeps directions in it.
 What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where JAX
-misses it first, within --silent_seconds; one that never starts is waited for --start_seconds. `launch.parent` starts
+misses it first, within --silent_seconds; one that never starts is waited for --start_seconds, one that lives and does
+not go on while the others wait for --straggler_seconds, and all end with 75 and its number. `launch.parent` starts
 them, says which one died and ends with 75 instead of 134.
 """
 
@@ -28,10 +29,10 @@ from typing import Any, NoReturn
 from absl import app, flags
 
 from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
-from launch import environment, program
+from launch import environment, program, stragglers
 from launch.config import load_config
 from launch.interrupts import Interrupts
-from launch.joining import DISTRIBUTED, join
+from launch.joining import DISTRIBUTED, STRAGGLER_SECONDS, join
 
 STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
 # Where schedulers say which share of the work is this process's: (index, count).
@@ -259,6 +260,7 @@ def run(interrupts: Interrupts) -> int:
     if DISTRIBUTED.value:
         join()
         interrupts.listen()
+        stragglers.watch(STRAGGLER_SECONDS.value, interrupts.end)
     experiment = processes.together(resolve)
     if DRY_RUN.value:
         processes.together(lambda: dry_run(experiment))
