@@ -194,7 +194,7 @@ class Batch:
         )
 
     def budget_note(self) -> str:
-        return 'a machine ends with its tasks, a task that hangs half an hour later; starting and disks come on top'
+        return 'a machine ends with its tasks, a task that hangs half an hour later; disks come on top'
 
     def _gcloud(self, kind: str, verb: str, *words: str, stdin: str = '') -> Command:
         return command('gcloud', 'batch', kind, verb, *words, *self.site.words(location=True), stdin=stdin)

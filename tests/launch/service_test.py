@@ -130,14 +130,14 @@ def test_the_digest_of_an_image_is_no_secret(run):
 
 
 def test_a_budget_becomes_hours(run, programs, tmp_path):
-    """8 chips at 1.20: 96 dollars are ten hours, two attempts of five."""
+    """8 chips at 1.20: 96 dollars are ten hours, one for two starts, two attempts of four and a half."""
     row = {'unit': 'v5e', 'region': 'us-west4', 'provisioning': 'on_demand', 'usd_per_hour': 1.2, 'date': '2026-01'}
     (tmp_path / 'prices.json').write_text(json.dumps({'source': 'a test', 'date': '2026-01', 'prices': [row]}))
     prices = f'--prices={tmp_path}/prices.json'
     done = run(TPU, '--dry_run', '--max_usd=96', '--retries=1', '--tokens_per_second=1000', prices)
     assert done.returncode == 0, done.stderr
-    assert '--max_hours=5 ' in done.stdout
-    assert '# limit: 10.00 hours, 5.00 for each of 2 attempts' in done.stdout
+    assert '--max_hours=4.5 ' in done.stdout
+    assert '# limit: 9.00 hours, 4.50 for each of 2 attempts' in done.stdout
     assert 'paid for until --delete' in done.stdout
     assert re.search(r'# cost: at most \d+\.\d\d USD; 1\.2 USD an hour of each v5e in us-west4', done.stdout)
     refused = run(TPU, '--dry_run', '--max_usd=96', '--spot', prices)
