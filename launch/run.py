@@ -267,6 +267,8 @@ def run(interrupts: Interrupts) -> int:
         return COMPLETE
     from adx.study import Study
 
+    if place_of_process()[0]:
+        environment.only_read_programs()
     of_study = isinstance(experiment, Study)
     stages = study_stages(experiment, interrupts) if of_study else experiment_stages(experiment, interrupts)
     other = [name for name in STAGE_NAMES.value if name not in stages]
