@@ -230,8 +230,30 @@ def test_preflight_lists_what_is_needed_and_calls_nobody(run, launcher, programs
         'roles/cloudkms.cryptoKeyEncrypterDecrypter', f'gcloud kms keys get-iam-policy {KEY}', 'quota',
     ):  # fmt: skip
         assert wanted in done.stdout, wanted
+    for account in ('ACCOUNT', 'SERVICE_ACCOUNT'):
+        assert f'--filter=bindings.members:{account}\n' in done.stdout
+    assert "gcloud projects get-iam-policy my-project '--flatten=bindings[].members'" in done.stdout
+    assert 'gcloud compute reservations list --project=my-project' in done.stdout
     assert 'roles/owner' not in done.stdout
     assert 'roles/editor' not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('reservation', 'shown'),
+    [
+        ('kept', 'reservations describe kept --zone=us-central1-a --project=my-project\n'),
+        ('projects/other/reservations/kept', 'reservations describe kept --zone=us-central1-a --project=other\n'),
+    ],
+)
+def test_preflight_shows_the_reservation_and_the_roles_of_the_jobs_account(run, reservation, shown):
+    account = 'runner@my-project.iam.gserviceaccount.com'
+    more = (f'--reservation={reservation}', f'--service_account={account}', '--zone=us-central1-a')
+    done = run(BATCH, '--preflight', *more, '--project=my-project')
+    assert done.returncode == 0, done.stderr
+    assert f'gcloud compute {shown}' in done.stdout
+    assert f'--filter=bindings.members:{account}\n' in done.stdout
+    assert f'gcloud iam service-accounts get-iam-policy {account} --project=my-project\n' in done.stdout
+    assert 'SERVICE_ACCOUNT' not in done.stdout
 
 
 @pytest.mark.parametrize('program', ['gcp_batch', 'tpu_pod', 'gke', 'slurm'])
