@@ -53,7 +53,7 @@ class Slurm:
             raise ConfigError('--image and the flags of a cloud are not for Slurm; it runs --python in this checkout')
         if site.kms_key:
             raise ConfigError(
-                "--kms_key is not for Slurm: its disks are the cluster's, and sbatch has no flag for a key; leave it out"
+                "--kms_key is not for Slurm: its disks are the cluster's, and sbatch takes no key; leave it out"
             )
         for flag, value, pattern in (('partition', self.partition, r'[-\w]*'), ('time', self.time, r'[-:\d]*')):
             if not re.fullmatch(pattern, value):
