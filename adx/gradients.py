@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from adx import batching, losses
+from adx import batching, losses, pace
 from adx.batching import Batch, Example
 from adx.mesh import proxy_layout
 from adx.models.transformer import Model, Params, make_model
@@ -140,6 +140,7 @@ class Differentiator:
 
     def _place(self, batch: Batch) -> Batch:
         """The batch on the devices, its rows split; each process has all of it."""
+        pace.step()
         sharding = self.layout.sharding('B.')
         return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adx import pace
 from adx.errors import BUG, COMPLETE, AdxError, ConfigError, Interrupted
 from adx.mesh import DATA, Layout, make_mesh
 
@@ -55,6 +56,7 @@ def gather(text: str) -> list[str]:
         return [text]
     from jax.experimental import multihost_utils
 
+    pace.meet()
     data = np.frombuffer(text.encode(), np.uint8)
     with ending_together():
         sizes = multihost_utils.process_allgather(np.int32(data.size))
@@ -110,6 +112,7 @@ class Vote:
 
     def __call__(self, wanted: bool) -> bool:
         """Whether any process wanted it LATE calls ago. All processes call it at the same step."""
+        pace.step()
         ours_B = np.full(jax.local_device_count(), wanted)
         self._cast.append(self._any(jax.make_array_from_process_local_data(self._split, ours_B)))
         return len(self._cast) > LATE and bool(self._cast.popleft())

@@ -21,7 +21,9 @@ PRICES = flags.DEFINE_string('prices', str(LISTED), 'The file of prices, dated; 
 TOKENS_PER_SECOND = flags.DEFINE_float(
     'tokens_per_second', 0.0, 'Of one shard, as launch.run prints it at its end; 0 is unknown.', lower_bound=0.0
 )
-MAX_USD = flags.DEFINE_float('max_usd', 0.0, 'Stops resumably before so much is spent; 0 never.', lower_bound=0.0)
+MAX_USD = flags.DEFINE_float(
+    'max_usd', 0.0, 'Of one submission: stops resumably before so much is spent on starting and running; 0 never.', 0.0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +118,20 @@ def price_line(fleet: Fleet, price: Price | None) -> str:
     return f'{price.usd:g} USD an hour of each {what}: the list price of {price.date}, which you must check'
 
 
-def hours_within(usd: float, fleet: Fleet, price: Price | None) -> float:
-    """Hours that all units together may run for so much money. Raises ConfigError where the price is unknown."""
+def hours_within(usd: float, fleet: Fleet, price: Price | None, starting: float = 0.0) -> float:
+    """Hours that the programs on all units together may run for so much money, beside `starting` hours.
+
+    Raises ConfigError where the price is unknown or starting takes all of it.
+    """
     if price is None:
         raise ConfigError(f'--max_usd={usd:g} needs a price; {price_line(fleet, price)}')
-    return usd / (fleet.units * price.usd)
+    hours = usd / (fleet.units * price.usd)
+    if hours <= starting:
+        raise ConfigError(
+            f'--max_usd={usd:g} pays for {hours:.2f} hours and starting alone may take {starting:.2f}, half an hour an '
+            'attempt; give more, or fewer --shards or --retries'
+        )
+    return hours - starting
 
 
 def hours_of_attempt(hours: float, attempts: int) -> float:

@@ -194,7 +194,7 @@ class Batch:
         )
 
     def budget_note(self) -> str:
-        return 'a machine ends with its tasks, a task that hangs half an hour later; starting and disks come on top'
+        return 'a machine ends with its tasks, a task that hangs half an hour later; disks come on top'
 
     def _gcloud(self, kind: str, verb: str, *words: str, stdin: str = '') -> Command:
         return command('gcloud', 'batch', kind, verb, *words, *self.site.words(location=True), stdin=stdin)
@@ -205,9 +205,10 @@ def template_name(job: Job) -> str:
 
 
 def main() -> None:
+    site = jobs.site_from_flags()
     machine = jobs.check_pattern('machine_type', jobs.MACHINE_TYPE.value)
     gpu = jobs.check_pattern('gpu', jobs.GPU.value)
-    service.carry_out(Batch(jobs.site_from_flags(), machine, gpu, jobs.GPUS.value, DISK_GB.value))
+    service.carry_out(Batch(site, machine, gpu, jobs.GPUS.value, DISK_GB.value))
 
 
 if __name__ == '__main__':

@@ -176,10 +176,10 @@ class Gke:
 
 
 def main() -> None:
+    site = jobs.site_from_flags()
     for flag, value in (('cluster', CLUSTER.value), ('namespace', NAMESPACE.value), ('node_pool', NODE_POOL.value)):
         if value and not re.fullmatch(r'[a-z]([-a-z0-9]{0,61}[a-z0-9])?', value):
             raise ConfigError(f'--{flag}={value!r} is not allowed; it must be small letters, digits and dashes')
-    site = jobs.site_from_flags()
     slice_ = tpus.from_flags()
     if XPK.value:
         service.carry_out(Xpk(site, CLUSTER.value, slice_))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -10,17 +11,21 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from adx.errors import Interrupted
 
-GRACE_SECONDS = 8.0  # schedulers kill ten seconds after SIGTERM
+# Together 8: schedulers kill ten seconds after SIGTERM.
+GRACE_SECONDS = 5.5  # for the main thread to end by itself
+WRITE_SECONDS = 2.5  # more, for a write that is under way then
 
 
 class Interrupts:
     """Turns SIGTERM, SIGINT and a time limit into `Interrupted`, raised once in the main thread, never inside `guard`.
 
     Python runs no handler while the main thread is inside a compilation or waits for another process: a thread then
-    ends the process after GRACE_SECONDS, with the same message and exit code and never inside `guard`.
+    ends the process after GRACE_SECONDS, with the same message and exit code, and inside `guard` only where that takes
+    WRITE_SECONDS more: an upload is retried for minutes.
     """
 
     def __init__(self) -> None:
@@ -68,10 +73,23 @@ class Interrupts:
         """Ends the process some time after the first signal, which the C-level handler writes to a pipe at once."""
         number = os.read(reader, 1)[0]
         time.sleep(GRACE_SECONDS)
-        with self._writing:
-            self._reason = self._reason or _name(number)
-            print(f'error: {self._interrupted()}', file=sys.stderr, flush=True)
-            os._exit(Interrupted.exit_code)
+        self._reason = self._reason or _name(number)
+        self.end(str(self._interrupted()))
+
+    def end(self, message: str, pause: float = 0.0) -> NoReturn:
+        """Ends the process with 75 from another thread than the main one, between two writes if there is time.
+
+        A write that is cut off does no harm, as a kill does none: the torn tail of a journal is cut off when it is
+        opened again, a file and a checkpoint get their names when they are whole, an object is there when its upload
+        has ended. What it was to save is made anew.
+        pause: seconds between the message and the end.
+        """
+        if not self._writing.acquire(timeout=WRITE_SECONDS):
+            message = f'{message} (a write that took too long was cut off, what it was to save is made anew)'
+        print(f'error: {message}', file=sys.stderr, flush=True)
+        sys.stderr = io.StringIO()  # what the main thread fails with meanwhile follows from the same
+        time.sleep(pause)
+        os._exit(Interrupted.exit_code)
 
 
 def _name(number: int) -> str:

@@ -58,6 +58,7 @@ PATTERNS = {
     'machine_type': (r'[a-z][-a-z0-9]+', 'a machine type as g2-standard-8'),
     'gpu': (r'[a-z][-a-z0-9]+', 'an accelerator as nvidia-tesla-t4'),
 }
+DIGEST = r'@sha256:[0-9a-f]{64}$'  # of an image: not a secret
 LABEL_KEY = r'[a-z]([-_a-z0-9]{0,61}[a-z0-9])?'
 LABEL_VALUE = r'[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?'  # what both Google Cloud and Kubernetes allow
 
@@ -144,7 +145,20 @@ def check_pattern(flag: str, value: str) -> str:
     return value
 
 
+def refuse_values() -> None:
+    """Raises ConfigError, which does not show it, for a flag with what looks like a secret's value.
+
+    Called before anything else is said about a flag. What --secret and --env hold is looked at more closely later on.
+    """
+    for name in flags.FLAGS:
+        if flags.FLAGS[name].present and name not in ('secret', 'env'):
+            value = flags.FLAGS[name].value
+            texts = [str(one) for one in (value if isinstance(value, list) else [value])]
+            refuse_secrets(name, [re.sub(DIGEST, '', text) for text in texts])
+
+
 def site_from_flags() -> Site:
+    refuse_values()
     if SPOT.value and RESERVATION.value:
         raise ConfigError('--spot and --reservation exclude each other; give one of them')
     values = {one.name: check_pattern(one.name, one.value) for one in (PROJECT, REGION, ZONE, RESERVATION)}
@@ -205,7 +219,6 @@ def run_flags() -> tuple[str, ...]:
         flag = word.partition('=')[0]
         if any(ord(character) < 32 for character in word):
             raise ConfigError(f'{flag} holds a line break or another control character; write it in the config')
-        refuse_secrets(flag.removeprefix('--'), [word])
     return tuple(words)
 
 

@@ -21,6 +21,9 @@ PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator: this 
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator: how many processes.')
 START_SECONDS = flags.DEFINE_integer('start_seconds', 300, 'How long all wait for one that does not start.', 1)
 SILENT_SECONDS = flags.DEFINE_integer('silent_seconds', 100, 'After so long one that says nothing is dead.', 1)
+STRAGGLER_SECONDS = flags.DEFINE_integer(
+    'straggler_seconds', 600, 'How long all wait for one that lives and does not go on. Compiling may take minutes.', 1
+)
 
 PARENT = 'ADX_PARENT'  # the process id of launch.parent
 PR_SET_PDEATHSIG = 1  # of Linux

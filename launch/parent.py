@@ -44,7 +44,9 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 AGAIN = '; what is finished is saved, the same command continues'
 # What JAX says in every process that it aborts, and what launch.run says in one that ends because of another.
 ABORTED = 'JAX distributed service detected fatal errors'
-FOLLOWED = re.compile(r'^error: (another process|process \d+ failed|process(es)? \S.* did not start)', re.MULTILINE)
+FOLLOWED = re.compile(
+    r'^error: (another process|process \d+ failed|process(es)? \S.* (did not start|made no progress))', re.MULTILINE
+)
 # Process 0 binds the port seconds after this parent has found it free.
 TAKEN = re.compile(r'^error: --coordinator: port \d+ is not free here', re.MULTILINE)
 PORTS = 3  # that are tried
@@ -52,6 +54,7 @@ PORTS = 3  # that are tried
 NAMING = (
     (re.compile(r'^error: (process \d+ failed.*)', re.MULTILINE), '{}'),
     (re.compile(r'^error: (process(?:es)? \S.* did not start within \d+ s)', re.MULTILINE), '{}'),
+    (re.compile(r'^error: (process(?:es)? \S.* made no progress for \d+ s)', re.MULTILINE), '{}'),
     (
         re.compile(r'Failed to send RPC to coordination service|RPC: \S+/Heartbeat'),
         'process 0 died or was silent for too long',

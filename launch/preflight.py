@@ -29,9 +29,9 @@ def text(needs: Needs, site: Site, job: Job) -> str:
     """Sections of comments and commands; nothing is run."""
     sections: dict[str, tuple[str, Iterable[Command]]] = {
         'APIs that must be enabled': _apis(needs, site, job),
-        'Capacity': (_capacity(site), ()),
+        'Capacity': _capacity(site),
         'Quotas': ('as many as the job has devices; Spot and reserved capacity have quotas of their own', needs.quotas),
-        'Roles of who launches (no more are needed)': (', '.join(needs.roles), ()),
+        'Roles of who launches (no more are needed)': _roles(needs.roles, site),
         'Roles of the service account of the job': _job_roles(needs.job_roles, site),
         'The workdir': _bucket(site),
         'Secrets': _secrets(job, site),
@@ -54,22 +54,43 @@ def _apis(needs: Needs, site: Site, job: Job) -> tuple[str, list[Command]]:
     return ' '.join(full), [listed, command('gcloud', 'services', 'enable', *full, *site.words())]
 
 
-def _capacity(site: Site) -> str:
+def _capacity(site: Site) -> tuple[str, list[Command]]:
+    """Only what is reserved can be looked at beforehand."""
     place = site.zone or site.area or 'no region yet: give --region or --zone'
     kind = {
         'spot': 'Spot, taken back at any moment; the job continues by itself or by the same command',
         'reservation': f'the reservation {site.reservation}',
         'on_demand': 'on demand',
     }[site.provisioning]
-    return f'{place}, {kind}'
+    owner, _, name = site.reservation.rpartition('/')  # another project's as projects/P/reservations/R
+    project = (f'--project={owner.split("/")[1]}',) if owner.startswith('projects/') else site.words()
+    show = ('describe', name, f'--zone={site.zone or "ZONE"}') if name else ('list',)
+    return f'{place}, {kind}', [command('gcloud', 'compute', 'reservations', *show, *project)]
+
+
+def _roles(roles: Iterable[str], site: Site) -> tuple[str, list[Command]]:
+    note = f'{", ".join(roles)}; ACCOUNT is what the first command prints'
+    shown = [command('gcloud', 'config', 'get-value', 'account'), _granted('ACCOUNT', site)]
+    if any('on the service account' in role for role in roles):  # which the policy of the project does not show
+        account = site.service_account or 'SERVICE_ACCOUNT'
+        shown.append(command('gcloud', 'iam', 'service-accounts', 'get-iam-policy', account, *site.words()))
+    return note, shown
+
+
+def _granted(account: str, site: Site) -> Command:
+    """Shows the roles of an account on the project."""
+    return command(
+        'gcloud', 'projects', 'get-iam-policy', site.project or 'PROJECT', '--flatten=bindings[].members',
+        '--format=value(bindings.role)', f'--filter=bindings.members:{account}',
+    )  # fmt: skip
 
 
 def _job_roles(roles: Iterable[str], site: Site) -> tuple[str, list[Command]]:
-    show = command(
-        'gcloud', 'projects', 'get-iam-policy', site.project or 'PROJECT', '--flatten=bindings[].members',
-        '--format=value(bindings.role)', f'--filter=bindings.members:{site.service_account}',
-    )  # fmt: skip
-    return ', '.join(roles), [show] if site.service_account else []
+    if '@' in site.service_account:
+        return ', '.join(roles), [_granted(site.service_account, site)]
+    # On Kubernetes the flag names one of the cluster, which is bound to one of the cloud.
+    note = f'{", ".join(roles)}; SERVICE_ACCOUNT is its address, by default PROJECT_NUMBER-compute@developer'
+    return f'{note}.gserviceaccount.com', [_granted('SERVICE_ACCOUNT', site)]
 
 
 def _bucket(site: Site) -> tuple[str, list[Command]]:

@@ -11,7 +11,8 @@ Under --distributed all processes get the same flags but --process_id, and only 
 but where a rule wants derivatives all do: `prepare` keeps directions in it. All do for `distil`, which reads traces
 and keeps students in training there, and only process 0 writes outcomes.
 What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where JAX
-misses it first, within --silent_seconds; one that never starts is waited for --start_seconds. `launch.parent` starts
+misses it first, within --silent_seconds; one that never starts is waited for --start_seconds, one that lives and does
+not go on while the others wait for --straggler_seconds, and all end with 75 and its number. `launch.parent` starts
 them, says which one died and ends with 75 instead of 134.
 """
 
@@ -29,10 +30,10 @@ from typing import Any, NoReturn
 from absl import app, flags
 
 from adx.errors import COMPLETE, REJECTED_ROWS, AdxError, ConfigError
-from launch import environment, program
+from launch import environment, program, stragglers
 from launch.config import load_config
 from launch.interrupts import Interrupts
-from launch.joining import DISTRIBUTED, join
+from launch.joining import DISTRIBUTED, STRAGGLER_SECONDS, join
 
 STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
 TOGETHER = ('prepare', 'generate', 'distil')  # what one program across hosts does
@@ -264,12 +265,15 @@ def run(interrupts: Interrupts) -> int:
     if DISTRIBUTED.value:
         join()
         interrupts.listen()
+        stragglers.watch(STRAGGLER_SECONDS.value, interrupts.end)
     experiment = processes.together(resolve)
     if DRY_RUN.value:
         processes.together(lambda: dry_run(experiment))
         return COMPLETE
     from adx.study import Study
 
+    if place_of_process()[0]:
+        environment.only_read_programs()
     of_study = isinstance(experiment, Study)
     stages = study_stages(experiment, interrupts) if of_study else experiment_stages(experiment, interrupts)
     other = [name for name in STAGE_NAMES.value if name not in stages]

@@ -96,7 +96,7 @@ def launch(service: Service) -> None:
     experiment = run.resolve()
     fleet = service.fleet(job)
     price = costs.find_price(costs.PRICES.value, fleet)
-    hours = limit(fleet, price)
+    hours = limit(fleet, price, job.attempts)
     if hours:
         job = dataclasses.replace(job, max_hours=costs.hours_of_attempt(hours, job.attempts))
     if not run.DRY_RUN.value:
@@ -112,11 +112,12 @@ def launch(service: Service) -> None:
     show(service.submission(job))
 
 
-def limit(fleet: costs.Fleet, price: costs.Price | None) -> float:
-    """Hours of --max_hours and --max_usd, whichever is less; 0 for no limit."""
+def limit(fleet: costs.Fleet, price: costs.Price | None, attempts: int) -> float:
+    """Hours of the programs, all attempts together, by --max_hours and --max_usd; the less; 0 for no limit."""
     limits = [run.MAX_HOURS.value] if run.MAX_HOURS.value else []
     if costs.MAX_USD.value:
-        limits.append(costs.hours_within(costs.MAX_USD.value, fleet, price))
+        starting = attempts * jobs.SECONDS_OF_START / 3600
+        limits.append(costs.hours_within(costs.MAX_USD.value, fleet, price, starting))
     return min(limits, default=0.0)
 
 

@@ -52,7 +52,9 @@ class Slurm:
         if job.image or site.project or site.region or site.zone or site.spot or site.reservation:
             raise ConfigError('--image and the flags of a cloud are not for Slurm; it runs --python in this checkout')
         if site.kms_key:
-            raise ConfigError("--kms_key is not for Slurm, whose disks are the cluster's; give the bucket a key")
+            raise ConfigError(
+                "--kms_key is not for Slurm: its disks are the cluster's, and sbatch takes no key; leave it out"
+            )
         for flag, value, pattern in (('partition', self.partition, r'[-\w]*'), ('time', self.time, r'[-:\d]*')):
             if not re.fullmatch(pattern, value):
                 raise ConfigError(f'--{flag}={value!r} is not allowed; it must match {pattern}')

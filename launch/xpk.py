@@ -29,11 +29,13 @@ class Xpk:
         service.check_image(job)
         if not self.slice_:
             raise ConfigError('--xpk needs --accelerator_type')
-        if self.site.kms_key or self.site.service_account or job.labels:
+        if self.site.kms_key:
             raise ConfigError(
-                '--kms_key, --service_account and --label are not for --xpk, whose cluster has them; '
-                'launch/README.md says how'
+                '--kms_key is not for --xpk: a disk gets its key when the node pool is made, which XPK does with the '
+                f'cluster: xpk cluster create --custom-nodepool-arguments=--boot-disk-kms-key={self.site.kms_key}'
             )
+        if self.site.service_account or job.labels:
+            raise ConfigError('--service_account and --label are not for --xpk, whose cluster has its own')
         if not job.retries:
             raise ConfigError('--retries must be above 0 with --xpk, which makes --max-restarts of it')
         self.slice_.check_hosts(job)

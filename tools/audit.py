@@ -1,9 +1,10 @@
 """Lists what adx depends on with version and licence, and asks pip-audit for known vulnerabilities where it can.
 
-    python -m tools.audit
+    python -m tools.audit [--required]
 
 Without pip-audit, or where its service cannot be reached, it says so and exits with 0: a build without a network does
-not fail. Exit codes: 0 done or not asked, 2 flags, 3 a licence that does not fit, a vulnerability.
+not fail. With --required pip-audit must be installed, as continuous integration wants it. Exit codes: 0 done or not
+asked, 2 flags or no pip-audit, 3 a licence that does not fit, a vulnerability.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import subprocess
 import sys
 from typing import Any
 
+from absl import flags
 from packaging.requirements import Requirement
 
-from adx.errors import InputError
+from adx.errors import ConfigError, InputError
 from launch import program
+
+_REQUIRED = flags.DEFINE_bool('required', False, 'Fail where pip-audit is not installed.', allow_override=True)
 
 SECONDS = 120
 ASK = (sys.executable, '-m', 'pip_audit', '--local', '--format=json', '--progress-spinner=off')
@@ -67,16 +71,32 @@ def vulnerabilities(reply: str) -> list[str] | None:
         return None
 
 
+def unknown(reply: str) -> tuple[list[str], int]:
+    """(the packages that the service does not know, adx itself left out; how many there are), of a reply that can be
+    read: pip-audit takes such packages for sound."""
+    packages = [one for one in json.loads(reply)['dependencies'] if one['name'] != 'adx']
+    return [one['name'] for one in packages if 'skip_reason' in one], len(packages)
+
+
 def ask() -> tuple[list[str] | None, str]:
-    """What pip-audit found, or None and why it could not be asked."""
+    """(what pip-audit found, and what is to be said with it), or None and why it could not be asked."""
     if importlib.util.find_spec('pip_audit') is None:
-        return None, 'pip-audit is not installed; run: pip install pip-audit'
+        missing = "pip-audit is not installed; run: pip install 'adx[audit]'"
+        if _REQUIRED.value:
+            raise ConfigError(f'--required: {missing}')
+        return None, missing
     try:
         done = subprocess.run(ASK, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return None, f'pip-audit did not answer within {SECONDS} s'
     last = (done.stderr.strip().splitlines() or ['no output'])[-1]
-    return vulnerabilities(done.stdout), f'pip-audit could not ask its service: {last}'
+    found = vulnerabilities(done.stdout)
+    if found is None:
+        return None, f'pip-audit could not ask its service: {last}'
+    names, count = unknown(done.stdout)
+    if count and len(names) == count:
+        return None, f'the service of pip-audit knows none of the {count} packages'
+    return found, f', which does not know {len(names)} of the packages: {", ".join(names)}' if names else ''
 
 
 def main() -> None:
@@ -89,7 +109,7 @@ def main() -> None:
     found, why = ask()
     if found:
         raise InputError(f'known vulnerabilities: {"; ".join(found)}; upgrade the packages')
-    print(f'vulnerabilities: not asked, {why}' if found is None else 'vulnerabilities: none known to pip-audit')
+    print(f'vulnerabilities: not asked, {why}' if found is None else f'vulnerabilities: none known to pip-audit{why}')
 
 
 if __name__ == '__main__':

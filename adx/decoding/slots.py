@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from adx import pace
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches
 from adx.hashing import row_key
@@ -126,6 +127,7 @@ class Slots:
 
     def dispatch(self) -> _Chunk:
         engine = self.engine
+        pace.step()
         self.fit()
         self.rows, self.caches, tokens_TB, statistics = engine._chunk(
             engine.weights, self.rows, self.caches, engine.constants

@@ -111,10 +111,10 @@ def test_prices_that_cannot_be_are_refused(tmp_path, rows):
 
 
 def test_a_budget_holds_for_all_attempts_together():
-    """What is spent if every attempt of every shard runs out its share is the budget."""
-    hours = costs.hours_within(100.0, FLEET, PRICE)
+    """What is spent if every attempt takes half an hour to start and runs out its share is the budget."""
+    hours = costs.hours_within(100.0, FLEET, PRICE, 4 * 0.5)
     share = costs.hours_of_attempt(hours, 4)
-    assert share * 4 * FLEET.units * PRICE.usd == pytest.approx(100.0)
+    assert (0.5 + share) * 4 * FLEET.units * PRICE.usd == pytest.approx(100.0)
 
 
 def test_a_budget_without_a_price_or_too_small_is_refused():
@@ -122,3 +122,5 @@ def test_a_budget_without_a_price_or_too_small_is_refused():
         costs.hours_within(5.0, FLEET, None)
     with pytest.raises(ConfigError, match=r'give each of 11 attempts 1\.4 minutes'):
         costs.hours_of_attempt(costs.hours_within(5.0, FLEET, PRICE), 11)
+    with pytest.raises(ConfigError, match=r'--max_usd=5 pays for 0\.26 hours and starting alone may take 5\.50'):
+        costs.hours_within(5.0, FLEET, PRICE, 5.5)

@@ -269,6 +269,10 @@ def test_xpk_and_the_same_command_again(programs, capsys):
         (HOSTS, {**ONE, 'hosts': 4, 'retries': 0}, '--retries must be above 0 with --distributed'),
         (XPK, {'retries': 0}, '--retries must be above 0 with --xpk'),
         (XPK, {'labels': {'team': 'x'}}, 'are not for --xpk'),
+        (
+            dataclasses.replace(XPK, site=dataclasses.replace(PLACE, kms_key=KEY)), {},
+            f'xpk cluster create --custom-nodepool-arguments=--boot-disk-kms-key={KEY}',
+        ),
         (dataclasses.replace(XPK, slice_=None), {}, '--xpk needs --accelerator_type'),
     ],
 )

@@ -6,8 +6,11 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from launch import interrupts
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Writes for longer than the grace, and swallows interruptions as a callback of a library does.
@@ -47,3 +50,34 @@ def test_ends_with_75_but_never_inside_a_write(seconds, signals, reason):
     assert process.returncode == 75, err
     assert (begun + out).splitlines() == ['begun', 'written']
     assert err == f'error: stopped by {reason}; finished traces are saved, the same command continues\n'
+
+
+# As an upload that is tried again and again, which takes up to two minutes.
+BLOCKED = """
+import time
+from adx import files
+from launch import interrupts
+
+interrupts.GRACE_SECONDS = interrupts.WRITE_SECONDS = 0.3
+stop = interrupts.Interrupts()
+stop.install()
+with stop.guard():
+    print('begun', flush=True)
+    files.retried(lambda: time.sleep(120))
+"""
+
+
+def test_a_write_that_does_not_end_holds_nobody_up():
+    command = [sys.executable, '-c', BLOCKED]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert time.monotonic() - began < 8
+    assert process.returncode == 75, err
+    assert err.startswith('error: stopped by SIGTERM; finished traces are saved, the same command continues (a write')
+    assert interrupts.GRACE_SECONDS + interrupts.WRITE_SECONDS <= 8  # of the ten seconds of a scheduler

@@ -143,6 +143,7 @@ def test_flags_of_the_run_are_for_the_run(tmp_path):
         (f'{LATE}RegisterTask', 'some process did not start in time'),
         ('error: process 1 of 2 did not start within 3 s; see why', 'process 1 of 2 did not start within 3 s'),
         ('error: processes [1, 3] of 4 did not start within 3 s; see', 'processes [1, 3] of 4 did not start'),
+        ('error: process 1 of 2 made no progress for 9 s and', 'process 1 of 2 made no progress for 9 s'),
         ('error: another process of this program ended (UNKNOWN: Gloo', 'a process of another host ended'),
     ],
 )

@@ -36,6 +36,16 @@ FAST = (
     (BATCH, '--env=HF_TOKEN=x', '--env=HF_TOKEN=... is named like a secret'),
     (BATCH, '--secret=HF_TOKEN=hf_0123456789abcdef', '--secret=NAME:... is not allowed'),
     (BATCH, '--set=a=hf_0123456789abcdef', '--set holds what looks like a secret'),
+    (BATCH, '--label=token=hf_0123456789abcdef', '--label holds what looks like a secret'),
+    (BATCH, '--service_account=ya29.abcdefghij0123456789', '--service_account holds what looks like a secret'),
+    (BATCH, '--machine_type=hf_0123456789abcdef', '--machine_type holds what looks like a secret'),
+    (BATCH, '--prices=hf_0123456789abcdef', '--prices holds what looks like a secret'),
+    (BATCH, '--preflight --label=token=hf_0123456789abcdef', '--label holds what looks like a secret'),
+    (TPU, '--accelerator_type=hf_0123456789abcdef', '--accelerator_type holds what looks like a secret'),
+    (TPU, '--runtime_version=hf_0123456789abcdef', '--runtime_version holds what looks like a secret'),
+    (GKE, '--cluster=hf_0123456789abcdef', '--cluster holds what looks like a secret'),
+    (SLURM, '--partition=hf_0123456789abcdef', '--partition holds what looks like a secret'),
+    (SLURM, '--python=hf_0123456789abcdef', '--python holds what looks like a secret'),
     (BATCH, '--shards=2 --stages=generate,distil', 'run generate,rewrite and assess,distil one by one'),
     (BATCH, '--shards=2 --stages=distil,report', '--stages=report is the work of one process'),
     (BATCH, '--shards=2 --stages=prepare', '--stages=prepare is the work of one process'),
@@ -80,6 +90,7 @@ def test_refusals_are_one_line_and_2(run, arguments, more, message):
     assert done.stderr.startswith('error: ')
     assert message in done.stderr
     assert 'hf_0123456789abcdef' not in done.stderr
+    assert 'ya29' not in done.stderr
 
 
 @pytest.mark.parametrize('launcher', ALL)
@@ -111,15 +122,22 @@ def test_the_job_gets_the_flags_of_launch_run_that_were_given(run, programs):
     assert '# limit: 11.00 hours, 1.00 for each of 11 attempts' in done.stdout
 
 
+def test_the_digest_of_an_image_is_no_secret(run):
+    image = f'--image=us-docker.pkg.dev/my-project/adx/run@sha256:{"0123456789abcdef" * 4}'
+    done = run(BATCH, image, '--dry_run')
+    assert done.returncode == 0, done.stderr
+    assert image.partition('=')[2] in done.stdout
+
+
 def test_a_budget_becomes_hours(run, programs, tmp_path):
-    """8 chips at 1.20: 96 dollars are ten hours, two attempts of five."""
+    """8 chips at 1.20: 96 dollars are ten hours, one for two starts, two attempts of four and a half."""
     row = {'unit': 'v5e', 'region': 'us-west4', 'provisioning': 'on_demand', 'usd_per_hour': 1.2, 'date': '2026-01'}
     (tmp_path / 'prices.json').write_text(json.dumps({'source': 'a test', 'date': '2026-01', 'prices': [row]}))
     prices = f'--prices={tmp_path}/prices.json'
     done = run(TPU, '--dry_run', '--max_usd=96', '--retries=1', '--tokens_per_second=1000', prices)
     assert done.returncode == 0, done.stderr
-    assert '--max_hours=5 ' in done.stdout
-    assert '# limit: 10.00 hours, 5.00 for each of 2 attempts' in done.stdout
+    assert '--max_hours=4.5 ' in done.stdout
+    assert '# limit: 9.00 hours, 4.50 for each of 2 attempts' in done.stdout
     assert 'paid for until --delete' in done.stdout
     assert re.search(r'# cost: at most \d+\.\d\d USD; 1\.2 USD an hour of each v5e in us-west4', done.stdout)
     refused = run(TPU, '--dry_run', '--max_usd=96', '--spot', prices)
@@ -212,8 +230,30 @@ def test_preflight_lists_what_is_needed_and_calls_nobody(run, launcher, programs
         'roles/cloudkms.cryptoKeyEncrypterDecrypter', f'gcloud kms keys get-iam-policy {KEY}', 'quota',
     ):  # fmt: skip
         assert wanted in done.stdout, wanted
+    for account in ('ACCOUNT', 'SERVICE_ACCOUNT'):
+        assert f'--filter=bindings.members:{account}\n' in done.stdout
+    assert "gcloud projects get-iam-policy my-project '--flatten=bindings[].members'" in done.stdout
+    assert 'gcloud compute reservations list --project=my-project' in done.stdout
     assert 'roles/owner' not in done.stdout
     assert 'roles/editor' not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('reservation', 'shown'),
+    [
+        ('kept', 'reservations describe kept --zone=us-central1-a --project=my-project\n'),
+        ('projects/other/reservations/kept', 'reservations describe kept --zone=us-central1-a --project=other\n'),
+    ],
+)
+def test_preflight_shows_the_reservation_and_the_roles_of_the_jobs_account(run, reservation, shown):
+    account = 'runner@my-project.iam.gserviceaccount.com'
+    more = (f'--reservation={reservation}', f'--service_account={account}', '--zone=us-central1-a')
+    done = run(BATCH, '--preflight', *more, '--project=my-project')
+    assert done.returncode == 0, done.stderr
+    assert f'gcloud compute {shown}' in done.stdout
+    assert f'--filter=bindings.members:{account}\n' in done.stdout
+    assert f'gcloud iam service-accounts get-iam-policy {account} --project=my-project\n' in done.stdout
+    assert 'SERVICE_ACCOUNT' not in done.stdout
 
 
 @pytest.mark.parametrize('program', ['gcp_batch', 'tpu_pod', 'gke', 'slurm'])

@@ -119,7 +119,7 @@ def test_the_same_command_again(tmp_path, monkeypatch, there, calls):
     ('slurm', 'changes', 'message'),
     [
         (SLURM, {'image': 'x/y:1'}, 'are not for Slurm'),
-        (dataclasses.replace(SLURM, site=Site(kms_key=KEY)), {}, '--kms_key is not for Slurm'),
+        (dataclasses.replace(SLURM, site=Site(kms_key=KEY)), {}, "is not for Slurm: its disks are the cluster's"),
         (dataclasses.replace(SLURM, partition='gpu\n#SBATCH --uid=0'), {}, '--partition='),
         (dataclasses.replace(SLURM, time='1;reboot'), {}, '--time='),
         (dataclasses.replace(SLURM, python='/opt/x\ny'), {}, 'must have no line break'),

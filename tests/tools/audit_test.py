@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import shutil
+import subprocess
 import sys
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from adx.errors import InputError
+from adx.errors import ConfigError, InputError
 from tools import audit
 
+ROOT = pathlib.Path(__file__).parents[2]
 FOUND = {'dependencies': [
     {'name': 'jax', 'version': '0.10.2', 'vulns': []},
     {'name': 'jinja2', 'version': '2.0', 'vulns': [{'id': 'CVE-1', 'fix_versions': ['3.1']}, {'id': 'CVE-2'}]},
 ]}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def parsed():
+    flags.FLAGS.mark_as_parsed()
 
 
 def test_everything_that_adx_needs_has_a_licence_that_fits():
@@ -56,9 +67,49 @@ def test_only_a_vulnerability_fails(monkeypatch, capsys, code, shown):
         assert shown in capsys.readouterr().out
 
 
+def test_packages_that_its_service_does_not_know_are_no_good_news(monkeypatch, capsys):
+    """pip-audit exits with 0 and says that it found nothing."""
+    jax, numpy = ({'name': name, 'version': '1', 'skip_reason': 'not found on PyPI'} for name in ('jax', 'numpy'))
+    asked = {'name': 'scipy', 'version': '1', 'vulns': []}
+    monkeypatch.setattr(audit.importlib.util, 'find_spec', lambda name: True)
+    for packages, said in (
+        ([jax, numpy, {**jax, 'name': 'adx'}], 'vulnerabilities: not asked, the service of pip-audit knows none of'),
+        ([jax, asked], 'vulnerabilities: none known to pip-audit, which does not know 1 of the packages: jax'),
+        ([asked, {**jax, 'name': 'adx'}], 'vulnerabilities: none known to pip-audit\n'),
+    ):
+        code = f'print({json.dumps(json.dumps({"dependencies": packages}))})'
+        monkeypatch.setattr(audit, 'ASK', (sys.executable, '-c', code))
+        audit.main()
+        assert said in capsys.readouterr().out
+
+
 def test_without_pip_audit_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(audit.importlib.util, 'find_spec', lambda name: None)
     audit.main()
     out = capsys.readouterr().out
     assert 'jax ' in out
     assert 'not asked, pip-audit is not installed' in out
+
+
+def test_where_it_is_required_it_must_be_there_and_its_service_need_not(monkeypatch, capsys):
+    with flagsaver.flagsaver(required=True):
+        monkeypatch.setattr(audit, 'ASK', (sys.executable, '-c', "raise SystemExit('no route')"))
+        monkeypatch.setattr(audit.importlib.util, 'find_spec', lambda name: True)
+        audit.main()
+        assert 'not asked' in capsys.readouterr().out
+        monkeypatch.setattr(audit.importlib.util, 'find_spec', lambda name: None)
+        with pytest.raises(ConfigError, match=r"--required: pip-audit is not installed; run: pip install 'adx\["):
+            audit.main()
+
+
+def test_continuous_integration_installs_and_requires_it(tmp_path):
+    """With stand-ins for the programs that it calls, which say how they were called."""
+    for name, shown in (('tools/test', 'tests in $ADX_EXTRAS'), ('.venv/bin/python', 'python')):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{shown} $*"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / '.ci').mkdir()
+    shutil.copy(ROOT / '.ci' / 'run', tmp_path / '.ci' / 'run')
+    done = subprocess.run([tmp_path / '.ci' / 'run'], env={'PATH': '/usr/bin:/bin'}, capture_output=True, text=True)
+    assert done.stdout == 'tests in test,audit --all_pythons\npython -m tools.audit --required\n', done.stderr
+    assert 'make_environment "${ADX_EXTRAS:-test}"' in (ROOT / 'tools' / '_environment').read_text()
