@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-from adx import files, locks, storage, watch
+from adx import files, locks, retries, storage, watch
 from adx.errors import StorageError, WorkdirError
 from adx.journal import diff
 from adx.storage import Workdir
@@ -341,9 +341,9 @@ class TestObjectStore:
                     raise RuntimeError('503')
 
         waits: list[float] = []
-        flaky = Flaky(files.ATTEMPTS - 1)
+        flaky = Flaky(retries.ATTEMPTS - 1)
         files.upload(flaky, b'data', waits.append)
         assert flaky.data == b'data'
         assert [0.5 * 2**i <= wait <= 2**i for i, wait in enumerate(waits)] == [True] * 3
         with pytest.raises(OSError, match=r'503 \(after 4 attempts\)'):
-            files.upload(Flaky(files.ATTEMPTS), b'data', waits.append)
+            files.upload(Flaky(retries.ATTEMPTS), b'data', waits.append)
