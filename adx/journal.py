@@ -69,8 +69,7 @@ def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], 
     return record
 
 
-def content_to_json(name: str, content: Any) -> bytes:
-    """A file that holds one thing, called `name`, and says its format."""
+def content_to_json(name: str, content: Any) -> bytes:  # a file that holds one thing and says its format
     return json.dumps({'format_version': FORMAT_VERSION, name: content}, indent=1).encode()
 
 
@@ -106,7 +105,8 @@ def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
         pairs = [(f'[{i}]', a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True))]
     else:
         same = type(theirs) is type(ours) and theirs == ours
-        return [] if same else [f'{path or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
+        where = path if path.isprintable() else repr(path)  # keys of a damaged file may be of several lines
+        return [] if same else [f'{where or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
     return [line for key, a, b in pairs for line in diff(a, b, path + key)]
 
 
