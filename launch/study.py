@@ -71,7 +71,7 @@ def freeze(study: Any, path: str) -> int:
 
 def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] = ()) -> int:
     """share: of this process, see study.Share."""
-    from adx import distilling
+    from adx import distilling, fitting
     from adx.study import Share
 
     def announce(ahead: distilling.Estimate) -> None:
@@ -79,7 +79,7 @@ def distil(study: Any, path: str, interrupts: Interrupts, share: Sequence[Any] =
         print(f'ahead: up to {ahead.students} students, {ahead.steps} steps, {minutes:.0f} minutes of training')
 
     print(count_line(study))
-    with contextlib.closing(Progress()) as progress:
+    with fitting.training_explained(study), contextlib.closing(Progress()) as progress:
         tell = functools.partial(progress.steps, 'steps')
         outcomes = distilling.distil(study, path, tell, interrupts.guard, announce, Share(*share))
     graded = [one for one in outcomes if one.split == study.split]
