@@ -28,7 +28,6 @@ from adx.errors import AdxError, StorageError, WorkdirError
 from adx.types import Trace
 
 T = TypeVar('T')
-
 FORMAT_VERSION = 1
 SUFFIX = '.jsonl'
 ABSENT = '(absent)'
@@ -69,7 +68,8 @@ def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], 
     return record
 
 
-def content_to_json(name: str, content: Any) -> bytes:  # a file that holds one thing and says its format
+def content_to_json(name: str, content: Any) -> bytes:
+    """A file that holds one thing, called `name`, and says its format."""
     return json.dumps({'format_version': FORMAT_VERSION, name: content}, indent=1).encode()
 
 
