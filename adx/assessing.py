@@ -34,9 +34,9 @@ from adx import (
 )
 from adx.answers import reader_of
 from adx.bystander import Bystander
-from adx.errors import ConfigError, InputError, StorageError
+from adx.errors import ConfigError, InputError, StorageError, malformed
 from adx.experiment import Experiment
-from adx.journal import read_object
+from adx.journal import content_to_json, decode, read_content
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.processes import ALONE, Place
@@ -52,6 +52,7 @@ from adx.study_traces import seed_path
 from adx.timing import Stopwatch
 from adx.types import Trace
 
+AGAIN = 'delete it and run --stages=assess again'
 SHOWN = 5  # prompts whose traces stand side by side in the report
 Tell = Callable[[str, int, int], None]  # 'seed <seed>', arms done, of how many
 
@@ -91,7 +92,7 @@ def _assess(study: Study, path: str, seed: int, stopwatch: Stopwatch, tell: Tell
         found[arm] = dataclasses.replace(quality, seconds=_seconds(study, quality, found, costs))
         with files.os_errors(StorageError, f'{place} was not written'):
             files.make_private_dir(place.parent)
-            files.write_private(place, json.dumps(dataclasses.asdict(found[arm])).encode())
+            files.write_private(place, content_to_json('quality', dataclasses.asdict(found[arm])))
         tell(f'seed {seed}', len(found), len(places))
 
 
@@ -126,8 +127,8 @@ def _decoded(
         costs |= rewriting.seconds_per_token(own, seed_path(path, seed)) if own.rewrites else {}
         with files.os_errors(StorageError, f'{place} was not written'):
             files.make_private_dir(place.parent)
-            files.write_private(place, json.dumps(costs).encode())
-    return right, read_object(place, study.arms, StorageError, 'delete it and run --stages=assess again')
+            files.write_private(place, content_to_json('seconds', costs))
+    return right, _read_costs(place, study.arms)
 
 
 def _answering(experiment: Experiment) -> Experiment:
@@ -151,14 +152,17 @@ def _place(path: str, seed: int, arm: str) -> epath.Path:
 
 
 def _read(place: epath.Path) -> Quality:
-    try:
-        fields = json.loads(place.read_text())
-        lists = {name: tuple(fields[name]) for name in ('correct', 'forced', 'lenient')}
-        groups = {name: {k: tuple(v) for k, v in fields[name].items()} for name in ('slices', 'by_prompt')}
+    fields = read_content(place, 'quality', dict, StorageError, AGAIN)
+    with malformed(f'{place} is damaged', AGAIN, StorageError):
         # By the file's name: earlier versions noted the arm of a selection.
-        return Quality(**fields | lists | groups | {'arm': place.stem})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f'{place} cannot be read: {error!r}; delete it and run --stages=assess again') from error
+        return decode(Quality, fields | {'arm': place.stem})
+
+
+def _read_costs(place: epath.Path, arms: Sequence[str]) -> dict[str, float]:
+    """Arm -> seconds a token."""
+    costs = read_content(place, 'seconds', dict, StorageError, AGAIN)
+    with malformed(f'{place} is damaged', AGAIN, StorageError):
+        return {arm: float(costs[arm]) for arm in arms}
 
 
 def _measures(study: Study) -> Measures:
@@ -261,12 +265,12 @@ def _reported(path: str) -> tuple[dict[str, float], str]:
     """The damages in a finished report and what its testbed is called; nothing for ''."""
     if not path:
         return {}, ''
-    place = Workdir(path).private / 'report' / 'report.json'
-    try:
-        content = json.loads(place.read_text())
-        return damages(Row(**row) for row in content['rows']), content['testbed']
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f'{place} cannot be read: {error!r}; run --stages=report of that study first') from error
+    place, fix = Workdir(path).private / 'report' / 'report.json', 'run --stages=report of that study first'
+    if not files.exists(place):
+        raise StorageError(f'{place} cannot be read: there is none; {fix}')
+    content = read_content(place, 'report', dict, StorageError, fix)
+    with malformed(f'{place} cannot be read', fix, StorageError):
+        return damages(decode(Row, row) for row in content['rows']), str(content['testbed'])
 
 
 def _samples(study: Study, path: str) -> list[page.Sample]:

@@ -27,7 +27,7 @@ from adx.batching import Example
 from adx.datasets.tokenizing import Tokenizer
 from adx.decoding.derivative import difference_weights
 from adx.decoding.ensemble import Group, Weights
-from adx.errors import InputError, StorageError
+from adx.errors import InputError, StorageError, malformed
 from adx.experiment import Derivative, Experiment, to_json
 from adx.generation import Models, Requests
 from adx.gradients import Differentiator, Gradient, Tell, batches, deal, layer_norms
@@ -164,14 +164,24 @@ def known(directory: epath.Path, identity: dict[str, Any]) -> list[dict[str, Any
     """What was saved there beside each direction, None if nothing was. Raises InputError if it is not of `identity`."""
     if not (directory / IDENTITY).exists():
         return None
-    record = read_object(directory / IDENTITY, ('directions',), InputError, f'delete {directory} and {FIX}')
+    fix = f'delete {directory} and {FIX}'
+    record = read_object(directory / IDENTITY, ('directions',), InputError, fix)
     differences = diff({name: record.get(name) for name in identity}, identity)
     if differences:
         raise InputError(
             f'{directory} holds directions of something else (theirs != ours): {"; ".join(differences)}; undo the '
             f'change, or delete it and {FIX}'
         )
-    return record['directions']
+    with malformed(f'{directory / IDENTITY} is damaged', fix):
+        if not record['directions']:
+            raise ValueError('it has none')
+        return [_about(one) for one in record['directions']]
+
+
+def _about(record: dict[str, Any]) -> dict[str, Any]:
+    """What was saved beside a direction. Raises ValueError, TypeError or LookupError where that is not there."""
+    norms = {str(layer): float(norm) for layer, norm in record['norms'].items()}
+    return record | {'norms': norms, 'deviation': float(record['deviation'])}
 
 
 def save(
@@ -207,11 +217,11 @@ def restore(directory: epath.Path, differentiator: Differentiator, identity: dic
     for i, record in enumerate(records):
         norms = layer_norms({path: x[i] for path, x in params.items()})
         check_norms(norms, str(directory))
-        for layer, norm in record['norms'].items():
-            if not math.isclose(norm, norms[layer], rel_tol=NORM_TOLERANCE):
+        for layer in sorted({*norms, *record['norms']}):
+            norm, there = (found.get(layer, math.nan) for found in (record['norms'], norms))
+            if not math.isclose(norm, there, rel_tol=NORM_TOLERANCE):
                 raise InputError(
-                    f'{directory} is damaged (layer {layer} has norm {norms[layer]:.6g}, not {norm:.6g}); delete it '
-                    f'and {FIX}'
+                    f'{directory} is damaged (layer {layer} has norm {there:.6g}, not {norm:.6g}); delete it and {FIX}'
                 )
     return Directions(params, tuple(record['deviation'] for record in records), content_hash(identity))
 

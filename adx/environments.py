@@ -52,6 +52,8 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     environment, changed = record.get('environment'), record.get('changed')
     if not isinstance(environment, dict) or not isinstance(changed, list) or not isinstance(record.get('since'), str):
         raise ValueError('a line lacks environment, since or changed')
+    if not all(isinstance(text, str) for text in (*environment.values(), *changed)):
+        raise ValueError('its environment or changed holds what is no text')
     return record
 
 

@@ -48,10 +48,10 @@ class Interrupted(AdxError):
 
 
 @contextlib.contextmanager
-def malformed(what: str, fix: str) -> Iterator[None]:
-    """Turns what a file with values of the wrong kind makes code raise into an InputError. For borders only."""
+def malformed(what: str, fix: str, kind: type[AdxError] = InputError) -> Iterator[None]:
+    """Turns what a file with values of the wrong kind makes code raise into an error of `kind`. For borders only."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise InputError(f'{what} ({type(error).__name__}: {reason}); {fix}') from error
+        raise kind(f'{what} ({type(error).__name__}: {reason}); {fix}') from error

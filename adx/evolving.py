@@ -21,12 +21,12 @@ from adx.answers import reader_of
 from adx.batching import Corpus, Example
 from adx.datasets.chat import encode_conversation
 from adx.drafting import Rewritten
-from adx.errors import ConfigError, InputError, StorageError
+from adx.errors import ConfigError, InputError, StorageError, malformed
 from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
 from adx.experiment import Experiment, experiment_hash, to_json
 from adx.gates import Gates
 from adx.hashing import row_key
-from adx.journal import diff, read_object
+from adx.journal import content_to_json, diff, read_content
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard
 from adx.optimising import Recipe
@@ -39,6 +39,7 @@ from adx.workshop import Workshop
 SCORES = ('loss', 'accuracy')
 Scored = Sequence[tuple[str, float]]  # (instruction, score), the best last
 Propose = Callable[[Scored, int, int], Sequence[str]]  # (the best, how many, round) -> new instructions
+ANEW = 'delete it to begin anew'
 CLAUSES = (
     'Use long sentences.', 'Use short sentences.', 'Give every quantity a name of its own.',
     'Say why before you say what.', 'Say what is found before how.', 'Check every step in another way.',
@@ -176,11 +177,13 @@ class _State:
         self.place = workdir.private / 'evolved' / 'state.json'
         self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}}
         if files.exists(self.place):
-            self.content = read_object(self.place, tuple(self.content), StorageError, 'delete it to begin anew')
+            self.content = read_content(self.place, 'search', dict, StorageError, ANEW)
+            with malformed(f'{self.place} is damaged', ANEW, StorageError):
+                _check(self.content)
             if differences := diff(self.content['about'], about):
                 raise InputError(
-                    f'{self.place} is of another search (theirs != ours): {"; ".join(differences)}; delete it to begin '
-                    'anew, or undo the change'
+                    f'{self.place} is of another search (theirs != ours): {"; ".join(differences)}; {ANEW}, '
+                    'or undo the change'
                 )
 
     @property
@@ -211,7 +214,20 @@ class _State:
 
     def _save(self) -> None:
         with files.os_errors(StorageError, f'{self.place} was not written'):
-            files.write_private(self.place, json.dumps(self.content, indent=1).encode())
+            files.write_private(self.place, content_to_json('search', self.content))
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or LookupError for what no search has written."""
+    if not isinstance(content['about'], dict) or not isinstance(content['scored'], list):
+        raise TypeError('about is no object or scored no list')
+    for one in content['scored']:
+        if [type(one[name]) for name in ('instruction', 'turn')] != [str, int] or isinstance(one['score'], bool):
+            raise TypeError(f'{one!r:.80} has no instruction, turn and score')
+        _ = float(one['score'])
+    for turn, new in content['proposed'].items():
+        if int(turn) < 1 or not isinstance(new, list) or not all(isinstance(one, str) for one in new):
+            raise TypeError(f'proposed {int(turn)} is no list of instructions')
 
 
 class _Judge:

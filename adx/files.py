@@ -15,28 +15,23 @@ import errno
 import logging
 import os
 import pathlib
-import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from etils import epath
 
 from adx.errors import StorageError
-
-T = TypeVar('T')
+from adx.retries import reason, retried
 
 TEMPORARY = '.tmp'  # ends the name of a file that is being written
 CACHE = 'ADX_CACHE'  # environment variable that names another directory than ~/.cache/adx
-ATTEMPTS, ATTEMPT_SECONDS = 4, 120.0  # of one upload or read; none is begun after so long
-FIRST_WAIT = 1.0  # seconds after the first attempt, at most; then twice as long each time
 REQUEST_SECONDS = 60.0  # one request of a client with its answer; what is read or written in one is a few MB
 READERS, READ_AHEAD = 32, 256  # objects that are read at a time, and held in memory
 # No listing is kept: other processes write as well.
 GCS_CLIENT = {'use_listings_cache': False, 'requests_timeout': REQUEST_SECONDS}
 CLIENTS = ('fsspec', 'gcsfs', 'google', 'aiohttp', 's3fs', 'botocore', 'adlfs', 'azure')  # packages, with own errors
-FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ImportError)  # no retry mends them
 FIXES = {
     errno.ENOSPC: 'free some space',
     errno.EDQUOT: 'raise the quota or free some space',
@@ -149,33 +144,6 @@ def fsync_path(path: epath.Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def retried(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """What `call` returns, called again after an error that may pass; so it must be harmless to call it twice.
-
-    Raises OSError when the last attempt failed, whatever the client library raised.
-    """
-    began = time.monotonic()
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return call()
-        except FINAL:
-            raise
-        except Exception as error:  # each store's client has its own exceptions
-            if getattr(error, 'code', None) in (401, 403) or str(error).startswith('Forbidden'):
-                raise PermissionError(errno.EACCES, reason(error)) from error
-            if attempt == ATTEMPTS or time.monotonic() - began > ATTEMPT_SECONDS:
-                raise OSError(errno.EIO, f'{reason(error)} (after {attempt} attempts)') from error
-        # Jitter, so that those who failed together come back one by one.
-        sleep(random.uniform(0.5, 1.0) * FIRST_WAIT * 2.0 ** (attempt - 1))
-    raise AssertionError
-
-
-def reason(error: Exception) -> str:
-    """One line."""
-    lines = str(error).splitlines()
-    return f'{type(error).__name__}{f": {lines[0]}" if lines else ""}'
 
 
 def upload(path: epath.Path, data: bytes, sleep: Callable[[float], None] = time.sleep) -> None:

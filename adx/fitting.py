@@ -5,19 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from adx import needs, planning
+from adx import checkpoints, needs, planning
 from adx.batching import bucket
 from adx.editing import rows_at_once
 from adx.errors import AdxError, ConfigError
 from adx.experiment import Experiment
-from adx.loading import Blueprint, blueprint
+from adx.loading import Blueprint, blueprint, resolve
+from adx.mesh import make_mesh
+from adx.models.transformer import Model, TransformerConfig, make_model
+from adx.optimising import Recipe
 from adx.planning import MemoryPlan
 from adx.rewriters.gradient import Gradient
+from adx.settings import MeshShape, ModelSource
+from adx.study import Study
+from adx.teaching import stack_size
+from adx.training import Trainer
 
 SIGNS = ('resource_exhausted', 'out of memory')  # in what XLA's compiler and its runtime say
 
@@ -91,6 +98,52 @@ def proposal(experiment: Experiment, plan: Blueprint, limit: int | None) -> str:
                 return f'take --set=mesh.model={model} ({_size(planned.total)} a device)'
         model *= 2
     return "no batch and no mesh of these devices fits; take more devices, a smaller model or dtype = 'bfloat16'"
+
+
+@contextlib.contextmanager
+def training_explained(study: Study) -> Iterator[None]:
+    """As `explained`, where students are trained: of their recipe and their mesh."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_exhausted(error):
+            raise
+        limit, shape, recipe = device_memory(jax.local_devices()[0]), study.experiment.mesh, study.recipe
+        models = [make_model(_config(one.source)) for one in study.students]
+        raise ConfigError(
+            f'a device has no memory left: the plan says {_size(_training(models, recipe, shape))} a device for '
+            f'recipe.rows = {recipe.rows} in {recipe.accumulate} pieces of stacks of {stack_size()} students on the '
+            f'mesh {shape.data}x{shape.proxy}x{shape.model}; what is graded is saved; '
+            f'{training_proposal(models, recipe, shape, limit)}, or fewer experiment.decode.slots where it was grading'
+        ) from error
+
+
+def training_proposal(models: Sequence[Model], recipe: Recipe, shape: MeshShape, limit: int | None) -> str:
+    """Smaller pieces of the rows, else a mesh that splits the models further, whose plan fits into `limit` bytes."""
+    ways = shape.data * shape.proxy
+    for accumulate in range(recipe.accumulate + 1, recipe.rows // ways + 1):
+        if recipe.rows % accumulate == 0 and recipe.rows // accumulate % ways == 0:
+            planned = _training(models, dataclasses.replace(recipe, accumulate=accumulate), shape)
+            if limit is None or planned <= limit:
+                return f'take --set=recipe.accumulate={accumulate} ({_size(planned)} a device)'
+    model = 2 * shape.model
+    while ways * model <= jax.device_count():
+        planned = _training(models, recipe, dataclasses.replace(shape, model=model))
+        if limit is None or planned <= limit:
+            return f'take --set=experiment.mesh.model={model} ({_size(planned)} a device)'
+        model *= 2
+    return 'no piece of the rows and no mesh of these devices fits; take more devices, a smaller student or lora_rank'
+
+
+def _training(models: Sequence[Model], recipe: Recipe, shape: MeshShape) -> int:
+    """Bytes a device, of the neediest student in a full stack."""
+    mesh = make_mesh(shape.data, shape.proxy, shape.model)
+    return max(planning.training_bytes(Trainer(model, mesh, recipe, stack_size())) for model in models)
+
+
+def _config(source: ModelSource) -> TransformerConfig:
+    stored = checkpoints.read_config(resolve(source.source))
+    return checkpoints.early_exit(stored, source.exit_layer or None, source.source)
 
 
 def _plan(experiment: Experiment, plan: Blueprint) -> MemoryPlan:

@@ -208,6 +208,12 @@ def _say_what_learnt(workdir: Workdir, found: Found) -> None:
     if names:
         found.left.append(
             f'{len(names)} students are graded in {workdir.private / "outcomes"}; those trained before now may have '
-            'learnt from it, and figures of quality count it: run the study in a new workdir where that matters'
+            'learnt from it: run the study in a new workdir where that matters'
+        )
+    quality = workdir.private / 'quality'
+    if quality.exists():
+        found.left.append(
+            f'{quality} has numbers of it, without words, among those of every prompt; where that matters delete it '
+            'and run --stages=assess again'
         )
     found.left.append('models trained on these traces outside of adx')

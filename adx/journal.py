@@ -19,7 +19,7 @@ import secrets
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from etils import epath
 
@@ -27,6 +27,7 @@ from adx import files
 from adx.errors import AdxError, StorageError, WorkdirError
 from adx.types import Trace
 
+T = TypeVar('T')
 FORMAT_VERSION = 1
 SUFFIX = '.jsonl'
 ABSENT = '(absent)'
@@ -41,13 +42,17 @@ def to_json(record: dict[str, Any]) -> str:
 
 def from_json(text: str | bytes) -> dict[str, Any]:
     """Inverse of to_json. Raises ValueError if `text` is not one strict JSON object."""
-    try:
-        record = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError('it is nested too deeply') from error
+    record = _value(text, _refuse_constant)
     if not isinstance(record, dict):
         raise ValueError(f'expected a JSON object, got {type(record).__name__}')
     return record
+
+
+def _value(text: str | bytes, constant: Callable[[str], Any] | None = None) -> Any:
+    try:
+        return json.loads(text, parse_constant=constant)
+    except RecursionError as error:
+        raise ValueError('it is nested too deeply') from error
 
 
 def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], fix: str) -> dict[str, Any]:
@@ -63,6 +68,31 @@ def read_object(path: epath.Path, wanted: Sequence[str], error: type[AdxError], 
     return record
 
 
+def content_to_json(name: str, content: Any) -> bytes:
+    """A file that holds one thing, called `name`, and says its format."""
+    return json.dumps({'format_version': FORMAT_VERSION, name: content}, indent=1).encode()
+
+
+def read_content(path: epath.Path, name: str, kind: type, error: type[AdxError], fix: str) -> Any:
+    """Inverse of content_to_json, where the content is a `kind`; a file that says no format is the content alone, in
+    version 1. Raises `error` where it cannot be read, or is of another format or kind.
+    """
+    with files.os_errors(error, f'{path} cannot be read'):
+        data = files.read(path)
+    try:
+        value = _value(data)
+    except ValueError as reason:
+        raise error(f'{path} is damaged ({reason}); {fix}') from reason
+    if isinstance(value, dict) and 'format_version' in value:
+        try:
+            value = upgrade(value).get(name)
+        except ValueError as reason:
+            raise error(f'{path}: {reason}') from reason
+    if not isinstance(value, kind):
+        raise error(f'{path} is damaged (it holds no {kind.__name__}); {fix}')
+    return value
+
+
 def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
     """What differs between two JSON values, as 'path: theirs != ours', in the order of `theirs`.
 
@@ -75,7 +105,8 @@ def diff(theirs: Any, ours: Any, path: str = '') -> list[str]:
         pairs = [(f'[{i}]', a, b) for i, (a, b) in enumerate(zip(theirs, ours, strict=True))]
     else:
         same = type(theirs) is type(ours) and theirs == ours
-        return [] if same else [f'{path or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
+        where = path if path.isprintable() else repr(path)  # keys of a damaged file may be of several lines
+        return [] if same else [f'{where or "experiment"}: {_brief(theirs)} != {_brief(ours)}']
     return [line for key, a, b in pairs for line in diff(a, b, path + key)]
 
 
@@ -100,12 +131,17 @@ def trace_from_json(text: str | bytes) -> Trace:
 
 def trace_from_record(record: dict[str, Any]) -> Trace:
     """A trace from its parsed JSON object. Raises ValueError as trace_from_json does."""
-    record = upgrade(record)
-    hints = _hints()
-    required = {f.name for f in dataclasses.fields(Trace) if _is_required(f)}
+    return decode(Trace, upgrade(record))
+
+
+def decode(kind: type[T], record: dict[str, Any]) -> T:
+    """A dataclass from a JSON object. Raises ValueError naming a field that is missing, unknown or mistyped."""
+    hints = _hints(kind)  # type: ignore[arg-type]
+    required = {f.name for f in dataclasses.fields(kind) if _is_required(f)}  # type: ignore[arg-type]
     if problems := (required - set(record)) | (set(record) - set(hints)):
-        raise ValueError(f'a trace has the fields {sorted(hints)}; missing or unknown: {sorted(problems)}')
-    return Trace(**{name: _decode(value, hints[name], name) for name, value in record.items()})
+        name = kind.__name__.lower()
+        raise ValueError(f'a {name} has the fields {sorted(hints)}; missing or unknown: {sorted(problems)}')
+    return kind(**{name: _decode(value, hints[name], name) for name, value in record.items()})
 
 
 def upgrade(record: dict[str, Any]) -> dict[str, Any]:
@@ -128,18 +164,20 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(Trace)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _decode(value: Any, hint: Any, name: str) -> Any:
-    """A JSON value as the annotated type: tuples are lists in JSON. Any passes; bool is no int."""
+    """A JSON value as the annotated type: tuples are lists in JSON. Any passes; bool is no int; an int is a float."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Any:
         return value
     if origin is types.UnionType:  # only 'X | None' occurs
         return None if value is None else _decode(value, args[0], name)
     kind = list if origin is tuple else origin
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f'field {name!r} must be {hint}, got {type(value).__name__}')
     if isinstance(value, dict):

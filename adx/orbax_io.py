@@ -16,20 +16,19 @@ from typing import Any
 import jax
 from etils import epath
 
-from adx import files
-from adx.errors import AdxError, InputError, StorageError
+from adx import files, journal
+from adx.errors import AdxError, InputError, StorageError, malformed
 from adx.models.rope import Rope
 from adx.models.transformer import Params, TransformerConfig
 
 MANIFEST, ARRAYS = 'adx.json', 'params'
-FORMAT_VERSION = 1
 # Of a store that fails or refuses, as tensorstore begins its ValueErrors after up to 32 retries of a request.
 OUTAGES = ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'PERMISSION_DENIED', 'UNAUTHENTICATED')
 
 
 def write_manifest(directory: epath.Path, config: TransformerConfig) -> None:
     """Makes the directory a checkpoint, once all else is in it."""
-    manifest = {'format_version': FORMAT_VERSION, 'config': dataclasses.asdict(config)}
+    manifest = {'format_version': journal.FORMAT_VERSION, 'config': dataclasses.asdict(config)}
     files.write_whole(directory / MANIFEST, f'{json.dumps(manifest, indent=2)}\n'.encode())
 
 
@@ -115,16 +114,13 @@ class Saver:
 
 def read_config(directory: epath.Path) -> TransformerConfig:
     """The config in the manifest; InputError when this version of adx cannot read it."""
+    manifest = journal.read_object(directory / MANIFEST, ('config',), InputError, 'save the model again')
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        if manifest['format_version'] != FORMAT_VERSION:
-            raise InputError(
-                f'{directory} has format version {manifest["format_version"]} and this adx reads '
-                f'{FORMAT_VERSION}; install the adx that wrote it'
-            )
+        manifest = journal.upgrade(manifest)
+    except ValueError as error:
+        raise InputError(f'{directory}: {error}') from error
+    with malformed(f'{directory / MANIFEST} is damaged', 'save the model again'):
         return _config(manifest['config'])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); save the model again') from error
 
 
 def _config(fields: dict[str, Any]) -> TransformerConfig:

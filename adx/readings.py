@@ -5,13 +5,13 @@ Both files stand under a workdir's private/: `frozen.json` (experiment hash -> w
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
 
 from adx import files, locks
 from adx.errors import ConfigError, WorkdirError
+from adx.journal import content_to_json, read_content
 
 FROZEN, READINGS = 'frozen.json', 'readings.json'
 
@@ -20,7 +20,7 @@ def freeze(workdir: epath.PathLike, experiment_hash: str) -> None:
     """Commits to an experiment: from now on it may read the test split. The first date stays."""
     path = _private(workdir)
     with locks.exclusive(path / '.readings.lock'):
-        frozen = _load(path / FROZEN, {})
+        frozen = _load(path / FROZEN, dict)
         if experiment_hash not in frozen:
             _store(path / FROZEN, frozen | {experiment_hash: locks.utc_now()})
 
@@ -32,21 +32,21 @@ def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str, former: s
     """
     path = _private(workdir)
     with locks.exclusive(path / '.readings.lock'):
-        frozen = _load(path / FROZEN, {})
+        frozen = _load(path / FROZEN, dict)
         if experiment_hash not in frozen and former not in frozen:
             raise ConfigError(
                 f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
                 f'choose on tune and attack_val, then freeze it'
             )
         entry = {'experiment': experiment_hash, 'arm': arm, 'time': locks.utc_now()}
-        log = [*_load(path / READINGS, []), entry]
+        log = [*_load(path / READINGS, list), entry]
         _store(path / READINGS, log)
     return len(log)
 
 
 def readings(workdir: epath.PathLike) -> list[dict[str, str]]:
     """Every reading so far, in order: experiment, arm, time (UTC)."""
-    return _load(files.absolute(workdir) / 'private' / READINGS, [])
+    return _load(files.absolute(workdir) / 'private' / READINGS, list)
 
 
 def _private(workdir: epath.PathLike) -> epath.Path:
@@ -55,18 +55,13 @@ def _private(workdir: epath.PathLike) -> epath.Path:
     return path
 
 
-def _load(path: epath.Path, default: Any) -> Any:
-    """The file's value, of the default's type; a damaged log is never taken for an empty one."""
-    if not path.exists():
-        return default
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise WorkdirError(f'{path} is not JSON; restore it, its entries are evidence') from error
-    if not isinstance(value, type(default)):
-        raise WorkdirError(f'{path} holds no {type(default).__name__}; restore it, its entries are evidence')
-    return value
+def _load(path: epath.Path, kind: type) -> Any:
+    """The file's content, empty where there is none; a damaged log is never taken for an empty one."""
+    with files.os_errors(WorkdirError, f'{path} cannot be read'):
+        if not files.exists(path):
+            return kind()
+    return read_content(path, path.stem, kind, WorkdirError, 'restore it, its entries are evidence')
 
 
 def _store(path: epath.Path, value: Any) -> None:
-    files.write_private(path, json.dumps(value, indent=1).encode())
+    files.write_private(path, content_to_json(path.stem, value))

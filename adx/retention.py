@@ -16,7 +16,7 @@ import time
 from etils import epath
 
 from adx import files, locks
-from adx.errors import ConfigError, StorageError
+from adx.errors import ConfigError, StorageError, WorkdirError, malformed
 from adx.forgetting import alone, check_idle, inside
 from adx.journal import FORMAT_VERSION, to_json
 from adx.keeping import TRAINING
@@ -32,7 +32,8 @@ GOES = (
 
 def age(workdir: Workdir, study: Workdir) -> float:
     """Days since anybody went on with a workdir, or with the study that it may belong to."""
-    made = datetime.datetime.fromisoformat(workdir.experiment['created']).timestamp()
+    with malformed(f'{workdir.path} does not say when it was made', 'restore private/experiment.json', WorkdirError):
+        made = datetime.datetime.fromisoformat(workdir.experiment['created']).timestamp()
     last = max([made, *(beat['time'] for beat in workdir.heartbeats())])
     of_study = (study.private / name for name in ('outcomes', TRAINING))
     for place in [*(workdir.private / name for name in LATER), *of_study]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adx import drafting, files, keys, storage, watch
+from adx import drafting, environments, files, keys, storage, watch
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
@@ -60,8 +60,8 @@ def rewrite(
     """Makes this process's share of every rewrite of the experiment: name -> `drafting.counts` of it.
 
     Stopped at any moment outside `guard` it goes on with the batch that it was at, also in another number of shares.
-    Raises ConfigError, WorkdirError, and InputError for traces that are not complete or a workdir that holds another
-    rewrite of the name.
+    Raises ConfigError, WorkdirError, also for an environment that the workdir does not know, and InputError for traces
+    that are not complete or a workdir that holds another rewrite of the name.
     """
     experiments.check(experiment)
     if not experiment.rewrites:
@@ -71,7 +71,12 @@ def rewrite(
     with storage.held(workdir, 'rewrite', ['rewrites'], (place.shard, place.num_shards)) as owner:
         for one in experiment.rewrites:
             share = _share(experiment, workdir, one, place)  # of what the rewrites before it have made
-            found[one.name] = _rewrite(share, _claim(experiment, workdir, one), owner, shop, tell, guard)
+            directory = _claim(experiment, workdir, one)
+            cut_torn_tails(directory, owner)
+            known = _known(share, directory)
+            if len(known) < len(share.traces):  # a complete rewrite may be looked at anywhere
+                environments.enter(workdir, owner, environments.current(experiment.mesh), place.may_change)
+            found[one.name] = _rewrite(share, known, Journal(directory, owner), shop, tell, guard)
     return found
 
 
@@ -117,21 +122,25 @@ def _name(trace: Trace) -> str:
     return RequestId.parse(trace.request_id).noise_name
 
 
-def _rewrite(
-    share: _Share, directory: Any, owner: str, shop: Workshop, tell: Tell, guard: Callable[[], Any]
-) -> dict[str, Any]:
-    cut_torn_tails(directory, owner)
+def _known(share: _Share, directory: Any) -> dict[str, dict[str, Any]]:
+    """The records of the traces that were made before, by any process."""
     mine = {trace.request_id for trace in share.traces}
     every = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
-    known = {id_: record for id_, record in every.items() if id_ in mine}
+    return {id_: record for id_, record in every.items() if id_ in mine}
+
+
+def _rewrite(
+    share: _Share, known: dict[str, dict[str, Any]], journal: Journal, shop: Workshop, tell: Tell,
+    guard: Callable[[], Any],
+) -> dict[str, Any]:  # fmt: skip
     left = [trace for trace in share.traces if trace.request_id not in known]
-    with contextlib.closing(Journal(directory, owner)) as journal:
+    with contextlib.closing(journal):
         for start in range(0, len(left), BATCH):
             records = _records(share, left[start : start + BATCH], shop)
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
-            tell(share.rewrite.name, len(known), len(mine))
+            tell(share.rewrite.name, len(known), len(share.traces))
     return drafting.counts([_result(record) for record in known.values()])
 
 

@@ -86,9 +86,12 @@ class Workdir:
                 )
         record = read_object(path, ('experiment', 'experiment_hash', 'created'), WorkdirError, fix)
         try:
-            return upgrade(record)
+            record = upgrade(record)
         except ValueError as error:
             raise WorkdirError(f'{path} cannot be read: {error}; {fix}') from error
+        if [type(record[name]) for name in ('experiment', 'experiment_hash', 'created')] != [dict, str, str]:
+            raise WorkdirError(f'{path} is damaged (it has no experiment with its hash and its date); {fix}')
+        return record
 
     def finished(self) -> set[str]:
         """The request ids of all finished traces."""
@@ -137,7 +140,8 @@ class Workdir:
         beats = [beat for beat in self.heartbeats() if 'totals' in beat]
         if not beats:
             return None
-        gone = len(self.forgotten()) * self.experiment['experiment'].get('samples', 1)
+        samples = self.experiment['experiment'].get('samples', 1)
+        gone = len(self.forgotten()) * (samples if isinstance(samples, int) else 1)
         return {name: total - gone for name, total in max(beats, key=lambda beat: beat['time'])['totals'].items()}
 
     def forgotten(self) -> set[str]:
@@ -318,8 +322,10 @@ def _read_beat(data: bytes) -> dict[str, Any]:
         beat = from_json(data)
     except ValueError:
         return {}
+    totals = beat.get('totals', {})
     sound = isinstance(beat.get('time'), int | float) and isinstance(beat.get('state'), str)
-    return beat if sound and isinstance(beat.get('totals', {}), dict) else {}
+    counts = isinstance(totals, dict) and all(type(total) is int for total in totals.values())
+    return beat if sound and counts else {}
 
 
 def trace_hash(trace: Trace) -> str:

@@ -20,11 +20,10 @@ from etils import epath
 
 from adx import files, journal, orbax_io, processes
 from adx.batching import Rows
-from adx.errors import InputError, Interrupted, StorageError, WorkdirError
+from adx.errors import InputError, Interrupted, StorageError, WorkdirError, malformed
 from adx.training import Metrics, Trainer, TrainState
 
 MANIFEST, METRICS = 'training.json', 'metrics'
-FORMAT_VERSION = 2  # 1 had no count of tokens
 BEHIND = 4  # steps: metrics are read this late, so that the host does not wait for the devices
 
 Progress = Callable[[int, int, dict[str, Any]], None]  # step, of how many, the metrics of a step
@@ -193,7 +192,7 @@ def begin_save(saver: orbax_io.Saver, run: Run, state: TrainState) -> None:
     if jax.process_index() == 0:
         files.make_private_dir(directory)
     shapes = {name: list(x.shape) for name, x in arrays.items()}
-    manifest = {'format_version': FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
+    manifest = {'format_version': journal.FORMAT_VERSION, 'step': step, 'identity': run.identity, 'shapes': shapes}
 
     def finish() -> None:
         with files.os_errors(StorageError, f'{directory} was not written, the last checkpoint is safe'):
@@ -255,16 +254,15 @@ def _resumed(run: Run, state: TrainState) -> TrainState:
 def _read(run: Run, step: int, state: TrainState) -> TrainState:
     """`state` with what the checkpoint of a step holds."""
     directory, arrays = files.absolute(run.directory) / f'{step:08d}', _flat(state)
+    fix = f'remove {directory}'
+    manifest = journal.read_object(directory / MANIFEST, ('identity', 'shapes'), InputError, fix)
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        given, found = json.loads(json.dumps(run.identity)), manifest['identity']
-        shapes, version = {name: tuple(shape) for name, shape in manifest['shapes'].items()}, manifest['format_version']
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f'{directory / MANIFEST} is damaged ({error!r}); remove {directory}') from error
-    if version != FORMAT_VERSION:
-        raise WorkdirError(
-            f'{directory} has format version {version} and this adx reads {FORMAT_VERSION}; use the adx that wrote it'
-        )
+        manifest = journal.upgrade(manifest)
+    except ValueError as error:
+        raise WorkdirError(f'{directory}: {error}') from error
+    with malformed(f'{directory / MANIFEST} is damaged', fix):
+        given, found = json.loads(json.dumps(run.identity)), dict(manifest['identity'])
+        shapes = {name: tuple(shape) for name, shape in manifest['shapes'].items()}
     if given != found or shapes != {name: x.shape for name, x in arrays.items()}:
         differing = sorted(name for name in {*given, *found} if given.get(name) != found.get(name)) or ['shapes']
         raise WorkdirError(

@@ -8,8 +8,8 @@ over its tokens of <g, grad NLL>, g the gradient of the proxy's own holdout loss
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +18,11 @@ from etils import epath
 from adx import checkpoints, curves, files, statistics, study_traces
 from adx.batching import Corpus, Example, Stream, batches
 from adx.datasets.tokenizing import Tokenizer
-from adx.errors import InputError, StorageError
+from adx.errors import InputError, StorageError, malformed
 from adx.evaluation import Likelihood
 from adx.gradients import Differentiator
 from adx.hashing import row_key
+from adx.journal import content_to_json, read_content
 from adx.lesson_encoding import encode
 from adx.lessons import Lesson, from_trace
 from adx.loading import load_alone, read_tokenizer
@@ -82,7 +83,7 @@ def transfer(
     with files.os_errors(StorageError, f'{place} was not written'):
         files.make_private_dir(place.parent)
         record = [dataclasses.asdict(cell) | {'rho': list(cell.rho)} for cell in cells]
-        files.write_private(place, json.dumps(record, indent=1).encode())
+        files.write_private(place, content_to_json('cells', record))
     return cells
 
 
@@ -92,12 +93,19 @@ def place_of(path: str) -> epath.Path:
 
 def read(path: str) -> list[Cell]:
     """The matrix of a study's workdir, empty where none was measured."""
-    place = place_of(path)
-    try:
-        records = json.loads(place.read_text()) if place.exists() else []
-        return [Cell(**one | {'rho': Interval(*one['rho'])}) for one in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f'{place} cannot be read: {error!r}; delete it and run transfer_matrix again') from error
+    place, fix = place_of(path), 'delete it and run transfer_matrix again'
+    with files.os_errors(StorageError, f'{place} cannot be read'):
+        if not files.exists(place):
+            return []
+    records = read_content(place, 'cells', list, StorageError, fix)
+    with malformed(f'{place} holds no correlations', fix, StorageError):
+        return [_cell(one) for one in records]
+
+
+def _cell(record: dict[str, Any]) -> Cell:
+    """Raises ValueError, TypeError or LookupError for what is none: the report formats its numbers."""
+    value, low, high, note = record['rho']
+    return Cell(**record | {'rho': Interval(float(value), float(low), float(high), str(note))})
 
 
 def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[list[Lesson]]:

@@ -35,7 +35,7 @@ def status(path: epath.PathLike) -> dict[str, Any]:
     live = [beat for beat in beats if beat['state'] == 'running' and beat['age_seconds'] < LIVE_SECONDS]
 
     def said(key: str) -> list[float]:
-        return [beat[key] for beat in live if beat.get(key) is not None]
+        return [beat[key] for beat in live if isinstance(beat.get(key), int | float)]
 
     return {
         'experiment_hash': workdir.experiment['experiment_hash'],

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
 from absl import flags
 
-from adx.errors import AdxError, ConfigError, InputError
+from adx import files
+from adx.errors import AdxError, ConfigError, InputError, malformed
 
 LISTED = pathlib.Path(__file__).parent / 'prices.json'
 LEAST_HOURS = 0.1  # of one attempt: less is spent on starting
@@ -61,15 +63,12 @@ class Tokens:
 
 def find_price(path: str, fleet: Fleet) -> Price | None:
     """US dollars an hour of one unit; None where the file does not say. Raises InputError for what is no price file."""
-    try:
-        table = json.loads(pathlib.Path(path).read_text())
+    what, fix = f'--prices={path} cannot be used', 'it has the form of launch/prices.json'
+    with files.os_errors(InputError, what), malformed(what, fix):
+        table = json.loads(pathlib.Path(path).read_text('utf-8'))
         rows = [row for row in table['prices'] if _fits(row, fleet)]
         prices = [Price(float(row['usd_per_hour']), str(row['date'])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f'--prices={path} cannot be used: {type(error).__name__}: {error}; it has the form of launch/prices.json'
-        ) from error
-    if any(not price.usd > 0 for price in prices) or len(prices) > 1:
+    if any(not 0 < price.usd < math.inf for price in prices) or len(prices) > 1:
         raise InputError(f'--prices={path} must have one positive price of {fleet.unit} in {fleet.region}')
     return prices[0] if prices else None
 

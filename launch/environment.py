@@ -21,7 +21,8 @@ COMPILE_CACHE = flags.DEFINE_string(
 )  # fmt: skip
 MAY_CHANGE = flags.DEFINE_bool(
     'allow_environment_change', False,
-    'Go on with a workdir under another jax, adx, device or mesh: tokens may differ at near ties. It is reported.',
+    'Generate or rewrite on in a workdir under another jax, adx, device or mesh: tokens may differ at near ties. It is '
+    'reported. Students are not held to it.',
 )  # fmt: skip
 SECONDS = 0.2  # of compilation, from which a program is kept
 NEVER = 1e9  # seconds that no compilation takes

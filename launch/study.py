@@ -70,7 +70,7 @@ def freeze(study: Any, path: str) -> int:
 
 def distil(study: Any, path: str, keeping: Any, share: Sequence[Any] = ()) -> int:
     """share: of this process, see study.Share."""
-    from adx import distilling
+    from adx import distilling, fitting
     from adx.study import Share
 
     say = print if keeping.writes else lambda line: None
@@ -80,7 +80,7 @@ def distil(study: Any, path: str, keeping: Any, share: Sequence[Any] = ()) -> in
         say(f'ahead: up to {ahead.students} students, {ahead.steps} steps, {minutes:.0f} minutes of training')
 
     say(count_line(study))
-    with contextlib.closing(Progress()) as progress:
+    with fitting.training_explained(study), contextlib.closing(Progress()) as progress:
         tell = functools.partial(progress.steps, 'steps') if keeping.writes else lambda name, done, total: None
         outcomes = distilling.distil(study, path, tell, keeping, announce, Share(*share))
     graded = [one for one in outcomes if one.split == study.split]

@@ -240,7 +240,7 @@ def test_damaged_orbax_is_refused(tmp_path):
     save_orbax(str(tmp_path / 'orbax'), loaded.model, loaded.params)
     manifest = json.loads((tmp_path / 'orbax' / 'adx.json').read_text())
     (tmp_path / 'orbax' / 'adx.json').write_text(json.dumps(manifest | {'format_version': 99}))
-    with pytest.raises(InputError, match='format version 99 and this adx reads 1'):
+    with pytest.raises(InputError, match='format_version is 99 and this adx reads 1'):
         load(str(tmp_path / 'orbax'))
     wrong = manifest['config'] | {'num_layers': 3}
     (tmp_path / 'orbax' / 'adx.json').write_text(json.dumps(manifest | {'config': wrong}))

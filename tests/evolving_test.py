@@ -79,7 +79,7 @@ def test_a_killed_search_goes_on_where_it_was(experiment, judge, workdir, monkey
 def test_it_ends_where_nothing_gets_better(experiment, judge, workdir):  # noqa: F811
     stale = lambda best, count, turn: [f'{best[-1][0]} {turn}.{i}' for i in range(count)]  # noqa: E731
     evolve(experiment, str(workdir.path), Evolution('plain', rounds=9, patience=2), stale)
-    state = json.loads((workdir.private / 'evolved' / 'state.json').read_text())
+    state = json.loads((workdir.private / 'evolved' / 'state.json').read_text())['search']
     assert sorted(state['proposed']) == ['1', '2']
 
 

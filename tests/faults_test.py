@@ -9,6 +9,8 @@ import errno
 import os
 import threading
 import time
+import types
+from typing import Any
 
 import fakes
 import jax
@@ -34,6 +36,7 @@ from adx.mesh import make_mesh
 from adx.models.transformer import make_model
 from adx.optimising import Recipe
 from adx.storage import Workdir
+from adx.study import Student
 from adx.training import Trainer
 from adx.training_io import Run
 from adx.types import POISONED
@@ -115,6 +118,29 @@ class TestMemory:
         self.fail(monkeypatch, self.FULL, 1000)
         with one_line(ConfigError, 'of 0.0 MiB', 'no batch and no mesh of these devices fits'):
             tiny.generate(experiment, tmp_path)
+
+    def test_pieces_of_the_rows_of_students_are_proposed_else_a_mesh(self, experiment, monkeypatch):
+        """Of --stages=distil."""
+        recipe = Recipe(rows=8, length=64)
+        student = Student('a', experiment.teacher)
+        study: Any = types.SimpleNamespace(experiment=experiment, students=(student,), recipe=recipe)
+        models = [make_model(fitting._config(experiment.teacher))]
+
+        def planned(accumulate=1, model=1):
+            changed = dataclasses.replace(recipe, accumulate=accumulate)
+            return fitting._training(models, changed, dataclasses.replace(experiment.mesh, model=model))
+
+        assert planned(1) > planned(4) > planned(8) > planned(1, model=8)
+        for limit, proposed in (
+            (planned(4), 'recipe.accumulate=4'), (None, 'recipe.accumulate=2'), (2**40, 'recipe.accumulate=2'),
+            (planned(8) - 1, 'experiment.mesh.model='), (1000, None),
+        ):  # fmt: skip
+            monkeypatch.setattr(fitting, 'device_memory', lambda device, limit=limit: limit)
+            said = f'take --set={proposed}' if proposed else 'no piece of the rows and no mesh of these devices fits'
+            with one_line(ConfigError, 'recipe.rows = 8 in 1 pieces', said), fitting.training_explained(study):
+                raise jax.errors.JaxRuntimeError(self.FULL)
+        with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'), fitting.training_explained(study):
+            raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
 
     def test_another_error_stays_what_it_is(self, experiment, tmp_path, monkeypatch):
         self.fail(monkeypatch, 'INTERNAL: a bug', 1000)

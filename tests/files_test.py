@@ -13,7 +13,8 @@ from fsspec.core import url_to_fs
 from gcs_fake import LOST, Fault, serve
 from storage_test import make_trace, open_workdir
 
-from adx import files, locks, watch
+from adx import files, locks, retries, watch
+from adx.datasets import Jsonl, builder
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 
@@ -31,7 +32,7 @@ def store(monkeypatch):
 
         short = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(min(seconds, 0.01)))
         monkeypatch.setattr(retry, 'asyncio', short)
-        monkeypatch.setattr(files, 'FIRST_WAIT', 0.01)
+        monkeypatch.setattr(retries, 'FIRST_WAIT', 0.01)
         JOURNAL.exists()  # makes the clients
         for fs in type(url_to_fs(PATH)[0])._cache.values():
             monkeypatch.setattr(fs, 'requests_timeout', 1.0)
@@ -70,7 +71,7 @@ def test_the_error_after_the_last_attempt_says_what_is_safe(store, what):
         with pytest.raises(StorageError, match=r'not saved, all appended before are safe.*4 attempts') as error:
             workdir.append([make_trace(1)])
         assert error.value.exit_code == 74
-        assert 10**6 - store.faults[0].times == files.ATTEMPTS * 6
+        assert 10**6 - store.faults[0].times == retries.ATTEMPTS * 6
         store.faults = []
         workdir.append([make_trace(1)])
     # Each object is whole, and the one that was stored without a reply was written again, not beside itself.
@@ -103,7 +104,7 @@ def test_what_no_retry_mends_is_said_at_once(store, what):
 
 
 def test_attempts_end_after_a_while(store, monkeypatch):
-    monkeypatch.setattr(files, 'ATTEMPT_SECONDS', 0.0)
+    monkeypatch.setattr(retries, 'ATTEMPT_SECONDS', 0.0)
     store.faults = [Fault('POST', '', 503, times=10**6)]
     with pytest.raises(OSError, match='1 attempts'):
         files.upload(epath.Path(PATH) / 'x', b'data')
@@ -176,3 +177,19 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
     files.write_private(place, b'first')
     assert place.read_bytes() == b'first'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/rows.jsonl', 'gs://bucket/data'])
+def test_data_on_a_store_that_fails_for_a_while_is_read(store, tmp_path, path):
+    """gcsfs gives a request up after six times."""
+    rows = tmp_path / 'rows.jsonl'
+    rows.write_text('\n'.join(json.dumps({'question': f'q{i}', 'answer': '5', 'id': f'{i}'}) for i in range(3)))
+    files.upload(files.path_of('gs://bucket/rows.jsonl'), rows.read_bytes())
+    built = builder.build(Jsonl(str(rows)), str(tmp_path / 'built'))
+    files.upload_directory(files.path_of(built), files.path_of('gs://bucket/data'), last='dataset_info.json')
+    store.faults = [Fault('GET', part, 503, times=8) for part in ('rows.jsonl', 'array_record')]
+    ours, theirs = (Jsonl(where).source().pool.rows for where in (str(rows), path))
+    assert set(ours) == set(theirs)
+    store.faults = [Fault('GET', '', 503, times=10**6)]
+    with pytest.raises(StorageError, match='run the same command again'):
+        Jsonl(path).source()

@@ -144,6 +144,9 @@ def test_seeds_and_holdout_traces_inside_a_study_are_cleaned_and_its_report_goes
     report = tmp_path / 'private' / 'report' / 'report.html'
     report.parent.mkdir()
     report.write_text(SECRET)
+    quality = tmp_path / 'private' / 'quality' / '0' / 'plain.json'
+    quality.parent.mkdir(parents=True)
+    quality.write_text('{}')
     write(tmp_path / 'private' / 'outcomes' / 'distil.a.jsonl', {'request_id': '0/student/sft'})
     found = forgetting.forget(tmp_path, GONE)
     assert holding(tmp_path, GONE + '/', SECRET) == []
@@ -151,6 +154,7 @@ def test_seeds_and_holdout_traces_inside_a_study_are_cleaned_and_its_report_goes
     assert [len(one.finished()) for one in (first, second, holdout)] == [8, 8, 8]
     assert any('1 students are graded' in line for line in found.left)
     assert any('directions was taken on it' in line for line in found.left)
+    assert any(f'{quality.parents[1]} has numbers of it' in line for line in found.left)
 
 
 @pytest.mark.parametrize('id_', ['', 'gsm8k', 'gsm8k/test', 'gsm8k//1', '/test/1', 'gsm8k/test/7', '../../x'])

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 import shutil
 
+import jax.numpy as jnp
 import pytest
+from etils import epath
 
-from adx import environments, export, forgetting, journal, rewriting, storage, watch
-from adx.errors import WorkdirError
+from adx import (
+    assessing,
+    environments,
+    evolving,
+    export,
+    forgetting,
+    journal,
+    readings,
+    rewriting,
+    storage,
+    training_io,
+    transfer,
+    watch,
+)
+from adx.errors import StorageError, WorkdirError
 from adx.journal import FORMAT_VERSION, READERS
+from adx.outcomes import Quality
+from adx.statistics import Interval
 from adx.storage import Workdir
+from adx.training import TrainState
 from tests.storage_test import make_trace
 
 GOLDENS = sorted((pathlib.Path(__file__).parent / 'goldens').glob('workdir_v*'))
@@ -71,3 +91,61 @@ def test_an_older_record_goes_through_its_reader(monkeypatch):
     reader = lambda record: {'format_version': 1, 'request_id': record['id']}  # noqa: E731
     monkeypatch.setitem(journal.READERS, 0, reader)
     assert journal.upgrade(old) == {'format_version': 1, 'request_id': 'a'}
+
+
+def beside(private, content, versioned):
+    """The six files that hold one thing each, with that in them: as they are written, or as they were without a format.
+
+    Yields name of the file, its path, and what it is read by.
+    """
+    for name, path, word, read in (
+        ('quality', private / 'quality' / '0' / 'plain.json', 'quality', lambda path: assessing._read(path)),
+        ('costs', private / 'quality' / 'costs' / '0.json', 'seconds', lambda path: assessing._read_costs(path, ['a'])),
+        ('transfer', private / 'report' / 'transfer.json', 'cells', lambda path: transfer.read(path.parents[2])),
+        ('readings', private / 'readings.json', 'readings', lambda path: readings.readings(path.parents[1])),
+        ('frozen', private / 'frozen.json', 'frozen', lambda path: readings._load(path, dict)),
+        ('search', private / 'evolved' / 'state.json', 'search', lambda path: evolving._State(
+            Workdir(path.parents[2]), {'experiment': 'a'}).content),
+    ):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bare = json.dumps(content[name]).encode()
+        path.write_bytes(journal.content_to_json(word, content[name]) if versioned else bare)
+        yield name, epath.Path(path), read
+
+
+def contents():
+    numbers = dict.fromkeys(
+        ('tokens', 'reasoning_tokens', 'finished', 'repetition', 'true_steps', 'unparsed', 'several', 'first_differs',
+         'nll'), 0.5,
+    )  # fmt: skip
+    quality = Quality('plain', 0, 'p', (True,), (True,), (False,), {'difficulty': ('3',)}, **numbers)
+    cell = transfer.Cell('a', 'p', 'm', Interval(0.5, 0.1, 0.9), 20)
+    return {
+        'quality': dataclasses.asdict(quality), 'costs': {'a': 0.25}, 'transfer': [dataclasses.asdict(cell)],
+        'readings': [{'experiment': 'a', 'arm': 'b', 'time': 'c'}], 'frozen': {'a': 'then'},
+        'search': {'about': {'experiment': 'a'}, 'scored': [], 'proposed': {'1': ['Say it.']}},
+    }, {'quality': quality, 'transfer': [cell]}  # fmt: skip
+
+
+@pytest.mark.parametrize('versioned', [True, False])
+def test_what_stages_write_of_themselves_is_read_with_a_format_and_without(tmp_path, versioned):
+    content, read_as = contents()
+    for name, path, read in beside(tmp_path / 'private', content, versioned):
+        assert read(path) == read_as.get(name, content[name]), name
+
+
+def test_what_stages_write_of_themselves_in_another_format_is_refused_by_name(tmp_path):
+    for _, path, read in beside(tmp_path / 'private', contents()[0], versioned=True):
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+        with pytest.raises((StorageError, WorkdirError), match='format_version is 2 and this adx reads 1; use the adx'):
+            read(path)
+
+
+def test_checkpoints_of_another_format_are_refused_by_name(tmp_path):
+    run, count_N = training_io.Run(epath.Path(tmp_path), {'a': 1}), jnp.ones(1, jnp.int32)
+    state = TrainState({'w': jnp.ones((1, 2))}, {}, {}, jnp.ones((), jnp.int32), jnp.ones(1), count_N, count_N)
+    training_io.save(run, state)
+    (path,) = tmp_path.glob(f'*/{training_io.MANIFEST}')
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(WorkdirError, match='format_version is 2 and this adx reads 1; use the adx'):
+        training_io.restore(run, state)

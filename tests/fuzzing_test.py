@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_files import PATIENT, VALUES, as_text, damaged, disturbed, header, refused_or_read, tolerates
+from malformed_files import PATIENT, VALUES, as_text, counted, damaged, disturbed, header, refused_or_read, tolerates
 from storage_test import make_trace, open_workdir
 from studies import make_study
 
@@ -32,8 +32,7 @@ from adx.study import check as check_study
 from launch.config import load_config
 from tests import tiny
 
-FEW, MANY = 25, 400
-counts = pytest.mark.parametrize('examples', [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=['few', 'many'])
+counts = counted(25, 400)
 
 
 @pytest.fixture(scope='module')

@@ -13,8 +13,8 @@ import pytest
 ADX = pathlib.Path(__file__).parent.parent / 'adx'
 NOUNS = {
     'aggregation', 'answers', 'automata', 'batching', 'drafts', 'equations', 'errors', 'fields', 'gates', 'grading',
-    'hashing', 'lessons', 'losses', 'marks', 'mesh', 'numerics', 'outcomes', 'pace', 'sandbox', 'spans', 'statistics',
-    'struct', 'sweeping', 'texts', 'types',
+    'hashing', 'lessons', 'losses', 'marks', 'mesh', 'numerics', 'outcomes', 'pace', 'retries', 'sandbox', 'spans',
+    'statistics', 'struct', 'sweeping', 'texts', 'types',
 }  # fmt: skip
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,12 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 PATIENT = {'deadline': None, 'suppress_health_check': list(HealthCheck), 'derandomize': True, 'database': None}
+
+
+def counted(few: int, many: int) -> Any:
+    """How many examples a test has, as its argument `examples`: few, and many in the slow suite."""
+    more = pytest.param(many, marks=pytest.mark.slow)
+    return pytest.mark.parametrize('examples', [few, more], ids=['few', 'many'])
 
 
 @st.composite
@@ -93,7 +100,7 @@ def with_header(data: bytes, changed: Any) -> bytes:
 
 @contextlib.contextmanager
 def refused_or_read(kind: type[Exception] = AdxError) -> Iterator[None]:
-    """Any other error is a bug, and so is one without words, or a reader that hangs."""
+    """Any other error is a bug, and so is one without words or of several lines, or a reader that hangs."""
 
     def late(*_: Any) -> None:
         raise AssertionError(f'not read in {SECONDS} s')
@@ -109,6 +116,7 @@ def refused_or_read(kind: type[Exception] = AdxError) -> Iterator[None]:
     finally:
         signal.alarm(0)
     assert message
+    assert len(message.splitlines()) == 1, message
 
 
 def tolerates(path: pathlib.Path, read: Callable[[], Any], examples: int) -> None:

@@ -24,7 +24,7 @@ def test_only_a_frozen_experiment_reads_and_each_reading_is_logged(tmp_path):
 def test_a_damaged_log_is_no_empty_one(tmp_path):
     readings.freeze(tmp_path, 'abc')
     (tmp_path / 'private/readings.json').write_text('[')
-    with pytest.raises(WorkdirError, match='is not JSON'):
+    with pytest.raises(WorkdirError, match=r'is damaged.*its entries are evidence'):
         readings.read_test(tmp_path, 'abc', 'ads')
     (tmp_path / 'private/readings.json').write_text('{}')
     with pytest.raises(WorkdirError, match='holds no list'):

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from storage_test import make_trace
 
-from adx import keys, rewriting, storage
+from adx import environments, keys, rewriting, storage
 from adx.defences import Undefended
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
@@ -313,3 +313,15 @@ def test_who_is_licensed_to_distil_keeps_the_trace_as_it_was_served(base, workdi
         assert found[name]['refused'][rewriting.SPARED] == ROWS // 2
         texts = [trace.text for trace in rewriting.rewritten(Workdir(path), name)]
         assert texts == [TEXT, OTHER] * (ROWS // 2)
+
+
+def test_it_goes_on_elsewhere_only_when_told_to(base, workdir, monkeypatch):
+    """As generation does: it decodes tokens. A complete rewrite may be looked at anywhere."""
+    environments.enter(workdir, '0-of-1', environments.current(base.mesh), allowed=False)
+    monkeypatch.setattr(environments, 'current', lambda mesh: {'jax': '99'})
+    with pytest.raises(WorkdirError, match=r'another environment .*jax: .* -> 99.*--allow_environment_change'):
+        rewriting.rewrite(base, str(workdir.path))
+    rewriting.rewrite(base, str(workdir.path), place=Place(may_change=True))
+    assert any(line.startswith('shard rewrite-0-of-1 ') for line in environments.changes(workdir))
+    monkeypatch.setattr(environments, 'current', lambda mesh: {'jax': '100'})
+    assert rewriting.rewrite(base, str(workdir.path))['said']['traces'] == ROWS

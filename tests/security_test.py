@@ -82,8 +82,9 @@ def test_a_tokenizer_that_would_run_is_refused(tmp_path, name):
     if name == 'tokenizer.model':
         (tmp_path / 'model' / 'tokenizer.json').unlink()
     (tmp_path / 'model' / name).write_bytes(pickle.dumps(Bomb(ran)))
-    with pytest.raises((AdxError, UnicodeDecodeError)):
+    with pytest.raises(AdxError) as error:
         load_tokenizer(str(tmp_path / 'model'))
+    assert '\n' not in str(error.value)
     assert not ran.exists()
 
 

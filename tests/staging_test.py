@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from gcs_fake import Fault, serve
 
-from adx import checkpoints, files, loading, orbax_io, staging
+from adx import checkpoints, files, loading, orbax_io, retries, staging
 from adx.datasets import Gsm8k, builder
 from adx.datasets.tokenizing import save_tokenizer
 from adx.errors import InputError, StorageError
@@ -71,7 +71,7 @@ def test_what_changed_on_the_store_is_copied_again(store, saved):
 def test_what_is_not_there_is_named_and_half_a_copy_is_none(store, saved, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='gs://bucket/models/none does not exist'):
         checkpoints.load('gs://bucket/models/none')
-    monkeypatch.setattr(files, 'ATTEMPTS', 1)
+    monkeypatch.setattr(retries, 'ATTEMPTS', 1)
     store.faults = [Fault('GET', 'model.safetensors?alt=media', 400, times=10**6)]
     with pytest.raises(StorageError, match='was not copied to'):
         checkpoints.load(MODEL)

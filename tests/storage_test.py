@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-from adx import files, locks, storage, watch
+from adx import files, locks, retries, storage, watch
 from adx.errors import StorageError, WorkdirError
 from adx.journal import diff
 from adx.storage import Workdir
@@ -341,9 +341,29 @@ class TestObjectStore:
                     raise RuntimeError('503')
 
         waits: list[float] = []
-        flaky = Flaky(files.ATTEMPTS - 1)
+        flaky = Flaky(retries.ATTEMPTS - 1)
         files.upload(flaky, b'data', waits.append)
         assert flaky.data == b'data'
         assert [0.5 * 2**i <= wait <= 2**i for i, wait in enumerate(waits)] == [True] * 3
         with pytest.raises(OSError, match=r'503 \(after 4 attempts\)'):
-            files.upload(Flaky(files.ATTEMPTS), b'data', waits.append)
+            files.upload(Flaky(retries.ATTEMPTS), b'data', waits.append)
+
+
+@pytest.mark.parametrize(('name', 'change'), [
+    ('experiment.json', {'experiment': None}), ('experiment.json', {'created': 7}),
+    ('heartbeat/0-of-1.json', {'totals': {'plain': None}}),
+])  # fmt: skip
+def test_values_of_the_wrong_kind_in_a_workdir_are_no_traceback(tmp_path, name, change):
+    with open_workdir(tmp_path) as workdir:
+        workdir.heartbeat({'totals': {'plain': 3}})
+    path = tmp_path / 'private' / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if name == 'experiment.json':
+        with pytest.raises(WorkdirError, match='is damaged'):
+            watch.status(tmp_path)
+    else:
+        assert watch.status(tmp_path)['total'] is None
+
+
+def test_differences_are_told_in_one_line():
+    assert diff({'a\r\nb': 1}, {}) == [r"'a\r\nb': 1 != (absent)"]

@@ -4,7 +4,8 @@ compares what is there with an uninterrupted run and with what a witness saw com
     python -m tools.soak --stage=generate --kills=100 --record   # appends to tools/bench/results/faults.json
 
 Every start is a fork of one process that has imported everything and started no backend; compiled programs are
-shared in a cache. Only so are a hundred kills affordable.
+shared in a cache. Only so are a hundred kills affordable. A run takes seconds, so traces are flushed every 0.1 s here
+and not every two seconds, and rewrites are saved eight at a time: shares of a run are of runs that save so often.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tools.soaking.stages import STAGES, Stage
 TABLE = 'faults'
 UNITS = {
     'kills': 'in all', 'lost': 'results', 'duplicated': 'results', 'byte_identical': '1 is yes',
-    'unsaved_share': "of a run's results, a kill",
+    'unsaved_share': "of a run's results, a kill, with a flush every 0.1 s",
     'recomputed_share': "of a run's results, a kill, beyond the batch in flight",
     'failure_rate_upper': 'a kill, one-sided 95 % bound',
 }  # fmt: skip

@@ -6,6 +6,8 @@ hash when they are written, so the id is a feature. Text comes back as bytes; a 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
 import tempfile
@@ -15,7 +17,7 @@ from typing import Any
 from etils import epath
 
 from adx.datasets.prompting import Questions
-from adx.datasets.rows import Row, Rows, Source
+from adx.datasets.rows import Row, Rows, Source, asked
 from adx.errors import InputError
 
 FEATURES = ('id', 'question', 'answer', 'messages', 'customer', 'category')
@@ -44,16 +46,20 @@ def read(directory: str, split: str) -> tuple[Row, ...]:
     builder = _builder(directory)
     if split not in builder.info.splits:
         raise InputError(f'{directory} has no split {split!r}; it has {sorted(builder.info.splits)}')
-    rows = (_row(example) for example in builder.as_data_source(split=split))
+    with _explained(directory):
+        rows = [_row(example) for example in builder.as_data_source(split=split)]
     return tuple(sorted(rows, key=lambda row: row.id))
 
 
 def read_source(directory: str) -> Source:
-    """Everything that `build` wrote to `directory`."""
+    """Everything that `build` wrote to `directory`. Raises InputError where it is damaged, StorageError where a store
+    fails.
+    """
+    place = epath.Path(directory)
     if '://' in str(directory):  # ArrayRecord reads local files only
         with tempfile.TemporaryDirectory() as folder:
-            for path in epath.Path(directory).iterdir():
-                path.copy(epath.Path(folder) / path.name)
+            for path in asked(place, lambda: list(place.iterdir())):
+                asked(path, functools.partial(path.copy, epath.Path(folder) / path.name, overwrite=True))
             return read_source(folder)
     present = _builder(directory).info.splits
     found = {split: Rows(read(directory, split)) for split in ('train', 'test') if split in present}
@@ -64,10 +70,20 @@ def _builder(directory: str) -> Any:
     """What reads a built directory. Raises InputError where its description is damaged."""
     import tensorflow_datasets as tfds
 
+    with _explained(directory):
+        builder = tfds.builder_from_directory(str(directory))
+        if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(f'it is in the format {builder.info.file_format}; array_record is read')
+        return builder
+
+
+@contextlib.contextmanager
+def _explained(directory: str) -> Iterator[None]:
+    """Turns whatever tfds, protobuf and ArrayRecord raise, of no kind of their own, into an InputError."""
     try:
-        return tfds.builder_from_directory(str(directory))
-    except Exception as error:  # protobuf's are of no kind of their own
-        reason = ' '.join(str(error).split())[:200]
+        yield
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise InputError(f'{directory} is no data set ({reason}); restore its files, or build it again') from error
 
 

@@ -17,6 +17,7 @@ from adx.datasets.rows import (
     Row,
     Rows,
     Source,
+    asked,
     collect,
     read_bytes,
     read_source,
@@ -48,7 +49,7 @@ class Mmlu(Questions):
 
     def source(self) -> Source:
         place = epath.Path(self.path)
-        if not self.path or not (place / 'test').is_dir():
+        if not self.path or not asked(place, (place / 'test').is_dir):
             return read_source(self.name, self.path, parse, self.skip_bad)
         pool = read_csv(place, ('dev', 'val'), self.skip_bad) if has_csv(place, ('dev', 'val')) else Rows()
         return Source(pool, read_csv(place, ('test',), self.skip_bad))
@@ -70,12 +71,16 @@ def _subjects(dataset: Mmlu) -> dict[str, str]:
 
 
 def has_csv(place: epath.Path, folders: tuple[str, ...]) -> bool:
-    return any(True for folder in folders for _ in (place / folder).glob('*.csv'))
+    return any(csv_files(place / folder) for folder in folders)
+
+
+def csv_files(folder: epath.Path) -> list[epath.Path]:
+    return sorted(asked(folder, lambda: list(folder.glob('*.csv'))))
 
 
 def read_csv(place: epath.Path, folders: tuple[str, ...], skip_bad: bool) -> Rows:
     """The rows of every subject in `folders`, taken together so that ids are unique over subjects."""
-    files = [file for folder in folders for file in sorted((place / folder).glob('*.csv'))]
+    files = [file for folder in folders for file in csv_files(place / folder)]
     records = (record for file in files for record in _records(file))
     return collect(f'{place} ({", ".join(folders)})', records, parse, skip_bad)
 

@@ -7,15 +7,19 @@ returned; with `skip_bad` reading goes on and the bad lines are counted.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
-from adx.errors import InputError
+from adx.errors import InputError, StorageError
+from adx.retries import retried
 
+T = TypeVar('T')
 Messages = tuple[dict[str, str], ...]
 
 
@@ -109,17 +113,17 @@ def read_source(name: str, path: str, parse: Parse, skip_bad: bool = False) -> S
     if not path:
         raise InputError(f'{name}: dataset.path is empty and no sample is shipped; {fix}')
     place = epath.Path(path)
-    if not place.exists():
+    if not asked(place, place.exists):
         raise InputError(f'{name}: dataset.path {path} does not exist; {fix}')
-    if not place.is_dir():
+    if not asked(place, place.is_dir):
         rows = read_jsonl(place, parse, skip_bad)
         return Source(test=rows) if place.name == 'test.jsonl' else Source(pool=rows)
-    if (place / 'dataset_info.json').exists():
+    if asked(place, (place / 'dataset_info.json').exists):
         from adx.datasets import builder
 
         return builder.read_source(path)
     files = {split: place / f'{split}.jsonl' for split in ('train', 'test')}
-    found = {split: read_jsonl(file, parse, skip_bad) for split, file in files.items() if file.exists()}
+    found = {split: read_jsonl(file, parse, skip_bad) for split, file in files.items() if asked(file, file.exists)}
     if not found:
         raise InputError(f'{name}: dataset.path {path} holds no train.jsonl or test.jsonl; {fix}')
     return Source(found.get('train', Rows()), found.get('test', Rows()))
@@ -134,10 +138,20 @@ def read_jsonl(path: epath.Path, parse: Parse, skip_bad: bool = False) -> Rows:
 
 
 def read_bytes(path: epath.Path) -> bytes:
+    return asked(path, path.read_bytes)
+
+
+def asked(path: epath.Path, call: Callable[[], T]) -> T:
+    """What `call` says of the file or directory, with retries on an object store.
+
+    Raises InputError where it cannot be read, StorageError where the store or the disk fails.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+        return retried(call) if '://' in os.fspath(path) else call()
+    except (OSError, ImportError) as error:
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+        if getattr(error, 'errno', None) == errno.EIO:
+            raise StorageError(f'{path} cannot be read ({reason}); run the same command again') from error
         raise InputError(f'{path} cannot be read ({reason}); check the path and its permissions') from error
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 from absl.testing import flagsaver
 
-from adx.errors import ConfigError
+from adx.errors import ConfigError, InputError
 from tools.bench import figures, scale
 
 HLO = '''
@@ -73,6 +73,56 @@ def test_figures_say_that_nothing_ran(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert {fields['machine'] for _, fields in kept} == {'v5e-8, compiled for TPU, not run'}
     assert kept[2][1]['goal'] == '2 by the formula'
+
+
+@pytest.mark.parametrize(('figure', 'value'), [
+    ('plan_error', 0.11), ('plan_error', -0.11), ('temp_over_arguments', 0.11), ('collectives_per_step', 1),
+    ('collectives_per_step', 3), ('vocabulary_gathers', 1), ('aliased_over_donated', 0.9),
+])  # fmt: skip
+def test_a_program_that_misses_a_goal_is_named(figure, value):
+    sound = {
+        'plan_error': 0.1, 'temp_over_arguments': 0.1, 'collectives_per_step': 2, 'vocabulary_gathers': 0,
+        'aliased_over_donated': 1.0,
+    }  # fmt: skip
+    assert scale.missed(compiled(), sound) == []
+    (what,) = scale.missed(compiled(), sound | {figure: value})
+    assert what.startswith(f'{figure} is {value:.4g}, not ')
+    assert len(scale.missed(compiled(), sound | {figure: value}, whole=False)) == (figure != 'plan_error')
+
+
+def test_it_ends_with_3_where_a_goal_is_missed(monkeypatch, capsys):
+    """Of a program whose peak is a fifth beyond the plan, and which gathers the vocabulary."""
+    monkeypatch.setattr(scale, 'devices_of', lambda topology: None)
+    monkeypatch.setitem(scale.PROGRAMS, 'chunk', lambda *_: compiled(gathered=2049))
+    monkeypatch.setattr(figures, 'append', lambda *args, **fields: None)
+    scale.flags.FLAGS.mark_as_parsed()
+    asked = flagsaver.flagsaver(topologies=['v5e-8'], programs=['chunk'])
+    with asked, pytest.raises(InputError, match=r'chunk on v5e-8: plan_error is 0\.2, not -0\.1 to 0\.1') as error:
+        scale.main()
+    assert error.value.exit_code == 3
+
+
+def test_totals_are_of_the_worst(monkeypatch):
+    kept = {}
+    rows = [
+        {'figure': f'{figure}_chunk_{place}', 'value': value, 'goal': goal, 'status': 'measured'}
+        for figure, goal, values in (
+            ('plan_error', '-0.1 to 0.1', (0.03, -0.05)), ('temp_over_arguments', '<= 0.1', (0.04, 0.02)),
+            ('collectives_per_step', '130 by the formula', (130.0, 129.0)),
+        )
+        for place, value in zip(('v5e_8', 'v5p_8'), values, strict=True)
+    ] + [{'figure': 'plan_error', 'value': 9.0, 'goal': '-0.1 to 0.1', 'status': 'measured'}]  # fmt: skip
+    monkeypatch.setattr(figures, 'read', lambda table: rows)
+    monkeypatch.setattr(figures, 'append', lambda table, figure, samples, **about: kept.update({figure: samples}))
+    scale.total()
+    assert kept == {'plan_error': [-0.05], 'temp_over_arguments': [0.04], 'collectives_per_step': [-1.0]}
+
+
+def test_every_published_figure_meets_its_goal():
+    rows = [row for row in figures.read(scale.TABLE) if row['status'] == figures.MEASURED]
+    assert rows
+    missed = [row['figure'] for row in rows if not figures.meets(row['goal'], row['value'])]
+    assert not missed
 
 
 def test_wrong_names_are_refused_before_anything_compiles():

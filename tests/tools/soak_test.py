@@ -18,7 +18,7 @@ from adx.decoding.slots import Slots
 from adx.errors import ConfigError
 from adx.training_io import Run
 from tools import soak
-from tools.soaking import witness
+from tools.soaking import stages, witness
 from tools.soaking.stages import Stage
 
 COUNT = 8
@@ -100,6 +100,27 @@ def sleeper(log: pathlib.Path) -> tuple[int | None, bool]:
 
 def test_a_moment_is_one_of_work_and_not_of_time(tmp_path, small):
     assert small(sleeper, tmp_path / 'log') == (7, True)
+
+
+def test_a_step_that_is_logged_twice_is_seen(tmp_path):
+    """Readers of metrics take one record a step: what is looked at are the lines of the files."""
+    for name, content in (
+        ('00000002/training.json', '{}'), ('00000004/training.json', '{}'), ('metrics/00000002.jsonl', '1 2'),
+        ('metrics/00000004.jsonl', '3 4'), ('metrics/00000006.jsonl', '5 6'),
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        lines = ''.join(f'{{"step": {step}}}\n' for step in content.split())
+        path.write_text(lines if path.suffix == '.jsonl' else content)
+    train = stages.STAGES['train']
+    assert train.stored(tmp_path) == [witness.step(step) for step in (1, 2, 3, 4)]
+    (tmp_path / 'metrics' / '00000003.jsonl').write_text('{"step": 3}\n')
+    ids = train.stored(tmp_path)
+    assert len(ids) - len(set(ids)) == 1
+
+
+def test_a_checkpoint_of_the_soaked_training_is_a_twentieth_of_it_at_most():
+    assert stages.EVERY / stages.STEPS <= 0.05
 
 
 def test_figures_say_how_many_and_the_bound(monkeypatch):

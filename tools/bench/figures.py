@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import platform
@@ -99,6 +100,25 @@ def not_run(
     known = {'figure': figure, 'n': 0, 'unit': unit, 'goal': goal, 'status': NOT_RUN}
     row = dict.fromkeys(FIELDS) | known | {'command': command, 'machine': machine}
     _put(name, row, results)
+
+
+_NUMBER = r'(-?[\d.]+(?:e-?\d+)?)'
+_SIGNS: dict[str, Callable[[float, float], bool]] = {
+    '<=': operator.le, '<': operator.lt, '>=': operator.ge, '>': operator.gt, '': operator.eq,
+}  # fmt: skip
+
+
+def meets(goal: str, value: float) -> bool:
+    """Whether a value is as its goal says: '<= 0.1', '-0.1 to 0.1', '130 by the formula'. Words behind are of what.
+
+    Raises ValueError for a goal without a number.
+    """
+    if found := re.match(rf'{_NUMBER} to {_NUMBER}', goal):
+        return float(found[1]) <= value <= float(found[2])
+    found = re.match(rf'(<=|>=|<|>|) ?{_NUMBER}', goal)
+    if found is None:
+        raise ValueError(f'goal {goal!r} has no number')
+    return _SIGNS[found[1]](value, float(found[2]))
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from adx import checkpoints, journal, outcomes_io, training_io
+from adx import checkpoints, files, journal, outcomes_io, training_io
 from adx.batching import Corpus, Example, Stream
 from adx.loading import resolve
 from adx.mesh import make_mesh
@@ -27,9 +27,9 @@ from tools.soaking import study as soaked
 from tools.soaking import witness
 from tools.soaking.witness import Witness
 
-FLUSH_SECONDS = 0.1  # a run of seconds saves as often as one of hours does every two seconds, and not once
+FLUSH_SECONDS = 0.1  # put in place of pipeline's 2.0: a run of seconds saves as often as one of minutes, and not once
 BATCH = 8  # traces of a rewrite, for the same reason
-STEPS, EVERY = 32, 2  # of training, and between checkpoints
+STEPS, EVERY = 64, 2  # of training, and between checkpoints: one interval is 3 % of a run
 OF_AN_ARM = 2  # graded students, which are saved together
 Run = Callable[[pathlib.Path, Witness], int]
 
@@ -126,6 +126,14 @@ def steps(place: pathlib.Path) -> dict[str, str]:
     return of | ({'weights': weights.read_text()} if weights.exists() else {})
 
 
+def logged(place: pathlib.Path) -> list[str]:
+    """The step of every line of metrics up to the last finished checkpoint: readers take one of each, files may not."""
+    run = checkpoints_of(place)
+    last, paths = training_io.last_step(run) or 0, files.list_files(run.directory / training_io.METRICS, journal.SUFFIX)
+    found = [journal.from_json(line)['step'] for path in paths for line in path.read_bytes().splitlines()]
+    return [witness.step(step) for step in found if step <= last]
+
+
 STAGES = {
     'generate': Stage(launched('generate'), traces, lambda at: ids(seed(at).private / 'journal'), soaked.SLOTS),
     'rewrite': Stage(
@@ -136,5 +144,5 @@ STAGES = {
         launched('distil'), outcomes, lambda at: ids(Workdir(at).private / 'outcomes'), OF_AN_ARM,
         {'generate': launched('generate'), 'rewrite': launched('rewrite')},
     ),
-    'train': Stage(train, steps, lambda at: list(steps(at)), EVERY),
+    'train': Stage(train, steps, logged, EVERY),
 }  # fmt: skip
