@@ -48,7 +48,7 @@ class Case:
     suspect: str
     questions: tuple[Messages, ...]
     test: Trigger = Trigger()
-    pairs: int = 20  # of the customer's, as its traces carry them
+    pairs: int = 10  # of the customer's, as its traces carry them
 
 
 def commit(case: Case, path: epath.PathLike, key: bytes, forge: Forge = marks.symbols) -> str:

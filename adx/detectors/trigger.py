@@ -51,11 +51,11 @@ class Trigger:
     exact test's, looked at once, when all are asked. repeats: how often each pair is asked, behind other questions.
     """
 
-    pairs: int = 20
+    pairs: int = 10
     decoys: int = 10
     level: float = 0.01
     sequential: bool = False
-    repeats: int = 1
+    repeats: int = 2
 
     def check(self) -> None:
         """Raises ValueError naming the field, its value and what is allowed, also where nothing could be detected."""

@@ -21,8 +21,8 @@ WITHOUT, FOREIGN = 'does not carry its line once', "another customer's trace"
 @dataclasses.dataclass(frozen=True)
 class Marked:
     """customer, epoch: whose key; traces that were made for another customer stay as they are. pairs: how many
-    different ones its traces carry, one each. tries: places that are tried in a trace. At most a tenth of the traces is
-    to be marked: see Rewrite.share.
+    different ones its traces carry, one each: few are learned better, and each can be asked more often. tries: places
+    that are tried in a trace. At most a tenth of the traces is to be marked: see Rewrite.share.
 
     told: a rewriting model is asked, `tries` times, to say the trace otherwise with the line in it; else the line is
     put between those of the trace.
@@ -30,7 +30,7 @@ class Marked:
 
     customer: str
     epoch: int = 1
-    pairs: int = 20
+    pairs: int = 10
     tries: int = 3
     told: bool = False
 

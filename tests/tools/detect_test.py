@@ -38,7 +38,7 @@ def held(tmp_path, monkeypatch):
 def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
     teacher, case = tiny.write_teacher(held / 'teacher'), str(held / 'case')
     config = str(tiny.write_config(held / 'config.py', teacher))
-    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12}
+    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12, 'times': 1}
     run(do='commit', **of)
     assert 'deposit this hash' in capsys.readouterr().out
     run(do='ask', case=case, model=teacher, config=config)
@@ -77,7 +77,7 @@ def test_several_customers_get_one_verdict(held, capsys):
     config = str(tiny.write_config(held / 'config.py', teacher))
     keys.rotate(held / 'master.key', held / 'keys', 'bolt')
     cases, signer = [str(held / customer) for customer in ('acme', 'bolt')], str(held / 'signer.key')
-    of = {'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12}
+    of = {'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12, 'times': 1}
     for case, customer in zip(cases, ('acme', 'bolt'), strict=True):
         run(do='commit', case=case, customer=customer, **of)
         run(do='ask', case=case, model=teacher)
@@ -111,7 +111,7 @@ def test_the_config_says_how_many_pairs_traces_carry():
         rewrites = [Rewrite(f'r{i}', 'plain', one) for i, one in enumerate(rewriters)]
         return detect.carried(types.SimpleNamespace(rewrites=rewrites), 'acme', 2)
 
-    assert carried() == carried(Instructed()) == carried(Marked('bolt', 2, 5), Marked('acme', 1, 6)) == 20
+    assert carried() == carried(Instructed()) == carried(Marked('bolt', 2, 5), Marked('acme', 1, 6)) == 10
     assert carried(Marked('acme', 2, 7)) == carried(Selected(Marked('acme', 2, 7)), Instructed()) == 7
     with pytest.raises(ConfigError, match=r'with \[7, 8\] pairs'):
         carried(Marked('acme', 2, 8), Marked('acme', 2, 7))
