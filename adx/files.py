@@ -44,6 +44,8 @@ FIXES = {
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }
+# No retry mends these either: another place has to be named.
+ELSEWHERE = {errno.ENOTDIR: 'give a directory', errno.EEXIST: 'a file is there: give a directory'}
 
 
 def cache_directory() -> pathlib.Path:
@@ -255,8 +257,7 @@ def os_errors(error: type[Exception], what: str) -> Iterator[None]:
         if not isinstance(caught, OSError | ImportError) and not is_of_client(caught):
             raise
         number, text = getattr(caught, 'errno', None), getattr(caught, 'strerror', None) or reason(caught)
-        fix = FIXES.get(number or 0, 'check the storage')
+        again = f'{FIXES.get(number or 0, "check the storage")} and run the same command again'
         failing = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or is_of_client(caught)
-        raise (StorageError if failing else error)(
-            f'{what}: {text}; {fix} and run the same command again'
-        ) from caught
+        fix = ELSEWHERE.get(number or 0, again)
+        raise (StorageError if failing else error)(f'{what}: {text}; {fix}') from caught
