@@ -29,3 +29,8 @@ def test_every_section_that_code_sends_a_reader_to_is_there():
     }  # fmt: skip
     assert named
     assert named <= sections
+
+
+def test_a_config_is_a_document_of_at_most_60_lines():
+    lengths = {path.name: len(path.read_text('utf-8').splitlines()) for path in (ROOT / 'configs').glob('*.py')}
+    assert not {name: length for name, length in lengths.items() if length > 60}
