@@ -1,4 +1,4 @@
-"""Files of the private side of a workdir: mode 0600, whole or not there, local or on an object store.
+"""Files of the private side: mode 0600, whole or not there, local or on an object store.
 
 Paths are `etils.epath` paths. Object stores (gs://, s3://) have no modes, no append and no rename: an object
 appears whole when its upload ends, and who may read it is the bucket's business.

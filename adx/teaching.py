@@ -1,4 +1,4 @@
-"""Trains students of one family on prepared lessons, in stacks as large as is fast on the devices at hand."""
+"""Trains one family's students on prepared lessons, in stacks as large as is fast."""
 
 from __future__ import annotations
 

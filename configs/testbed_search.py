@@ -1,4 +1,4 @@
-"""The arithmetic testbed: rules composed, gated, joined and budgeted, in search of one that is eligible and harmful.
+"""The arithmetic testbed: rules composed and gated, in search of an eligible, harmful one.
 
 Claim:   none yet. A search on `tune` after a screen that found none; nothing of it is a headline.
 Command: python -m launch.run --config=configs/testbed_search.py --workdir=/data/search \

@@ -1,4 +1,4 @@
-"""How programs start and end: what a user can mend is one line and an exit code (adx.errors)."""
+"""How programs start and end: what a user can mend is one line and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removes one request from a workdir, or the private traces of runs that nobody went on with for some days.
+"""Removes one request from a workdir, or the private traces of runs that are old.
 
     python -m tools.forget --workdir=/data/run --request_id=gsm8k/train/17
     python -m tools.forget --workdir=/data/run --retention_days=90

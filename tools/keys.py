@@ -1,4 +1,4 @@
-"""Makes and checks the keys that marks follow from. Nothing is printed of a key but its fingerprint.
+"""Makes and checks the keys that marks follow from; prints nothing but fingerprints.
 
     python -m tools.keys --do=new --master=DIR/master.key
     python -m tools.keys --do=derive --master=DIR/master.key --directory=KEYS --customer=acme --epoch=1

@@ -1,4 +1,4 @@
-"""Checks the shapes of an experiment's models and prints what decoding takes and gives at best, without a chip.
+"""Checks an experiment's shapes, and what decoding takes and gives at best, without a chip.
 
     python -m tools.plan_memory --config=configs/literature_trio.py --machines=v5e-8,h100-8 --price=v5e=1.2
 

@@ -1,4 +1,4 @@
-"""Shows the traces of a workdir side by side, with the tokens marked that the defence changed.
+"""Shows a workdir's traces side by side, marking the tokens that the defence changed.
 
     python -m tools.show_traces --workdir=/data/run --limit=3 --html=/data/run/private/traces.html
 

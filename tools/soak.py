@@ -1,5 +1,7 @@
-"""Kills -9 real runs at moments drawn uniformly over their work, restarts the same command until it is done, and
-compares what is there with an uninterrupted run and with what a witness saw come from the device.
+"""Kills -9 real runs at random moments and compares what is there with undisturbed ones.
+
+Moments are drawn uniformly over the work, and the same command is started again until it is done. What is there is
+compared with an uninterrupted run and with what a witness saw come from the device.
 
     python -m tools.soak --stage=generate --kills=100 --record   # appends to tools/bench/results/faults.json
 

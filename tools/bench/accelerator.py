@@ -1,4 +1,4 @@
-"""Measures decoding on an accelerator: a 1B teacher and a 0.3B proxy with random weights, in bfloat16.
+"""Measures decoding on an accelerator: 1B teacher, 0.3B proxy, random weights, bfloat16.
 
     python -m tools.bench.accelerator               # appends to results/decoding.json and results/derivative.json
     python -m tools.bench.accelerator --trial       # tiny models, prints and keeps nothing: whether it runs at all

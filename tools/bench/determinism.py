@@ -1,4 +1,4 @@
-"""Measures how far two meshes agree: a trace made on one device is replayed on meshes that shard the model.
+"""Measures how far two meshes agree: one device's trace, replayed on sharded models.
 
     python -m tools.bench.determinism
 

@@ -1,4 +1,4 @@
-"""Published figures of studies: what every defence costs and buys, each backed by the students it was computed from.
+"""Published figures of studies, each backed by the students it was computed from.
 
 tools/bench/results/frontier.json, and rewriting.json for studies with rewrites, are lists of rows, one for every figure
 of a report. `raw` names a file with the graded students and traces of one study; rows are computed from it again by

@@ -1,4 +1,4 @@
-"""Says where the time of a decode step goes: the engine's step, and parts of it on their own, in turn.
+"""Says where the time of a decode step goes: the engine's step and its parts, in turn.
 
     python -m tools.bench.parts
 

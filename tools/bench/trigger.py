@@ -1,4 +1,4 @@
-"""What the trigger test finds and how often it is wrong, over students that were trained on marked traces or not.
+"""What the trigger test finds and how often it is wrong, over marked and unmarked students.
 
     python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger
     python -m tools.bench.trigger --out=/data/trigger --publish

@@ -1,4 +1,4 @@
-"""The workload on which adx and Hugging Face's generate are compared: GSM8K prompts under one rule, in turn.
+"""The workload of adx against Hugging Face's generate: GSM8K prompts, one rule, in turn.
 
 SmolLM2-135M-Instruct with its early exit at layer 10 as proxy, the models of configs/smollm2_poe.py, float32, sampling
 at temperature 0.7 without truncation. Both sides get the same prompts and end-of-sequence ids.
