@@ -140,7 +140,8 @@ class Trainer:
 
     def verdicts(self, held: Held, student: str, customers: Sequence[str]) -> list[dict[str, Any]]:
         """One for each customer, with decoys of its own. All questions are asked at once."""
-        forge, plans = self.study.experiment.dataset.forge, []
+        dataset: Any = self.study.experiment.dataset
+        forge, plans = dataset.forge, []
         for i, customer in enumerate(customers):
             case = Case(customer, 1, student, self.questions, TEST, TEST.pairs)
             decoys = marks.derive(MASTER, f'decoys/{student}/{customer}/{i}')
