@@ -34,3 +34,15 @@ def test_every_section_that_code_sends_a_reader_to_is_there():
 def test_a_config_is_a_document_of_at_most_60_lines():
     lengths = {path.name: len(path.read_text('utf-8').splitlines()) for path in (ROOT / 'configs').glob('*.py')}
     assert not {name: length for name, length in lengths.items() if length > 60}
+
+
+def test_what_other_pythons_are_given_is_there():
+    """tools/test names files, folders and single tests; pytest would say so too, but only where such a Python is."""
+    script = (ROOT / 'tools' / 'test').read_text('utf-8')
+    (run,) = re.findall(r'^RUN=(\S+)$', script, re.MULTILINE)
+    given = re.search(r'^OTHERS=\((.*?)\)$', script, re.MULTILINE | re.DOTALL)[1].replace('"', '').split()
+    for name in given:
+        path, _, test = name.replace('${RUN}', run).partition('::')
+        assert (ROOT / path).exists(), path
+        assert f'def {test}(' in (ROOT / path).read_text('utf-8') if test else True, test
+    assert len(given) > 5
