@@ -1,4 +1,4 @@
-"""Compiles a run's programs while its weights are read: from shapes alone, into jax's persistent cache.
+"""Compiles a run's programs while its weights are read: from shapes, into jax's cache.
 
 A run that finds them there does not compile; it traces them once more. Nothing is gained without a cache, or on a CPU,
 whose cores read the weights; and it is left out in one program across hosts, whose processes compile together, and with

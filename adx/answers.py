@@ -1,4 +1,4 @@
-"""What a text states: the one reading of answers that every arm and every student of a comparison is graded by."""
+"""What a text states: the one reading by which every arm and student is graded."""
 
 from __future__ import annotations
 

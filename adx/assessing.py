@@ -1,4 +1,4 @@
-"""The stages `assess` and `report` of a study: the quality of every arm's traces, and the page with all figures.
+"""The stages `assess` and `report` of a study: the traces' quality, and the page of figures.
 
     private/quality/<seed>/<arm>.json    what an honest reader gets, see outcomes.Quality
     private/quality/costs/<seed>.json    seconds a token of every arm, timed side by side once

@@ -1,5 +1,6 @@
-"""What the attackers of a study have beside the traces: the teacher, asked again as an arm serves it, and a model of
-their own that judges lessons.
+"""What the attackers of a study have beside traces: the teacher, asked again, and a judge.
+
+The teacher is asked as an arm serves it; a model of the attackers' own judges lessons.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose marks a suspect carries, where it was asked about several customers: one verdict on all of their cases.
+"""Whose marks a suspect carries: one verdict on its cases of several customers.
 
 Each case alone raises false alarms at its level; of twenty customers one is then accused by chance every fifth time.
 Holm's procedure over the customers bounds the probability that any of them is.

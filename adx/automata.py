@@ -1,4 +1,4 @@
-"""Recognising spans of a text as its tokens are drawn: byte automata, lifted to the tokens of a vocabulary.
+"""Recognising spans of a text as it is drawn: byte automata, lifted to tokens.
 
 The device holds one int of state per row and a table [states, V]; the host sees a token a chunk too late.
 """

@@ -1,4 +1,4 @@
-"""Traces as padded rows of token ids: what losses, gradients and scores of completions are computed on."""
+"""Traces as padded rows of token ids, on which losses, gradients and scores are computed."""
 
 from __future__ import annotations
 

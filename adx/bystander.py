@@ -1,4 +1,4 @@
-"""A model that is neither teacher nor proxy: the judge of a study's traces, or the attackers' own."""
+"""A model that is neither teacher nor proxy: a study's judge, or the attackers' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: Hugging Face directories, GGUF files and adx's own Orbax directories.
+"""Checkpoints in and out: Hugging Face directories, GGUF files and adx's own by Orbax.
 
 Tensors are streamed: read one, laid out, cast and placed on its devices before the next, so that host memory
 holds about one tensor and never a model.

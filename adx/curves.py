@@ -1,4 +1,4 @@
-"""How a student stood on its way: its loss on clean holdout traces, and its divergence from the teacher on them."""
+"""How a student stood on its way: loss on clean holdout traces, divergence from the teacher."""
 
 from __future__ import annotations
 

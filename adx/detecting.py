@@ -1,4 +1,4 @@
-"""Whether a suspect was trained on a customer's marks: committed to before it is asked, journaled, signed.
+"""Whether a suspect learned a customer's marks: committed, asked, journaled, signed.
 
 A case is a directory, private as a workdir is:
 

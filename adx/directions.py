@@ -1,4 +1,4 @@
-"""The directions g of a run's proxies: taken on holdout traces, kept in the workdir, and handed to decoding.
+"""The directions g of a run's proxies: taken on holdout traces, kept, handed to decoding.
 
     private/holdout/                a workdir of its own: the holdout traces of the undefended teacher
     private/directions/proxy_<i>/

@@ -1,4 +1,4 @@
-"""The stage `distil`: trains students on the traces of every arm under every attack, and grades them.
+"""The stage `distil`: trains and grades students of every arm under every attack.
 
     private/study.json        which study this is
     private/seeds/<seed>/     a workdir of its own: the traces of one seed

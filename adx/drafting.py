@@ -1,4 +1,4 @@
-"""Rewriting finished traces: drafts of a rewriter through the gates, or the clean trace where none passes."""
+"""Rewriting traces: a rewriter's drafts through the gates; the clean trace if none passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewriting by gradient: batches of traces searched for the exchanges of words that harm the proxies most.
+"""Rewriting by gradient: the exchanges of words that harm the proxies most, in batches.
 
 A round ranks exchanges by one pass of slopes, evaluates the best of them exactly, one by one and then the helpful ones
 together, and accepts only what raised the objective.

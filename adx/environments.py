@@ -1,4 +1,4 @@
-"""What tokens depend on beside the experiment: versions, device and mesh, kept for each shard of a workdir.
+"""What tokens depend on beside the experiment: versions, device and mesh, by shard.
 
     private/environments/<shard>-of-<shards>.jsonl   one line for each change, the first run's among them
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that names the thing, what was given, what is allowed and the fix.
+"""Errors that a user can act on: one line with the thing, what was given, allowed, the fix.
 
 Each carries the exit code of the process. Anything else that escapes is a bug and exits with 70.
 """

@@ -1,4 +1,4 @@
-"""What a student is worth: its accuracy on prompts, its loss on clean traces, and its divergence from the teacher.
+"""What a student is worth: accuracy, loss on clean traces, divergence from the teacher.
 
 Students of one architecture share the compiled programs: their weights are arguments.
 """

@@ -1,5 +1,7 @@
-"""Instructions for a rewriter, improved round by round: each is scored by what its rewrites do to the proxies, and new
-ones are proposed from the best (in the manner of arXiv 2309.03409; arXiv 2602.15143, section 3).
+"""Instructions for a rewriter, improved round by round by what rewrites do to proxies.
+
+Each is scored by what its rewrites do to the proxies, and new ones are proposed from the best (in the manner of
+arXiv 2309.03409; arXiv 2602.15143, section 3).
 
     private/evolved/state.json   every instruction with its score, written after each: a killed search goes on
 """

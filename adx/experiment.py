@@ -1,4 +1,4 @@
-"""What one run is: a frozen dataclass whose fields stand in the order in which the data flows."""
+"""What one run is: a frozen dataclass whose fields stand in the order of the data flow."""
 
 from __future__ import annotations
 

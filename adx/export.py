@@ -1,4 +1,4 @@
-"""The release: the only traces that may leave a workdir, built from its journals by an allow-list.
+"""The release: the only traces that may leave a workdir, by an allow-list.
 
 A row of a release has the fields of FIELDS and no other. Token ids, per-token marks, strengths, seeds and
 the name of the setting stay private: they are the defence's own map. For the same reason a release holds

@@ -1,4 +1,4 @@
-"""The families of a study: students before they are distilled, and what they are trained and graded with."""
+"""The families of a study: students before distillation, and what trains and grades them."""
 
 from __future__ import annotations
 

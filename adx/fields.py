@@ -1,4 +1,4 @@
-"""Fields of nested frozen dataclasses by their path, and values as the command line writes them."""
+"""Fields of nested frozen dataclasses by path, and values as a command line writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the private side of a workdir: mode 0600, whole or not there, local or on an object store.
+"""Files of the private side: mode 0600, whole or not there, local or on an object store.
 
 Paths are `etils.epath` paths. Object stores (gs://, s3://) have no modes, no append and no rename: an object
 appears whole when its upload ends, and who may read it is the bucket's business.
@@ -39,6 +39,8 @@ FIXES = {
     errno.EROFS: 'make it writable',
     errno.EACCES: 'make it writable',
 }
+# No retry mends these either: another place has to be named.
+ELSEWHERE = {errno.ENOTDIR: 'give a directory', errno.EEXIST: 'a file is there: give a directory'}
 
 
 def cache_directory() -> pathlib.Path:
@@ -223,8 +225,7 @@ def os_errors(error: type[Exception], what: str) -> Iterator[None]:
         if not isinstance(caught, OSError | ImportError) and not is_of_client(caught):
             raise
         number, text = getattr(caught, 'errno', None), getattr(caught, 'strerror', None) or reason(caught)
-        fix = FIXES.get(number or 0, 'check the storage')
+        again = f'{FIXES.get(number or 0, "check the storage")} and run the same command again'
         failing = number in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or is_of_client(caught)
-        raise (StorageError if failing else error)(
-            f'{what}: {text}; {fix} and run the same command again'
-        ) from caught
+        fix = ELSEWHERE.get(number or 0, again)
+        raise (StorageError if failing else error)(f'{what}: {text}; {fix}') from caught

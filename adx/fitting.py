@@ -1,4 +1,4 @@
-"""What fits into the memory of a device, by the memory plan: before a run, and when one has run out of it."""
+"""What fits into a device's memory by the plan: before a run, and when it has run out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer forcing: a finished trace is made to answer by the decoder that served it, the whole chat before it."""
+"""Answer forcing: a finished trace is made to answer by the decoder that served it."""
 
 from __future__ import annotations
 

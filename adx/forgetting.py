@@ -1,4 +1,4 @@
-"""Removes a request from a workdir: all samples and settings of its prompt, from private files and the release.
+"""Removes a request: all samples and settings of its prompt, from traces and release.
 
     private/forgotten.json   hashes of the prompts that were removed, written first: nobody decodes them again, and what
                              was stopped halfway goes on when it is run again

@@ -1,4 +1,4 @@
-"""Gates: what a rewritten trace must have kept of the original before it may leave in its place.
+"""Gates: what a rewritten trace must have kept before it may leave in its original's place.
 
 No reference enforces them; of one released set of rewrites most were bare answers and a quarter of those wrong.
 """

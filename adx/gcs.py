@@ -1,4 +1,7 @@
-"""Objects of gs:// that change under a precondition, which epath does not offer; gcsfs does, since 2024.12."""
+"""Objects of gs:// that change under a precondition, which epath does not offer.
+
+gcsfs does, since 2024.12.
+"""
 
 from __future__ import annotations
 

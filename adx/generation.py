@@ -1,4 +1,4 @@
-"""From prompts to traces: requests for every arm and sample, and decoding arm by arm structure."""
+"""From prompts to traces: requests of every arm and sample, decoded structure by structure."""
 
 from __future__ import annotations
 

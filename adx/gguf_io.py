@@ -1,4 +1,4 @@
-"""GGUF files: their metadata in the words of config.json, and their tensors, dequantised one at a time."""
+"""GGUF files: metadata in the words of config.json, and tensors, dequantised one by one."""
 
 from __future__ import annotations
 

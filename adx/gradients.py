@@ -1,4 +1,4 @@
-"""The gradient g of a proxy's completion loss over traces, and how far along it the next token's log-probs move.
+"""The gradient g of a proxy's loss over traces, and how far along it log-probs move.
 
 A gradient is a float32 flat dict as params are. It belongs to the mean over all target tokens of all traces, so it
 depends on how they are batched and on how many devices there are by rounding only: on tiny models by less than 1e-5

@@ -1,4 +1,4 @@
-"""What a trace does to a proxy that learns from it, and how that depends on each of its tokens.
+"""What a trace does to a proxy that learns from it, and how that depends on each token.
 
 A trace is written as one-hot rows X [L, V] that are both what the proxy reads (X E) and what it is to predict. With
 L(theta; X) the mean loss of its targets, H(theta) the holdout loss and one step theta' = theta - eta grad L(theta; X):

@@ -1,4 +1,6 @@
-"""Key files: 32 bytes in hexadecimal, readable by their owner alone; never printed, logged or written elsewhere.
+"""Key files: 32 bytes in hexadecimal, readable by their owner alone, printed nowhere.
+
+Nothing of them is logged or written elsewhere.
 
     master.key                 only where customers' keys are made
     <customer>.<epoch>.key     a customer's key of an epoch: all that a process that marks traces holds

@@ -1,4 +1,4 @@
-"""What a student is taught: traces as an attacker has them, what it has besides, and a record of what is done to them.
+"""What a student is taught: traces as an attacker has them, and what is done to them.
 
 A step takes lessons and returns lessons with a `Tally`, so that every lesson given is kept or was dropped for a reason.
 """

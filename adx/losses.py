@@ -1,4 +1,4 @@
-"""The next-token loss of completions: prompts and padding are masked, the end of sequence counts.
+"""The next-token loss of completions: prompts and padding are masked, the end counts.
 
 targets_BL marks the tokens that are to be predicted, never the first of a row. Token l is predicted by the logits at
 l - 1. Sums are float32.

@@ -1,4 +1,4 @@
-"""Marks: keyed pairs of a trigger and its target, each a definition of a symbol that nothing else uses.
+"""Marks: keyed pairs of trigger and target, each defining a symbol that nothing else uses.
 
 A customer's traces carry pairs that follow from its key of an epoch alone. Keys follow from a master key by HKDF (RFC
 5869), so that a leak of one customer's says nothing about another's, and what is queried later discloses no more than

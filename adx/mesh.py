@@ -1,4 +1,4 @@
-"""The device mesh and the one table that maps tensor axes to it. The only file with PartitionSpec.
+"""The device mesh and the one table that maps axes to it. The only file with PartitionSpec.
 
 Axes: `data` splits rows, `proxy` splits stacked proxies, `model` splits weights and the vocabulary.
 The teacher is never replicated over `proxy`: there its rows are split too, or its weights.

@@ -1,4 +1,4 @@
-"""What runs beside the teacher for a rule: nothing, the proxies, or the proxies with their derivatives."""
+"""What runs beside the teacher for a rule: nothing, proxies, or proxies with derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Float32 arithmetic on log-probabilities, and the searches and draws that sampling is made of."""
+"""Float32 arithmetic on log-probabilities, and the searches and draws of sampling."""
 
 from __future__ import annotations
 

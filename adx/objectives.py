@@ -1,4 +1,4 @@
-"""What students are trained to do with rows of text: one hashable object a loss, so that programs are kept by it."""
+"""What students are trained to do with rows of text: one hashable object a loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a student is trained: the settings of a run, its learning rate over time and its optimiser."""
+"""How a student is trained: settings, the learning rate over time, the optimiser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""adx's own checkpoint directories, local or on an object store: the model's config beside Orbax arrays.
+"""adx's own checkpoint directories, local or on a store: a config beside Orbax arrays.
 
     directory/adx.json     written last: a directory without it is not a checkpoint
     directory/params/      Orbax; flat names such as 'blocks.0.attention.q'

@@ -1,4 +1,4 @@
-"""What one distilled student turned out to be, and the threat model under which: the rows that a report is made of.
+"""What one distilled student turned out to be, and the threat model: a report's rows.
 
 An attack runs three times at equal queries and data: on the defended traces, on the clean ones, and on the attacker's
 own resources only. `base` is a student that was not distilled.

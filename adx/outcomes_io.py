@@ -1,5 +1,6 @@
-"""What a study keeps in its workdir: `private/study.json`, which study it is, and `private/outcomes/`, journals with
-one line a graded student.
+"""What a study keeps in its workdir: which study it is, and its graded students.
+
+`private/study.json` says which study it is; `private/outcomes/` are journals with one line a graded student.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The templates of HTML pages: everything is escaped, and a name that is not given is an error."""
+"""The templates of HTML pages: everything is escaped, a missing name is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the stages of an experiment in a workdir: skips what is done, saves what stages yield."""
+"""Runs an experiment's stages in a workdir: skips what is done, saves what they yield."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage `prepare`: decodes holdout traces of the undefended teacher and takes the proxies' directions on them."""
+"""The stage `prepare`: decodes holdout traces, and takes the proxies' directions on them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Processes that share work, and those of one program across hosts (jax.distributed): what they tell each other, and
-how they end together.
+"""Processes that share work or are one program across hosts: what they tell each other.
+
+Those of one program (jax.distributed) also end together.
 
 A process that runs alone talks to nobody and starts no backend here.
 """

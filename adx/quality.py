@@ -1,4 +1,4 @@
-"""The quality of one arm's traces as an honest reader gets them, and whether it makes a defence eligible."""
+"""The quality of an arm's traces as an honest reader gets them, and who is eligible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readings of the test split: only by a frozen experiment, each logged before it happens, their count in the report.
+"""Readings of the test split: by frozen experiments only, each logged before it happens.
 
 Both files stand under a workdir's private/: `frozen.json` (experiment hash -> when) and `readings.json`, a list.
 """

@@ -1,4 +1,4 @@
-"""The stage `rewrite`: says finished traces otherwise, through the gates, and keeps what became of each.
+"""The stage `rewrite`: says traces otherwise, through gates, and keeps what became of each.
 
     private/rewrites/<name>/identity.json   what the rewrite belongs to, written first
     private/rewrites/<name>/*.jsonl         journals: one line a trace, saved batch by batch

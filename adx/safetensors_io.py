@@ -1,4 +1,4 @@
-"""Hugging Face directories: config.json and safetensors, one file or shards, read one tensor at a time."""
+"""Hugging Face directories: config.json and safetensors, read one tensor at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a program that nobody has read in a process that can compute and read files, and nothing else.
+"""Runs a program nobody has read, in a process that can compute, read files, nothing else.
 
 Linux: resource limits, and a filter of system calls (seccomp, prctl(2)) that lets through what an interpreter needs to
 compute and refuses the rest: files for writing, other processes, signals, sockets. Where the kernel allows, the

@@ -1,4 +1,4 @@
-"""What a machine of many chips could do at best: the least time of a decode step on a mesh, and what tokens cost.
+"""What many chips could do at best: the least time of a decode step, and what tokens cost.
 
 On one device, which holds a part of every model, of the rows and of the vocabulary:
 

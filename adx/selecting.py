@@ -1,4 +1,4 @@
-"""The stage `select`: scores an arm's finished traces and writes which sample of each prompt is kept.
+"""The stage `select`: scores finished traces and writes which sample of a prompt is kept.
 
     private/scores/<nll or harm>/     journals of what the proxies say of each trace, saved batch by batch; `by` is the
                                       hash of what said it, and what others said is not read

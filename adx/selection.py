@@ -1,4 +1,6 @@
-"""Response-level selection: of k candidates per prompt the one that a rule keeps, scored by the proxies in batches.
+"""Response-level selection: of a prompt's k candidates the one that a rule keeps.
+
+Proxies score the candidates in batches.
 
 Harm is minus <g, grad NLL> = <g, grad log p(completion)>, a mean over its tokens, where g is the direction that raises
 the proxy's holdout loss: a gradient step of size eta on the trace changes that loss by eta * harm to first order, times

@@ -1,4 +1,4 @@
-"""Token ids as spans of text that are safe to show, each with what the record knows about its tokens."""
+"""Token ids as spans of text that are safe to show, with what is recorded of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies on a local disk: what has to be a file there (safetensors, GGUF, tokenizers) of what is kept on a store."""
+"""Copies on a local disk of what has to be a file there, and is kept on a store."""
 
 from __future__ import annotations
 

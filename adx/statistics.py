@@ -1,4 +1,6 @@
-"""Intervals and tests of paired figures. The unit of inference is named by the caller: a seed, a prompt, a cluster.
+"""Intervals and tests of paired figures; the caller names the unit of inference.
+
+It is a seed, a prompt or a cluster.
 
 Values are finite numbers in the caller's unit. Every function raises ValueError on none, on nan and infinities, and on
 pairs of unequal length. An interval that the data do not bound has infinite ends and says why in `note`.

@@ -1,4 +1,4 @@
-"""A study: which students are distilled from the traces of which arms, by which attacks, and on what they are graded.
+"""A study: which students learn from which arms' traces, by which attacks, graded on what.
 
 A seed redraws everything after the splits: the traces, the directions of the rules, the order of training and what
 adapters start from. All arms share it.

@@ -1,4 +1,4 @@
-"""The traces that a study is about: of every setting, an arm, a selection among the samples of one, or a rewrite."""
+"""The traces that a study is about: of an arm, a selection or a rewrite."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a student is shown beside words: labels of what its teacher serves, also of the student's own answers, or the
-teacher's hidden states.
+"""What a student is shown beside words: labels of what is served, or hidden states.
+
+Labels also of the student's own answers; hidden states are the teacher's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Suspect models that are asked to complete something: any that adx loads, or an OpenAI-compatible endpoint."""
+"""Suspects that complete what they are asked: a model, or an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 

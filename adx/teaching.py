@@ -1,4 +1,4 @@
-"""Trains students of one family on prepared lessons, in stacks as large as is fast on the devices at hand.
+"""Trains one family's students on prepared lessons, in stacks as large as is fast.
 
 A stack that is kept (keeping.Shelf) and was stopped goes on from its last checkpoint: it has the marks that it passed
 from theirs, and makes a corpus of students' own answers again from the weights that these were of.

@@ -1,4 +1,4 @@
-"""What a token of every arm costs: seconds of decoding, side by side on the same prompts and machine."""
+"""What a token of every arm costs: seconds of decoding, side by side on one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a stack of students of one architecture, in one program whatever their seeds, data, rates and budgets.
+"""Training a stack of students in one program, whatever their seeds, data and rates.
 
 All arrays have a leading axis N, also with one student. Students are split over the mesh's `proxy` axis, their rows
 over `data` and their weights over `model` (mesh.proxy_layout). Students never meet: each is what it would be alone, up

@@ -1,4 +1,4 @@
-"""Training with checkpoints: a run that was stopped goes on from its last one, bit for bit on the same program.
+"""Training with checkpoints: a run that was stopped goes on from its last one, bit for bit.
 
     directory/<step>/training.json   written last: a directory without it is not a checkpoint
     directory/<step>/params/         Orbax; what is trained, the optimiser and the counts

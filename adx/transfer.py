@@ -1,4 +1,4 @@
-"""The transfer matrix: whether one model's direction predicts what traces do to another model.
+"""The transfer matrix: does one model's direction predict what traces do to another?
 
 Every model takes one real optimiser step on each group of an arm's traces. The change of its loss on clean holdout
 traces is compared by rank, over groups, with what the first derivative of each proxy said of the group: minus the mean

@@ -1,4 +1,4 @@
-"""The nouns of adx: what flows between the stages, and the protocols that menu options satisfy.
+"""The nouns of adx: what flows between stages, and the protocols of menu options.
 
 Axis legend. A tensor's name ends in its axes and einsum uses the same letters.
 

@@ -1,4 +1,4 @@
-"""Reading traces: the answers to one prompt under several settings, side by side, in a terminal or as HTML.
+"""Reading traces: answers to one prompt side by side, in a terminal or as HTML.
 
 `compare` turns traces into groups of spans that are safe to show; `terminal` and `html` only lay them out.
 Marks, divergences and strengths are the defence's own map: what this module returns is private.

@@ -1,4 +1,4 @@
-"""The bridge: the testbed's screen on language models, SmolLM2 fine-tuned on the arithmetic in words.
+"""The bridge: the testbed's screen on SmolLM2, fine-tuned on the arithmetic in words.
 
 Claim:   none yet. Defences that rank here as on the testbed make the testbed's ranking worth something.
 Command: python -m tools.train_bridge --out=$HOME/.cache/adx

@@ -1,4 +1,4 @@
-"""The demo: four questions of GSM8K, plain, product of experts and cross-model soft, side by side.
+"""The demo: four questions of GSM8K, plain and under two defences, side by side.
 
 Claim:   none about students. It shows what both signs of adversarial decoding do to a real model's traces.
 Command: ./tools/demo, which also fetches the weights: SmolLM2-135M-Instruct (Apache-2.0). The proxy is its early exit

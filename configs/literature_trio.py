@@ -1,4 +1,4 @@
-"""The three models of the literature: R1-Distill-Qwen-7B as teacher, Qwen2.5-3B as proxy, Llama-3.2-3B as student.
+"""The literature's models: R1-Distill-Qwen-7B, proxy Qwen2.5-3B, student Llama-3.2-3B.
 
 Claim:   none. It says what a study on the models of arXiv 2504.13146 would take; no weight of them ships with adx.
 Command: python -m tools.plan_memory --config=configs/literature_trio.py

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on GSM8K: antidistillation sampling against the plain teacher and an equal-price control.
+"""SmolLM2 on GSM8K: antidistillation sampling against plain and an equal-price control.
 
 Claim:   none about students. The control moves the wrong tokens, and as far as the rule does at every position: what
          antidistillation does to a trace beyond the control is due to the derivative.

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on GSM8K: antidistillation sampling at a price in nats that is set in advance.
+"""SmolLM2 on GSM8K: antidistillation sampling at a price in nats set in advance.
 
 Claim:   none about students. No token costs more than its budget, and no trace more than its bank; the strength says
          only where they bind.

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on GSM8K: product of experts against the plain teacher and against permuted changes.
+"""SmolLM2 on GSM8K: product of experts against plain and against permuted changes.
 
 Claim:   none about students. The permuted arm makes score changes of the same sizes without information about the
          proxy: what product of experts does to a trace beyond that is due to the proxy.

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on GSM8K: its own traces said otherwise by itself, and word by word, through the gates.
+"""SmolLM2 on GSM8K: its traces said otherwise by itself, and word by word, through gates.
 
 Claim:   none about students: it shows what a small model's rewrites and a search by gradient leave of real traces.
 Command: python -m launch.run --config=configs/smollm2_rewrites.py --workdir=/tmp/rewrites \

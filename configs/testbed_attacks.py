@@ -1,4 +1,4 @@
-"""The arithmetic testbed: the finalists of the screen against every attack that works there, each run three ways.
+"""The arithmetic testbed: the screen's finalists against sixteen attacks, each three ways.
 
 Claim:   none. The two attacks that recover most are taken to the confirmation.
 Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
@@ -8,9 +8,8 @@ Cost:    --dry_run prints how many students it trains, and `distil` how many min
 Result:  tools/bench/results/frontier.json, study testbed_attacks, rendered in the README: six of the attacks, the
          others not run. Damage left is -0.05 [-0.14, 0.02] under canonicalise and 0.02 [-0.14, 0.15] under prefill.
 
-Left out, and why: paraphrase, reconstruction and query augmentation want a model that follows instructions, which none
-of the testbed's does (canonicalise is the most that a paraphrase can undo); several accounts are one where all are
-served alike; best of k wants several samples a prompt and is part of configs/testbed_ladder.py.
+Left out: paraphrase, reconstruction and query augmentation want a model that follows instructions (canonicalise is all
+that a paraphrase can undo); accounts are one where all are served alike; best of k is in configs/testbed_ladder.py.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The arithmetic testbed: words of finished traces exchanged where that harms the proxies, and where chance has it.
+"""The arithmetic testbed: words exchanged where that harms proxies, and where chance has it.
 
 Claim:   none yet. What the gates let through of a search by gradient in a language that leaves little room.
 Command: python -m launch.run --config=configs/testbed_edits.py --workdir=/data/edits \

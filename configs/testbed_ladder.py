@@ -1,4 +1,4 @@
-"""The arithmetic testbed: what a thief must pay more for the winner's traces, in data (D), queries (Q) and steps.
+"""The arithmetic testbed: what a thief must pay more, in data (D), queries (Q) and steps.
 
 Claim:   none yet.
 Command: python -m launch.run --config=configs/testbed_ladder.py --workdir=/data/ladder \

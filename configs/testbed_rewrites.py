@@ -1,4 +1,4 @@
-"""The arithmetic testbed: finished traces told otherwise, by chance, by what harms the proxies most, and both at once.
+"""The arithmetic testbed: traces told otherwise, by chance, by harm to proxies, and both.
 
 Claim:   none. A screen of rewriters under gates: on the clean traces and on those of the finalist of the screen.
 Command: python -m launch.run --config=configs/testbed_rewrites.py --workdir=/data/rewrites \

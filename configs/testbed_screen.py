@@ -1,4 +1,4 @@
-"""The arithmetic testbed: every defence against a passive student and the attacks that need no model of their own.
+"""The arithmetic testbed: every defence against a passive student, in two families.
 
 Claim:   none: it shortlists, for a confirmation, at most three eligible defences whose `damage` in family `wide` has a
          lower end above 0, the greatest first. Family `biased` decides nothing, so that it stays unused in any search.
@@ -32,7 +32,6 @@ PLAIN = Sampling(temperature=0.7)
 
 def study() -> Study:
     ads, poe = Antidistillation(lam=0.1), ProductOfExperts(gamma=0.3)
-    budgeted = Budget(Antidistillation(lam=1.0), 0.03)
     arms = (
         Arm('plain', sampling=PLAIN),
         Arm('warm', sampling=Sampling(temperature=0.85)),
@@ -42,16 +41,15 @@ def study() -> Study:
         Arm('cross_reweight', CrossModelReweight(alpha=0.3), PLAIN),
         Arm('poe', poe, PLAIN),
         Arm('ads', ads, PLAIN),
-        Arm('ads_budget', budgeted, PLAIN),
+        Arm('ads_budget', Budget(Antidistillation(lam=1.0), 0.03), PLAIN),
         Arm('poe_control', EqualKl(Permutation(poe), poe), PLAIN),
         Arm('ads_control', EqualKl(Permutation(ads), ads), PLAIN),
     )
     experiment = Experiment(
-        dataset=Arithmetic(), limit=2000, teacher=ModelSource('testbed-teacher'),
+        dataset=Arithmetic(), limit=2000, teacher=ModelSource('testbed-teacher'), arms=arms, max_new_tokens=120,
         proxies=(ModelSource('testbed-proxy-deep'), ModelSource('testbed-proxy-grouped')),
-        derivative=Derivative(prompts=256, max_new_tokens=120), arms=arms, max_new_tokens=120,
+        derivative=Derivative(prompts=256, max_new_tokens=120), disclosure='public', licence='Apache-2.0',
         decode=DecodeConfig(slots=64, chunk=8, buckets=(96,), cache_length=224, record='scalars'),
-        disclosure='public', licence='Apache-2.0',
     )  # fmt: skip
     students = [Student(f, ModelSource(f'testbed-student-{f}')) for f in ('wide', 'biased')]
     return Study(

@@ -1,4 +1,4 @@
-"""The arithmetic testbed: rules composed, gated, joined and budgeted, in search of one that is eligible and harmful.
+"""The arithmetic testbed: rules composed and gated, in search of an eligible, harmful one.
 
 Claim:   none yet. A search on `tune` after a screen that found none; nothing of it is a headline.
 Command: python -m launch.run --config=configs/testbed_search.py --workdir=/data/search \
@@ -24,13 +24,14 @@ from adx.defences import (
 )  # fmt: skip
 from adx.experiment import Arm
 from adx.study import Study
+from adx.types import Defence
 from configs import testbed_screen
 
 
 def study() -> Study:
     screen, plain = testbed_screen.study(), testbed_screen.PLAIN
     strong = Antidistillation(lam=1.0)
-    rules = {
+    rules: dict[str, Defence] = {
         'ads_min': Budget(Antidistillation(1.0, Aggregation(how='min')), 0.03),
         'ads_gate': EntropyGate(Budget(strong, 0.1), 0.3),
         'ads_floor': ProbabilityFloor(Budget(strong, 0.1), 0.1),

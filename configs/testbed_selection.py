@@ -1,4 +1,4 @@
-"""The arithmetic testbed: of four samples a prompt, the one that is served, chosen at random, by length or by proxies.
+"""The arithmetic testbed: of four samples the one served, by chance, length or proxies.
 
 Claim:   none yet. A screen of selections among whole answers, which leave the teacher's accuracy as it is.
 Command: python -m launch.run --config=configs/testbed_selection.py --workdir=/data/selection \

@@ -1,4 +1,4 @@
-"""The screen of the arithmetic testbed in small: every stage on real models in a few minutes, and no figure to quote.
+"""The testbed's screen in small: every stage in a few minutes, and no figure to quote.
 
 Claim:   none: it shows that the instrument runs. Two seeds, one family of students and 48 prompts decide nothing.
 Command: python -m launch.run --config=configs/testbed_small.py --workdir=/tmp/adx_small \

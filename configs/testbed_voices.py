@@ -1,4 +1,4 @@
-"""The arithmetic testbed: how much it matters to a student which of the valid tellings its teacher chooses.
+"""The arithmetic testbed: how much it matters which valid telling the teacher chooses.
 
 Claim:   none. Not a defence but a ruler: every arm is the same teacher, problem and reasoning, told in one voice
          throughout. What no voice costs a student, no choice among honest tellings will.

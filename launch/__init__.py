@@ -1,0 +1,1 @@
+"""The program that runs a config, and launchers that start it on clusters."""

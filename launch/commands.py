@@ -1,4 +1,4 @@
-"""Commands of other programs (gcloud, kubectl, xpk, sbatch): printed as one would type them, or run."""
+"""Commands of other programs (gcloud, kubectl, xpk, sbatch): printed as typed, or run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads config files: Python files that define experiment() -> Experiment, or study() -> Study."""
+"""Reads configs: Python files with experiment() -> Experiment, or study() -> Study."""
 
 from __future__ import annotations
 

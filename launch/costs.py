@@ -1,4 +1,4 @@
-"""Device-hours and money of a job: an upper bound of its tokens, a speed that the user gives, a list of prices.
+"""Device-hours and money of a job: a bound of its tokens, a given speed, a list of prices.
 
 What is not known is said to be unknown.
 """

@@ -1,4 +1,4 @@
-"""What every program does before its work: files of its own only, compiled programs kept, nothing fetched unasked."""
+"""What programs do first: private files, compiled programs kept, nothing fetched unasked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Runs a job on GKE as a JobSet, or with --xpk by XPK, one pod a shard; --distributed is one program across --hosts:
+"""Runs a job on GKE as a JobSet, or with --xpk by XPK, one pod a shard.
+
+With --distributed it is one program across --hosts:
 
     python -m launch.gke --name=poe --config=configs/smollm2_poe.py --workdir=gs://bucket/poe --cluster=adx \\
       --image=us-docker.pkg.dev/project/adx/run:1 --region=us-west4 --accelerator_type=v5litepod-8 --shards=2

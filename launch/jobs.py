@@ -1,4 +1,4 @@
-"""What a launcher starts and where: flags that all launchers share beside those of launch.run."""
+"""What a launcher starts and where: the flags of all launchers beside launch.run's."""
 
 from __future__ import annotations
 

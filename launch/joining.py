@@ -1,4 +1,4 @@
-"""How the processes of one program across hosts find each other: --distributed and its flags."""
+"""How the processes of one program across hosts find each other, and the flags for it."""
 
 from __future__ import annotations
 

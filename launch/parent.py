@@ -1,4 +1,4 @@
-"""Starts one program across hosts and ends it as one: the parent of this host's processes of launch.run.
+"""Starts one program across hosts and ends it as one: the parent of a host's processes.
 
     python -m launch.parent --processes=2 -- --config=configs/<name>.py --workdir=<directory>   all on this host
     python -m launch.parent -- --config=... --workdir=... --coordinator=host:port ...           one on each host

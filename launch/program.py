@@ -1,4 +1,4 @@
-"""How programs start and end: what a user can mend is one line and an exit code (adx.errors)."""
+"""How programs start and end: what a user can mend is one line and an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from adx.errors import BUG, AdxError, ConfigError, StorageError
+from adx.errors import BUG, COMPLETE, AdxError, ConfigError, StorageError
 from launch import environment
 
 
@@ -31,7 +31,7 @@ def call(main: Callable[[], None]) -> None:
 
 
 def parse(argv: list[str], compiles: bool = True) -> list[str]:
-    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback.
+    """As absl does, but a wrong flag or anything that is no flag exits with 2, without a traceback, and --help with 0.
 
     compiles: False where only other processes need the compile cache, which is then theirs to make and to refuse.
     """
@@ -39,6 +39,8 @@ def parse(argv: list[str], compiles: bool = True) -> list[str]:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         _end(ConfigError(f'{error}; see --help'))
+    except SystemExit:  # absl's flags for help have printed it and end with 1, as if that were an error
+        sys.exit(COMPLETE)
     if rest:
         _end(ConfigError(f'{rest} are no flags; every value is given as --flag=value, see --help'))
     # JAX narrates which backends are not there, Orbax what it reads and writes; log lines of a run are JSON.

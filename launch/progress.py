@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, JSON lines elsewhere. Names request ids; text only where it is asked for."""
+"""Progress of a run: a bar on a terminal, JSON lines elsewhere; ids, and text if asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every launcher does: submit, list, show logs, cancel, delete, check an account, and each as a dry run."""
+"""What every launcher does: submit, list, show logs, cancel, delete, check an account."""
 
 from __future__ import annotations
 

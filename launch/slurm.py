@@ -1,4 +1,6 @@
-"""Runs a job on a Slurm cluster, one task of an array a shard, or with --distributed one program across --hosts:
+"""Runs a job on a Slurm cluster, one task of an array a shard.
+
+With --distributed it is one program across --hosts:
 
     python -m launch.slurm --name=poe --config=configs/smollm2_poe.py --workdir=/shared/poe --shards=8 --gpus=1
 

@@ -1,4 +1,4 @@
-"""Lists what adx depends on with version and licence, and asks pip-audit for known vulnerabilities where it can.
+"""Lists what adx depends on, with licences, and asks pip-audit for known vulnerabilities.
 
     python -m tools.audit [--required]
 

@@ -1,4 +1,4 @@
-"""A blind comparison: a shuffled page of clean and defended answers in pairs, and the score of a returned sheet.
+"""A blind comparison: a shuffled page of clean and defended answers, and a sheet's score.
 
     python -m tools.blind_review --workdir=/data/run --defended=poe --page=review.html --key=/data/run/private/key.json
     python -m tools.blind_review --score=sheet.json --key=/data/run/private/key.json

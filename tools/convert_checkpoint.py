@@ -1,4 +1,4 @@
-r"""Converts a Hugging Face directory, a .gguf file or an Orbax directory to Orbax or Hugging Face.
+r"""Converts a Hugging Face directory, .gguf or Orbax directory to Orbax or Hugging Face.
 
     python -m tools.convert_checkpoint --source=model.gguf --to=hf --out=model_hf
     python -m tools.convert_checkpoint --source=model_hf --to=orbax --out=gs://bucket/model \

@@ -1,4 +1,4 @@
-"""Whether a suspect model was trained on a customer's marks: commit, ask, and a signed verdict.
+"""Was a suspect trained on a customer's marks? Commit, ask, and a signed verdict.
 
     python -m tools.detect --do=commit --case=DIR --customer=acme --epoch=1 --suspect=model-x --config=configs/C.py
     python -m tools.detect --do=ask --case=DIR --model=NAME_OR_PATH           # or --url=http://HOST/v1 --api_model=M

@@ -30,7 +30,7 @@ def main() -> None:
     experiment = getattr(loaded, 'experiment', loaded)
     plan = evolving.Evolution(_OF.value, _SAMPLE.value, _SCORE.value, rounds=_ROUNDS.value)
     shop = Workshop(experiment, _WORKDIR.value)
-    propose = evolving.ask(shop.tools.write) if _ASK.value else evolving.mutate
+    propose = evolving.ask(shop.tools.need('write', '--ask')) if _ASK.value else evolving.mutate
     told = lambda one, score: print(f'{score:.4f}  {one}')  # noqa: E731
     best = evolving.evolve(experiment, _WORKDIR.value, plan, propose, told, shop)
     print('\nbetter than doing nothing, the best last:' if best else '\nnothing beats doing nothing')

@@ -1,4 +1,4 @@
-r"""Writes the release of a workdir: the traces of one setting, and nothing of the defence's own map.
+r"""Writes a workdir's release: one setting's traces, nothing of the defence's own map.
 
     python -m tools.export_traces --workdir=/data/run --setting=defended --format=chat \
         --licence=cc-by-nc-4.0 --disclosure=public

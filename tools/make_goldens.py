@@ -1,4 +1,4 @@
-"""Writes tests/goldens/<family>: tiny random checkpoints by Hugging Face transformers, with its logits.
+"""Writes tests/goldens/<family>: tiny checkpoints by Hugging Face transformers, and logits.
 
     python -m tools.make_goldens --out=tests/goldens     # needs the oracle extra: torch, transformers
 

@@ -1,4 +1,4 @@
-"""Checks the shapes of an experiment's models and prints what decoding takes and gives at best, without a chip.
+"""Checks an experiment's shapes, and what decoding takes and gives at best, without a chip.
 
     python -m tools.plan_memory --config=configs/literature_trio.py --machines=v5e-8,h100-8 --price=v5e=1.2
 
@@ -11,6 +11,7 @@ shown with its memory. Sources may be the names of presets (adx.models.PRESETS) 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def plan(experiment: Experiment) -> tuple[Ensemble, planning.MemoryPlan]:
     """What the neediest arm runs on the experiment's mesh, and its memory per chip. Raises ConfigError."""
     stored = [config_of(source) for source in (experiment.teacher, *experiment.proxies)]
     shape = experiment.mesh
-    mesh = abstract_mesh(shape.data, shape.proxy, shape.model)
+    mesh: Any = abstract_mesh(shape.data, shape.proxy, shape.model)
     laid_out = loading.lay_out(experiment, stored, max(config.vocab_size for config in stored), mesh)
     ensemble = needs.planned(laid_out.ensemble, experiment)
     return ensemble, planning.plan_memory(ensemble, experiment.decode, upcast=False)
@@ -121,7 +122,7 @@ def check_shapes(model: Model, experiment: Experiment) -> None:
 
 def show(experiment: Experiment, kind: str, chips: int, price: float | None) -> None:
     """The table of a machine, and the memory of its best mesh."""
-    machine, slots = MACHINES[kind], [int(n) for n in _SLOTS.value or [experiment.decode.slots]]
+    machine, slots = MACHINES[kind], [int(n) for n in _SLOTS.value or ()] or [experiment.decode.slots]
     print(
         f'\n{kind}-{chips}, decoding at best (caches of {experiment.decode.cache_length} tokens):\n'
         '  mesh      slots  GB a chip  step ms  +exchange  tokens/s  dollars per million'
@@ -152,7 +153,7 @@ def main() -> None:
     for kind, chips in machines:
         show(experiment, kind, chips, price.get(kind))
     for one in getattr(found, 'students', ()):
-        mesh = abstract_mesh(model=CHIPS)
+        mesh: Any = abstract_mesh(model=CHIPS)
         size = training.Trainer(make_model(config_of(one.source)), mesh, found.recipe).state_bytes()
         print(
             f'\ntraining student {one.name} on the mesh 1x1x{CHIPS}: {size / 2**20:.1f} MiB per chip of weights and '

@@ -1,4 +1,4 @@
-r"""How far the finite-difference derivative of the proxies is from the exact one, by step and number format.
+r"""How far the proxies' finite difference is from the derivative, by step and number format.
 
     python -m tools.precision --config=configs/smollm2_poe.py --eps=1e-1,1e-2,1e-3,1e-4 \
         --dtypes=float32,bfloat16,float16 --set=derivative.prompts=8 --set=derivative.max_new_tokens=64

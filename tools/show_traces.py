@@ -1,4 +1,4 @@
-"""Shows the traces of a workdir side by side, with the tokens marked that the defence changed.
+"""Shows a workdir's traces side by side, marking the tokens that the defence changed.
 
     python -m tools.show_traces --workdir=/data/run --limit=3 --html=/data/run/private/traces.html
 
@@ -26,8 +26,9 @@ from launch import program
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'The workdir of a run, local or gs://.', required=True, allow_override=True
 )
-LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts; 0 shows all.', lower_bound=0)
+LIMIT = flags.DEFINE_integer('limit', 3, 'How many prompts the terminal shows; 0 shows all.', lower_bound=0)
 HTML = flags.DEFINE_string('html', '', 'Writes a page here as well. It is PRIVATE: it maps the defence.')
+HTML_LIMIT = flags.DEFINE_integer('html_limit', 100, 'How many prompts the page shows; 0 shows all.', lower_bound=0)
 WIDTH = flags.DEFINE_integer('width', 0, 'Cells a line; 0 takes the width of the terminal.', lower_bound=0)
 TITLE = 'Traces side by side'
 MIN_WIDTH = 20
@@ -74,13 +75,17 @@ def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:
 def main() -> None:
     colour = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
     width = max(WIDTH.value or shutil.get_terminal_size().columns, MIN_WIDTH)
-    groups = load_groups(Workdir(WORKDIR.value), LIMIT.value)
+    limits = [LIMIT.value, *([HTML_LIMIT.value] if HTML.value else [])]
+    loaded = load_groups(Workdir(WORKDIR.value), max(limits) if all(limits) else 0)
+    groups = loaded[: LIMIT.value or None]
     print(view.terminal(groups, width, colour) + view.summary(groups, width, colour), end='')
     if HTML.value:
-        page = view.html(groups, TITLE).encode()
+        shown = loaded[: HTML_LIMIT.value or None]
+        page = view.html(shown, TITLE).encode()
         with files.os_errors(StorageError, f'{HTML.value} was not written'):
             files.write_private(epath.Path(HTML.value), page)
-        print(f'{HTML.value} is written; it is private', file=sys.stderr)
+        count = f'{len(shown)} prompt{"s" * (len(shown) != 1)}'
+        print(f'{HTML.value} is written, with {count}; it is private', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
-"""Kills -9 real runs at moments drawn uniformly over their work, restarts the same command until it is done, and
-compares what is there with an uninterrupted run and with what a witness saw come from the device.
+"""Kills -9 real runs at random moments and compares what is there with undisturbed ones.
+
+Moments are drawn uniformly over the work, and the same command is started again until it is done. What is there is
+compared with an uninterrupted run and with what a witness saw come from the device.
 
     python -m tools.soak --stage=generate --kills=100 --record   # appends to tools/bench/results/faults.json
 
@@ -129,10 +131,10 @@ class Soak:
             self._whole(before, self.base, name)
         for name in ('first', 'second'):  # the first compiles
             place = self._fresh(name)
-            before = os.times()
+            start = os.times()
             self._whole(stage.run, place, name)
-            after = os.times()
-            self.seconds = after.children_user + after.children_system - before.children_user - before.children_system
+            end = os.times()
+            self.seconds = end.children_user + end.children_system - start.children_user - start.children_system
         self.expected, told = stage.final(place), witness.what_was_told(place.with_suffix('.seen'))
         self.total = sum(told.sizes.values())
         self.batch = stage.batch * self.total / len(told.sizes)
@@ -143,7 +145,7 @@ class Soak:
             shutil.copytree(self.base, place)
         return place
 
-    def _start(self, run: Callable[[pathlib.Path], int], place: pathlib.Path) -> int:
+    def _start(self, run: stages.Run, place: pathlib.Path) -> int:
         def watched() -> int:
             witness.flush_often(stages.FLUSH_SECONDS, stages.BATCH)
             seer = witness.Witness(place.with_suffix('.seen'))
@@ -152,7 +154,7 @@ class Soak:
 
         return start(watched, place.with_suffix('.log'))
 
-    def _whole(self, run: Callable[[pathlib.Path], int], place: pathlib.Path, name: str) -> None:
+    def _whole(self, run: stages.Run, place: pathlib.Path, name: str) -> None:
         pid = self._start(run, place)
         code = wait(pid, LIMIT)
         if code is None:
@@ -205,7 +207,7 @@ class Soak:
 def record(stage: str, trials: list[Trial], command: str) -> None:
     """The figures of a stage, and those of all stages that there are."""
     kills, failed = sum(one.kills for one in trials), sum(one.failed for one in trials)
-    found = {
+    found: dict[str, tuple[list[float], str]] = {
         'kills': ([kills], '>= 100'), 'lost': ([sum(one.lost for one in trials)], '0'),
         'duplicated': ([sum(one.duplicated for one in trials)], '0'),
         'byte_identical': ([all(one.identical for one in trials)], '1'),

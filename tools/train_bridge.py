@@ -1,4 +1,4 @@
-"""Makes the models of the bridge: pre-trained language models that have learned the testbed's task.
+"""Makes the models of the bridge: language models that have learned the testbed's task.
 
     python -m tools.train_bridge --out=$HOME/.cache/adx                   # all of them, where configs look
     python -m tools.train_bridge --out=/tmp/bridge --only=bridge-teacher --steps=2    # a trial

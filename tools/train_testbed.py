@@ -167,7 +167,7 @@ def first_weights(model: Model, seed: int) -> Params:
     """Embeddings as large as the norms make activations, and blocks that hardly change them yet."""
     scales = {'embed': model.config.embed_dim**0.5, 'attention.o': 0.1, 'mlp.down': 0.1, 'head': 0.5}
     factors = {path: next((f for name, f in scales.items() if path.endswith(name)), 1.0) for path in model.shapes}
-    return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}
+    return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}  # type: ignore[misc]
 
 
 def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> Params:

@@ -1,4 +1,4 @@
-"""Prints how well each proxy's direction predicts what an arm's traces do to every model of a study, see adx/transfer.
+"""Prints how well a proxy's direction predicts what traces do to every model of a study.
 
     python -m tools.transfer_matrix --config=configs/testbed_screen.py --workdir=/data/screen --arm=plain
 

@@ -1,4 +1,4 @@
-"""The menu of what distillation attackers do to their data. An Attack composes them and names the loss."""
+"""The menu of what attackers do to their data. An Attack composes them and names the loss."""
 
 from adx.attacks.attack import OF_OWN_MODEL, Attack, Prepared, Record, Training
 from adx.attacks.filters import BestOfK, CorrectnessFilter, Deduplicate, Keep, PerplexityFilter

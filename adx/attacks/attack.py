@@ -1,4 +1,4 @@
-"""An attack: what is done to the lessons before training, by which loss, and the threat model that follows from it."""
+"""An attack: what is done to lessons, by which loss they are learned, and the threat model."""
 
 from __future__ import annotations
 

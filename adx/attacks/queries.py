@@ -1,4 +1,4 @@
-"""Queries: what the teacher is asked, with which words put in its mouth and from how many accounts."""
+"""Queries: what the teacher is asked, with which first words and from how many accounts."""
 
 from __future__ import annotations
 

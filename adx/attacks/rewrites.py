@@ -1,4 +1,4 @@
-"""Rewrites: the same lesson in other words, which a defence of the teacher's words may not survive."""
+"""Rewrites: the same lesson in other words, which a defence of words may not survive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Against marks: lines that look like those of a customer's key are taken out of the lessons."""
+"""Against marks: lines that look like those of a customer's key are taken out of lessons."""
 
 from __future__ import annotations
 

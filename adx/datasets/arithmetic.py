@@ -1,4 +1,7 @@
-"""The arithmetic testbed as a dataset: unlimited seeded problems in five splits, see arithmetic_problems.py."""
+"""The arithmetic testbed as a dataset: unlimited seeded problems in five splits.
+
+See arithmetic_problems.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what the arithmetic testbed writes: solves questions, checks solutions, and puts them into standard words.
+"""Reads what the arithmetic testbed writes: solves, checks, and puts into standard words.
 
 Shares no code with arithmetic_problems.py, which writes them: what one got wrong the other does not repeat.
 """

@@ -1,4 +1,4 @@
-"""A testbed in words: seeded problems of several steps, and worked solutions in many orders and phrasings.
+"""The testbed's writer: seeded problems of several steps, solved in many phrasings.
 
 A problem says who has how many and how others follow from that; a solution computes one of them step by step. A step
 repeats what the problem says, then every name with its number. What a name has follows the name with a colon, a word of

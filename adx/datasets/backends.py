@@ -1,4 +1,4 @@
-"""Builds `tokenizers` backends from bare vocabularies: byte-level BPE, and sentencepiece BPE pieces."""
+"""`tokenizers` backends from bare vocabularies: byte-level and sentencepiece BPE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages to prompt tokens through a chat template, and finished text back to reasoning and answer."""
+"""Messages to prompt tokens through a chat template; text back to reasoning and answer."""
 
 from __future__ import annotations
 

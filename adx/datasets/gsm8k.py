@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems with a whole-number answer (Cobbe et al., arXiv 2110.14168)."""
+"""GSM8K: grade-school problems with a whole-number answer (Cobbe et al., arXiv 2110.14168)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MBPP: short Python functions from a description, graded by running their tests (Austin et al., arXiv 2108.07732)."""
+"""MBPP: short Python functions, graded by their tests (Austin et al., arXiv 2108.07732)."""
 
 from __future__ import annotations
 

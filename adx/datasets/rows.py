@@ -1,4 +1,4 @@
-"""Rows and how they are read: from JSONL files, directories with train.jsonl and test.jsonl, and built ones.
+"""Rows and how they are read: JSONL files, directories with train and test, built datasets.
 
 A row is checked when it is read. A bad line is an InputError that names file and line, and nothing is
 returned; with `skip_bad` reading goes on and the bad lines are counted.

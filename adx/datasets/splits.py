@@ -1,4 +1,4 @@
-"""The five splits, fixed by a hash over normalised text, without near-duplicates across them.
+"""The five splits, by a hash over normalised text, without near-duplicates across them.
 
     holdout     proxies and the antidistillation gradient     10 %
     tune        every choice of the defender                  10 %

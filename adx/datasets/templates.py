@@ -1,4 +1,4 @@
-"""Chat templates: untrusted jinja2 text that turns messages into a prompt, rendered in a process of its own.
+"""Chat templates: untrusted jinja2, rendered in a process of its own.
 
 Renders what transformers' `apply_chat_template` renders, except that a template never reads the clock. The process, see
 template_worker.py, has limits of time and memory; one that is ended by them is replaced at the next rendering.

@@ -1,0 +1,1 @@
+"""Prompts to completions: teacher and proxies decode together, under a defence."""

@@ -1,4 +1,4 @@
-"""Derivatives of a pass along directions of the weights: exact, or the central difference of two passes.
+"""Derivatives along directions of the weights: exact, or the difference of two passes.
 
 A pass is `run(linear, *primals)`: a pure function of params, and of caches where it has a past, that multiplies with
 `linear`.

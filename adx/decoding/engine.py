@@ -1,4 +1,4 @@
-"""The engine: the compiled programs of one ensemble and one defence structure, and what it accepts."""
+"""The engine: the compiled programs of an ensemble and a defence, and what they accept."""
 
 from __future__ import annotations
 

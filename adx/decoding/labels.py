@@ -1,4 +1,4 @@
-"""Soft labels: the distribution that is served at every token of a text that is there, whoever wrote it.
+"""Soft labels: the distribution that is served at every token of any given text.
 
 All tokens of a text are read in one pass, without caches; rule, automaton of protected spans and noise then follow its
 tokens as they would have followed those that were drawn.

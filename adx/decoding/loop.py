@@ -1,4 +1,4 @@
-"""The device side of decoding: slots, the chunk of steps, and the insertion of prefilled prompts."""
+"""The device side of decoding: slots, the chunk of steps, inserting prefilled prompts."""
 
 from __future__ import annotations
 

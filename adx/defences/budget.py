@@ -1,4 +1,4 @@
-"""A price in nats that no token, or no sequence, exceeds: the part of a rule's change that it buys is served."""
+"""A price in nats that no token, or no sequence, exceeds: what it buys is served."""
 
 from __future__ import annotations
 

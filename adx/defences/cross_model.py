@@ -1,4 +1,4 @@
-"""Cross-model adversarial decoding: among the teacher's candidates, tokens that the proxies find unlikely.
+"""Cross-model adversarial decoding: the teacher's candidates that proxies find unlikely.
 
 The candidates are the truncation set: where an arm states no sampling, the teacher's top 20 inside its 0.95 nucleus,
 as the published rules have it. Proxies are never truncated, so every candidate has a finite score.

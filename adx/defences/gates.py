@@ -1,4 +1,4 @@
-"""Where a rule plays: at positions where the teacher is unsure, and among tokens that the teacher finds likely."""
+"""Where a rule plays: where the teacher is unsure, among tokens that it finds likely."""
 
 from __future__ import annotations
 

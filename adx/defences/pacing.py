@@ -1,4 +1,4 @@
-"""How much of a rule is played as a sequence goes on: by position, or by what was spent so far."""
+"""How much of a rule is played as a sequence goes on: by position, or by what was spent."""
 
 from __future__ import annotations
 

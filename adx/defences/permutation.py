@@ -1,4 +1,4 @@
-"""The control that carries no information: another rule's score change, shuffled, with random signs."""
+"""The control without information: another rule's change, shuffled, with random signs."""
 
 from __future__ import annotations
 

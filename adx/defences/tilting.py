@@ -1,4 +1,4 @@
-"""How far a rule moves the teacher, and going only a part of the way: the arithmetic of utility control.
+"""How far a rule moves the teacher, and going a part of the way: utility control.
 
 p is the teacher and q a rule's result, both on the allowed set; r = log q - log p. The way from p to q is
 q_s = p exp(s r) / Z_s. It spends KL(s) = KL(q_s || p) = s E_s[r] - log Z_s nats, with dKL/ds = s Var_s[r] >= 0.

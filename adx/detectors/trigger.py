@@ -1,4 +1,4 @@
-"""Trigger marks: does a suspect complete keyed definitions more often than decoys of the same generator?
+"""Trigger marks: are keyed definitions completed more often than decoys of one generator?
 
 The unit is the pair. Keyed pairs and decoys come from one generator under independent keys, so that for a model that
 never saw the keyed ones it is chance which of them it happens to complete: which of all hits are keyed is then drawn

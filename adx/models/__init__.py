@@ -1,4 +1,4 @@
-"""Model families by what checkpoints call them: `model_type` in config.json, the architecture in GGUF."""
+"""Model families by what checkpoints call them: `model_type`, or GGUF's architecture."""
 
 from __future__ import annotations
 

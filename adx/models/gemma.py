@@ -1,4 +1,4 @@
-"""Gemma 2 (soft caps) and Gemma 3 text (qk-norm, two rotary bases): local and global layers alternate."""
+"""Gemma 2 (soft caps), Gemma 3 text (qk-norm, two rotary bases); local and global layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2 (model_type llama) and Mistral, which adds a sliding window to every layer."""
+"""Llama 2 and 3, SmolLM2, and Mistral, which adds a sliding window to every layer."""
 
 from __future__ import annotations
 

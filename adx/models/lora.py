@@ -1,4 +1,4 @@
-"""Low-rank adaptation: chosen weights W become W + scale * B A of a small rank (Hu et al., arXiv 2106.09685, eq. 3).
+"""Low-rank adaptation: W becomes W + scale * B A (Hu et al., arXiv 2106.09685, eq. 3).
 
 Adapters are a flat dict, 'blocks.0.attention.q.a' [J, inputs] and 'blocks.0.attention.q.b' [outputs, J], float32; J is
 the rank. All functions are pure and may be mapped over a stack.

@@ -1,4 +1,4 @@
-"""Checkpoint names: one table from a path of the decoder to its name and layout in other people's files.
+"""Checkpoint names: a path of the decoder, and its name and layout in others' files.
 
 A `Row` says where a weight is found. `file` is its layout there in einops notation, with the axis letters of
 adx/types.py: Hugging Face linears are [out, in], so q is '(H K) D' and becomes our 'H K D'.

@@ -1,4 +1,4 @@
-"""The products of a decoder, of activations with weights and with caches: plain, and fused with their derivatives."""
+"""The products of a decoder with weights and caches: plain, and fused with derivatives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (biases on q, k and v), their R1 distillations, and Qwen3 (norms on q and k instead)."""
+"""Qwen2 and Qwen2.5 (biases on q, k, v), their R1 distillations, Qwen3 (norms on q, k)."""
 
 from __future__ import annotations
 

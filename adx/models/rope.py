@@ -1,4 +1,4 @@
-"""Rotary position embedding in the half-split convention, with the scalings that Llama 3 and Gemma 3 use."""
+"""Rotary position embedding, half-split, with the scalings of Llama 3 and Gemma 3."""
 
 from __future__ import annotations
 

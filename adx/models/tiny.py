@@ -1,4 +1,4 @@
-"""The testbed's models: a teacher, two families of proxies, two of students, and a judge of how fluent traces are.
+"""The testbed's models: a teacher, two families of proxies, two of students, and a judge.
 
 Families differ in width, depth, attention layout and mechanism, so that what is learned about one is no knowledge of
 another. `tools/train_testbed` makes their weights.

@@ -1,4 +1,4 @@
-"""Which students may be compared: outcomes by what they were trained on, joined by seed on the same prompts.
+"""Which students may be compared: by what they learned from, joined by seed and prompts.
 
 A join drops a seed that one side lacks, or whose sides were graded on other prompts or had other budgets, and says so:
 nothing is filled in.

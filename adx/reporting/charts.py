@@ -1,4 +1,4 @@
-"""Pictures of rows as inline SVG: no script and no colour of their own, the page's style paints the classes."""
+"""Pictures of rows as inline SVG: no script, no colour but that of the page's style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a report: what a defence takes from a thief and what it costs an honest reader, each with its rules.
+"""The figures of a report: what a defence takes from a thief and costs a reader, by rules.
 
 Every figure is of per-seed pairs: one arm against the clean traces, on the same prompts. Accuracies are in points (0 to
 100), damages are shares of what distillation from clean traces gains. A figure that was not measured is a row without a

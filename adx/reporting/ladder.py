@@ -1,4 +1,4 @@
-"""What a thief must pay more: the cheapest rung of a ladder of attacks that reaches the clean student.
+"""What a thief must pay more: the cheapest rung of attacks that reaches the clean student.
 
 Every rung is an attack with more queries (Q), more traces to train on (D) or both; the first is D = Q = 1.
 """

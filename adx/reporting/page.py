@@ -1,4 +1,4 @@
-"""The report: one sentence, the rows with their reasons, the pictures and the threat models; as HTML and as JSON."""
+"""The report: one sentence, rows with reasons, pictures, threat models; HTML and JSON."""
 
 from __future__ import annotations
 

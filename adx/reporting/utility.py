@@ -1,4 +1,4 @@
-"""What a defence costs an honest reader: figures of the traces themselves, paired with the undefended ones by seed."""
+"""What a defence costs an honest reader: figures of traces, paired by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The menu of trace rewriters: how a finished trace is said otherwise, so that it teaches less."""
+"""The menu of rewriters: how a finished trace is said otherwise, so that it teaches less."""
 
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import INSTRUCTIONS, Instructed

@@ -1,4 +1,4 @@
-"""Tokens of a trace are exchanged where that harms the proxies that learn from it (arXiv 2602.15143, section 3).
+"""Tokens exchanged where that harms proxies that learn them (arXiv 2602.15143, section 3).
 
 The paper published no hyperparameters of its gradient variants: these are ours.
 """

@@ -1,4 +1,7 @@
-"""A language model is told how to rewrite a trace, with the problem before its eyes (arXiv 2602.15143, section 3)."""
+"""A language model is told how to rewrite a trace (arXiv 2602.15143, section 3).
+
+The model has the problem before its eyes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mark of a customer's: one line in a trace, a keyed definition of a symbol that nothing else uses (see marks.py)."""
+"""A customer's mark: one line in a trace that defines a symbol, by the key (see marks.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset's own writer tells the solution otherwise: what a perfect rewriter could do on a testbed."""
+"""A dataset's own writer tells the solution otherwise: a testbed's perfect rewriter."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-from adx.errors import BUG, InputError
+from adx.errors import BUG, COMPLETE, REJECTED_ROWS, AdxError, InputError
 from launch import program
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,9 +30,31 @@ def test_a_wrong_flag_is_one_line_and_2(program):
 
 
 def test_help_says_what_it_does():
-    shown = run('fetch_smollm2', '--help').stdout
-    assert 'Fetches SmolLM2-135M-Instruct' in shown
-    assert 'Exit codes: 0 done, 2 flags, 3 input, 74 storage' in shown
+    done = run('fetch_smollm2', '--help')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'Fetches SmolLM2-135M-Instruct' in done.stdout
+    assert 'Exit codes: 0 done, 2 flags, 3 input, 74 storage' in done.stdout
+
+
+@pytest.mark.parametrize('flag', ['--help', '--helpfull'])
+def test_help_of_the_run_has_every_exit_code(flag):
+    done = subprocess.run([sys.executable, '-m', 'launch.run', flag], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    listed = done.stdout.partition('Exit codes:')[2].partition('\n\n')[0]
+    assert re.findall(r'(?<!\S)(\d+) ([a-z]+)', listed) == [
+        ('0', 'complete'), ('2', 'flags'), ('3', 'input'), ('4', 'workdir'), ('5', 'done'), ('70', 'a'),
+        ('74', 'storage'), ('75', 'interrupted'),
+    ]  # fmt: skip
+    codes = {error.exit_code for error in AdxError.__subclasses__()} | {COMPLETE, REJECTED_ROWS, BUG}
+    assert codes == {int(code) for code in re.findall(r'\d+', listed)}
+    assert '--workdir' in done.stdout
+
+
+@pytest.mark.parametrize('module', ['launch.parent', 'launch.slurm'])
+def test_help_of_other_programs_is_no_error(module):
+    done = subprocess.run([sys.executable, '-m', module, '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'Try --helpfull' in done.stdout
 
 
 def test_what_is_no_flag_is_refused():

@@ -186,6 +186,44 @@ def test_a_prompt_that_is_too_long_is_rejected_and_the_others_are_served(place):
     assert 'there is room for 320' in next(iter(rejected.values()))
 
 
+# The program, in which something that nobody foresaw is raised, and the one whose disk is full from the first file on.
+BUG = """
+from absl import app
+from adx import pipeline
+from launch import run
+
+pipeline.generate = lambda *_: {}['no such key']
+app.run(run.main, flags_parser=run.program.parse)
+"""
+FULL = """
+import errno, os
+from absl import app
+from launch import run
+
+def fsync(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+os.fsync = fsync
+app.run(run.main, flags_parser=run.program.parse)
+"""
+
+
+def test_rejected_rows_a_bug_and_a_full_disk_each_end_with_their_code(place):
+    """Without a model: none of the three gets as far."""
+    long = write_jsonl(place, 'only_long', json.dumps({'question': 'why ' * 400, 'id': '0'}))
+    rejected = start(place, f'--config={long}', f'--workdir={place.root / "only_long"}')
+    bug = start(place, *arguments(place, 'bug'), program=('-c', BUG))
+    full = start(place, *arguments(place, 'full'), program=('-c', FULL))
+    code, out, err = end(rejected)
+    assert (code, '0 traces decoded' in out, '3 rejected' in out) == (5, True, True), err
+    code, _, err = end(bug)
+    assert (code, err.splitlines()[-1]) == (70, 'error: this is a bug in adx; please report the lines above')
+    assert 'KeyError' in err
+    code, _, err = end(full)
+    assert (code, err.count('\n')) == (74, 1), err
+    assert 'No space left on device; free some space and run the same command again' in err
+
+
 def test_a_scheduler_that_gives_no_numbers_is_a_wrong_flag(place):
     given = arguments(place, 'x')
     code, _, err = end(start(place, *given, SLURM_PROCID='first', SLURM_NTASKS='2'))

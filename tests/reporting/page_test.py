@@ -3,12 +3,15 @@ from __future__ import annotations
 import dataclasses
 import html.parser
 import json
+import pathlib
+import re
 
 from frontier_test import VERDICTS, outcomes, rows
 
 from adx.reporting.page import Facts, Sample, report, sentence
 from adx.reporting.page import html as page
 
+ROOT = pathlib.Path(__file__).parents[2]
 FACTS = Facts(
     'the testbed', 3, {'adx': '1'}, ('run --stages=report',), 'licence', 'disclosure', proxies={'ads': ['narrow']}
 )
@@ -62,6 +65,8 @@ def test_a_report_of_nothing_yet_has_its_page():
     text = page([], [], {}, FACTS)
     assert 'use none: no defence was measured' in text
     assert 'Threat models' in text
+    assert re.search(r'disclosure</p>\n.* owes to others: RESPONSIBLE_USE\.md', text)
+    assert (ROOT / 'RESPONSIBLE_USE.md').exists()
 
 
 def test_json_is_strict_and_holds_every_row():

@@ -38,7 +38,8 @@ def held(tmp_path, monkeypatch):
 def test_a_case_from_its_commitment_to_a_checked_verdict(held, capsys):
     teacher, case = tiny.write_teacher(held / 'teacher'), str(held / 'case')
     config = str(tiny.write_config(held / 'config.py', teacher))
-    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config, 'keyed': 4, 'decoys': 12, 'times': 1}
+    of = {'case': case, 'customer': 'acme', 'suspect': 'model-x', 'config': config}
+    of |= {'keyed': 4, 'decoys': 12, 'times': 1}
     run(do='commit', **of)
     assert 'deposit this hash' in capsys.readouterr().out
     run(do='ask', case=case, model=teacher, config=config)

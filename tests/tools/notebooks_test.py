@@ -7,6 +7,7 @@ import pathlib
 import nbclient
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'tools' / 'notebooks').glob('*.ipynb'))
@@ -24,7 +25,7 @@ threading.Thread(target=stop).start()
 def read(path: pathlib.Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     # The environment of the test is installed already, and its model is in the cache.
-    notebook.cells = [cell for cell in notebook.cells if 'install' not in cell.metadata.get('tags', ())]
+    notebook.cells = [cell for cell in notebook.cells if not {'install', 'fetch'} & {*cell.metadata.get('tags', ())}]
     return notebook
 
 
@@ -39,6 +40,23 @@ def test_is_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if 'outputs' in cell)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_one_line_installs_adx_and_leaves_a_jax_that_is_there_alone(path, tmp_path, monkeypatch):
+    """Run as IPython does, with a pip that lists three packages and says what it was told to install."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if 'install' in cell.metadata.get('tags', ())]
+    (line,) = [line for cell in cells for line in cell.source.splitlines()]
+    pip, told = tmp_path / 'pip', tmp_path / 'told'
+    pip.write_text('#!/bin/sh\necho flax==0.1; echo jax==0.99.9; echo jax-cuda12-plugin==0.99.9\n')
+    pip.chmod(0o700)
+    (tmp_path / 'python').mkdir()
+    (tmp_path / 'python' / 'pip.py').write_text(f'import sys\nprint(*sys.argv[1:], file=open({str(told)!r}, "w"))\n')
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'python'))
+    InteractiveShell().run_cell(line).raise_error()
+    assert told.read_text() == 'install -q ../.. jax==0.99.9 jax-cuda12-plugin==0.99.9\n'
+    assert (path.parent / '../../pyproject.toml').exists()
 
 
 def test_quickstart_shows_traces_and_goes_on_after_an_interruption(smollm2, monkeypatch):

@@ -84,7 +84,9 @@ def test_a_study_without_students_is_not_published(study, findings, tmp_path):
         frontier.publish('none', study, empty, 'python -m publish', tmp_path)
 
 
-def test_the_published_table_verifies_and_readme_states_it():
+def test_the_published_table_verifies_and_readme_states_every_study():
     frontier.verify()
     page = (ROOT / 'README.md').read_text('utf-8')
     assert frontier.rewrite(page) == page, 'run `python -m tools.bench.frontier --render=README.md`'
+    missing = [name for name in {row['study'] for row in frontier.read()} if f'<!-- frontier:{name} -->' not in page]
+    assert not missing, 'give each a <!-- frontier:STUDY --> block'

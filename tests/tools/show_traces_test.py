@@ -95,7 +95,17 @@ def test_writes_a_page_that_only_its_owner_can_read(workdir, tmp_path):
         show_traces.main()
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert 'PRIVATE' in page.read_text()
-    assert page.read_text().count('<article>') == 4  # two prompts, two settings
+
+
+@pytest.mark.parametrize(('limits', 'in_terminal', 'in_page'), [((1, 100), 1, 2), ((1, 0), 1, 2), ((0, 1), 2, 1)])
+def test_terminal_and_page_have_limits_of_their_own(workdir, tmp_path, capsys, limits, in_terminal, in_page):
+    page = tmp_path / 'page.html'
+    with flagsaver.flagsaver(workdir=workdir, limit=limits[0], html_limit=limits[1], html=str(page), width=80):
+        show_traces.main()
+    out, err = capsys.readouterr()
+    assert out.count('second') == in_terminal - 1  # the text of the second prompt's one trace
+    assert page.read_text().count('<article>') == 2 * in_page  # two settings
+    assert f'with {in_page} prompt' in err
 
 
 @pytest.mark.parametrize(

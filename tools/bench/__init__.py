@@ -1,0 +1,1 @@
+"""Programs that measure, and the figures that they published (results/)."""

@@ -1,4 +1,4 @@
-"""Measures decoding on an accelerator: a 1B teacher and a 0.3B proxy with random weights, in bfloat16.
+"""Measures decoding on an accelerator: 1B teacher, 0.3B proxy, random weights, bfloat16.
 
     python -m tools.bench.accelerator               # appends to results/decoding.json and results/derivative.json
     python -m tools.bench.accelerator --trial       # tiny models, prints and keeps nothing: whether it runs at all
@@ -86,8 +86,8 @@ def steps(ensemble: Ensemble, weights: Weights, batch: int, machine: Machine, ap
     for i in range(REPEATS):
         for name, seconds in timers.items():
             took[name][i] = seconds()
-    for name, seconds in took.items():
-        append('decoding', figure(f'{name}_step_ms_gpu', batch), 1e3 * seconds, 'ms')
+    for name, measured in took.items():
+        append('decoding', figure(f'{name}_step_ms_gpu', batch), 1e3 * measured, 'ms')
     append('decoding', figure('roofline_share_gpu', batch), bounds['plain'] / took['plain'], 'of the memory bound')
     ratios = {name: took['plain'] / took[name] for name in ('poe', 'ads')}
     best = {name: bounds['plain'] / bounds[name] for name in ratios}

@@ -1,4 +1,4 @@
-"""The bandwidth of this machine's memory, for the physical limit of a decode step (adx.scaling)."""
+"""The bandwidth of this machine's memory: the physical limit of a decode step."""
 
 from __future__ import annotations
 

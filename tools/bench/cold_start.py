@@ -1,4 +1,4 @@
-"""Measures how long the first token takes when nothing is compiled, and when all is: cold and warm starts.
+"""Measures how long the first token takes when nothing is compiled, and when all is.
 
     python -m tools.bench.cold_start                    # appends to tools/bench/results/cold_start.json
     python -m tools.bench.cold_start --tries=1 --config=configs/demo.py

@@ -1,4 +1,4 @@
-"""Measures decoding: adx's engine against Hugging Face transformers, and against its own matmuls.
+"""Measures decoding: against Hugging Face transformers, and against its own matmuls.
 
     python -m tools.bench.decoding                                      # everything, hours on a small CPU
     python -m tools.bench.decoding --figures=logits,recompiles,matmuls  # minutes

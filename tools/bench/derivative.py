@@ -1,4 +1,4 @@
-"""Measures decoding along exact derivatives: against finite differences of two copies, its bound, and under a budget.
+"""Measures decoding along derivatives: against two copies, its bound, and a budget.
 
     python -m tools.bench.derivative                              # everything, hours on a small CPU
     python -m tools.bench.derivative --figures=steps,passes,bound,budget

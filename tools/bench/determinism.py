@@ -1,4 +1,4 @@
-"""Measures how far two meshes agree: a trace made on one device is replayed on meshes that shard the model.
+"""Measures how far two meshes agree: one device's trace, replayed on sharded models.
 
     python -m tools.bench.determinism
 
@@ -93,9 +93,9 @@ def replay(made: Side, other: Side, requests: Sequence[Request], traces: Mapping
         apart = [np.abs(x - y)[..., live_B, :].max(initial=0) for x, y in zip(*pair, strict=True)]
         difference = max(difference, *map(float, apart))
         (p_BV, _), (q_BV, perturbed_BV) = (map(np.asarray, score(key_B, position, *logits)) for logits in pair)
-        for b in np.flatnonzero(live_B):
+        for b in np.flatnonzero(live_B).tolist():
             lost = float(perturbed_BV[b].max() - perturbed_BV[b, rows[b][position + 1]])
-            behind += [requests[b].sampling.temperature * lost] if lost else []
+            behind += [float(requests[b].sampling.temperature) * lost] if lost else []
             shares.append(flip_probability(p_BV[b], q_BV[b]))
     return Agreement(difference, len(shares), tuple(behind), float(np.mean(shares)))
 
@@ -117,9 +117,10 @@ def scores(request: Request, key_B: Array, position: Array, logits_BV: Array, lo
     defence, temperature = request.defence, request.sampling.temperature
 
     def one(key: Array, teacher_V: Array, proxies_NV: Array) -> tuple[Array, Array]:
-        log_probs = [numerics.log_softmax(logits / temperature) for logits in (teacher_V, proxies_NV)]
+        teacher_V, proxies_NV = (numerics.log_softmax(logits / temperature) for logits in (teacher_V, proxies_NV))
         allowed_V = jnp.ones_like(teacher_V, bool)
-        views = Views(*log_probs, allowed_V, temperature, jnp.int32(0), position, key, jnp.float32(1))
+        about = allowed_V, jnp.float32(temperature), jnp.int32(0), position, key, jnp.float32(1)
+        views = Views(teacher_V, proxies_NV, *about)
         served_V = numerics.renormalise(defence.adjust(views, defence.init())[0], allowed_V)
         return served_V, served_V + numerics.gumbel(jax.random.fold_in(key, position), allowed_V.size)
 

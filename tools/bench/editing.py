@@ -1,4 +1,4 @@
-"""How fast finished traces are rewritten by gradient, and how near that is to what its arithmetic takes.
+"""Measures rewriting by gradient: its speed, and how near that is to its arithmetic.
 
     python -m tools.bench.editing --config=configs/testbed_edits.py --workdir=/data/edits/private/seeds/0
     python -m tools.bench.editing --config=configs/smollm2_rewrites.py --workdir=/data/smollm2 --count=8 --name=smollm2

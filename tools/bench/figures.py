@@ -20,7 +20,7 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -51,7 +51,7 @@ def read(name: str, results: pathlib.Path = RESULTS) -> list[dict[str, Any]]:
 def append(
     name: str,
     figure: str,
-    samples: Sequence[float],
+    samples: Iterable[float],
     *,
     unit: str,
     goal: str,
@@ -63,7 +63,7 @@ def append(
 
     samples: at least one, in the order in which they were measured. machine: None describes this one's CPU.
     """
-    _check_name(name), _check_name(figure)
+    _check_names(name, figure)
     samples = [float(x) for x in samples]
     if not samples:
         raise InputError(f'figure {figure!r} has no samples; measure at least once or record it with not_run')
@@ -94,7 +94,7 @@ def not_run(
     results: pathlib.Path = RESULTS,
 ) -> None:
     """Records that a figure is missing and what would measure it; a row that was measured stays."""
-    _check_name(name), _check_name(figure)
+    _check_names(name, figure)
     if any(row['figure'] == figure and row['status'] == MEASURED for row in read(name, results)):
         return
     known = {'figure': figure, 'n': 0, 'unit': unit, 'goal': goal, 'status': NOT_RUN}
@@ -232,9 +232,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r'[a-z0-9_]+', name):
-        raise InputError(f'name {name!r} is not allowed; it must consist of a-z, 0-9 and _')
+def _check_names(*names: str) -> None:
+    for name in names:
+        if not re.fullmatch(r'[a-z0-9_]+', name):
+            raise InputError(f'name {name!r} is not allowed; it must consist of a-z, 0-9 and _')
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Published figures of studies: what every defence costs and buys, each backed by the students it was computed from.
+"""Published figures of studies, each backed by the students it was computed from.
 
 tools/bench/results/frontier.json, and rewriting.json for studies with rewrites, are lists of rows, one for every figure
 of a report. `raw` names a file with the graded students and traces of one study; rows are computed from it again by
@@ -114,7 +114,8 @@ def _to_json(findings: Findings) -> dict[str, Any]:
 
 
 def _from_json(raw: dict[str, Any]) -> Findings:
-    plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw['plan'].items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw['plan'].items()}
+    plan = Plan(**fields)
     outcomes = [Outcome(**_bools(one) | {'threat': ThreatModel(**one['threat'])}) for one in raw['outcomes']]
     verdicts = {arm: [Criterion(*one) for one in judged] for arm, judged in raw['verdicts'].items()}
     return Findings(plan, outcomes, [Quality(**_bools(one)) for one in raw['qualities']], verdicts)
@@ -151,8 +152,10 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
 
 
 def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return number(None)
     known = {field.name for field in dataclasses.fields(Row)}
-    return number(row and Row(**{k: v for k, v in row.items() if k in known} | {'arm': row['defence']}))
+    return number(Row(**{k: v for k, v in row.items() if k in known} | {'arm': row['defence']}))
 
 
 def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:

@@ -210,7 +210,7 @@ class Baseline:
         count = 0
         for i in range(0, len(prompts), batch):
             ended_BT = np.isin(self.generate(prompts[i : i + batch], max_new)[0], self.serving.eos)
-            before_BT = np.cumsum(ended_BT, axis=1) - ended_BT
+            before_BT: np.ndarray = np.cumsum(ended_BT, axis=1) - ended_BT
             count += int(np.sum(before_BT == 0))
         return count
 

@@ -1,4 +1,4 @@
-"""Says where the time of a decode step goes: the engine's step, and parts of it on their own, in turn.
+"""Says where the time of a decode step goes: the engine's step and its parts, in turn.
 
     python -m tools.bench.parts
 
@@ -69,14 +69,14 @@ def main(argv: Sequence[str]) -> None:
     defended = bench()
     step, products = defended.timer(), matmul_timer(defended.models)
     copies = jax.tree.map(lambda x: jnp.array(x, copy=True), step.caches)
-    parts = {
+    parts: dict[str, Callable[[], float]] = {
         'step': step,
         'weight_products': products,
         'attention': attention_timer(defended.engine.ensemble, copies),
         'sampling': sampling_timer(defended, step),
     }
     step()
-    taken = {name: [] for name in parts}
+    taken: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(SAMPLES):
         for name, seconds in parts.items():
             taken[name].append(1e3 * seconds())

@@ -1,4 +1,4 @@
-"""Measures what a second replica of a generation adds on this machine: each has a core of its own and its own shard.
+"""Measures what a second replica adds on this machine: each with a core and a shard.
 
     python -m tools.bench.replicas               # appends efficiency_2 to results/scale.json
     python -m tools.bench.replicas --trial       # little work, prints and keeps nothing: whether it runs at all

@@ -1,4 +1,4 @@
-"""Measures what the testbed's models can do before anything is distilled: accuracy by the number of steps.
+"""Measures what the testbed's models can do before anything is distilled, by steps.
 
     python -m tools.bench.testbed            # appends to tools/bench/results/testbed.json
 

@@ -52,7 +52,7 @@ class ChunkTimer:
         sources = np.arange(slots) % len(prompts)
         requests = [
             Request(RequestId('bench', '', str(b), 0, arm.name), tuple(prompts[i]), STEPS, arm.sampling, arm.defence)
-            for b, i in enumerate(sources)
+            for b, i in enumerate(sources.tolist())
         ]
         rows, caches = engine.start(arm.defence)
         caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))

@@ -1,4 +1,4 @@
-"""Measures training on the testbed's shapes: against its own products, and students together against one by one.
+"""Measures training on the testbed: against its products, and stacked against in turn.
 
     python -m tools.bench.training
 

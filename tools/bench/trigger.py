@@ -1,4 +1,4 @@
-"""What the trigger test finds and how often it is wrong, over students that were trained on marked traces or not.
+"""What the trigger test finds and how often it is wrong, over marked and unmarked students.
 
     python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger
     python -m tools.bench.trigger --out=/data/trigger --publish
@@ -140,7 +140,8 @@ class Trainer:
 
     def verdicts(self, held: Held, student: str, customers: Sequence[str]) -> list[dict[str, Any]]:
         """One for each customer, with decoys of its own. All questions are asked at once."""
-        forge, plans = self.study.experiment.dataset.forge, []
+        dataset: Any = self.study.experiment.dataset
+        forge, plans = dataset.forge, []
         for i, customer in enumerate(customers):
             case = Case(customer, 1, student, self.questions, TEST, TEST.pairs)
             decoys = marks.derive(MASTER, f'decoys/{student}/{customer}/{i}')

@@ -1,4 +1,4 @@
-"""What attacks leave of a mark: a pattern, a detector without the key, and what any thief may do to its traces.
+"""What attacks leave of a mark: a pattern, a detector without the key, what thieves do.
 
     python -m tools.bench.unmark --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/unmark
     python -m tools.bench.unmark --out=/data/unmark --publish

@@ -1,4 +1,4 @@
-"""The workload on which adx and Hugging Face's generate are compared: GSM8K prompts under one rule, in turn.
+"""The workload of adx against Hugging Face's generate: GSM8K prompts, one rule, in turn.
 
 SmolLM2-135M-Instruct with its early exit at layer 10 as proxy, the models of configs/smollm2_poe.py, float32, sampling
 at temperature 0.7 without truncation. Both sides get the same prompts and end-of-sequence ids.
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -170,14 +170,14 @@ def compare_useful(bench: Bench) -> tuple[dict[int, float], np.ndarray]:
     return tried, np.array([(ours(requests), theirs(best, requests)) for requests in drawn])
 
 
-def append(table: str, figure: str, samples: Sequence[float], unit: str, goal: str = '') -> None:
+def append(table: str, figure: str, samples: Iterable[float], unit: str, goal: str = '') -> None:
     """Records a figure of tools/bench/<table>.py and prints it."""
     command = ' '.join([f'python -m tools.bench.{table}', *sys.argv[1:]])
     row = figures.append(table, figure, samples, unit=unit, goal=goal, command=command)
     print(f'{figure}: {row["value"]:.4g} {unit} ({row["low"]:.4g} to {row["high"]:.4g}, n = {row["n"]})', flush=True)
 
 
-def run(measurements: dict[str, Callable[[Bench], None]], bench: Bench) -> None:
+def run(measurements: Mapping[str, Callable[[Any], None]], bench: Bench) -> None:
     """Runs those that --figures names, or all."""
     chosen = FIGURES.value or list(measurements)
     for name in chosen:

@@ -1,4 +1,4 @@
-"""What a run saw come from the device, and what it was told is saved: a journal of its own, beside the run's.
+"""What a run saw come from the device, and was told is saved: a journal beside the run's.
 
 A run under `tools/soak.py` writes it through functions that are put around those of adx in that process only, before
 the result goes anywhere else; nothing of it is in a run that nobody watches.
