@@ -7,13 +7,11 @@ Killing it at any moment and running the same command again continues the run. E
   5 done, with rejected rows                 70 a bug           74 storage, after retries
  75 interrupted; the same command resumes
 
-Under --distributed all processes get the same flags but --process_id, and only process 0 needs to see the workdir,
-but where a rule wants derivatives all do: `prepare` keeps directions in it. All do for `distil`, which reads traces
-and keeps students in training there, and only process 0 writes outcomes.
-What one of them refuses ends all with its exit code. When one dies the others end with 75, or with 134 where JAX
-misses it first, within --silent_seconds; one that never starts is waited for --start_seconds, one that lives and does
-not go on while the others wait for --straggler_seconds, and all end with 75 and its number. `launch.parent` starts
-them, says which one died and ends with 75 instead of 134.
+Under --distributed all processes get the same flags but --process_id. Only process 0 needs to see the workdir, but in
+`distil`, and in `prepare` and `generate` where a rule wants derivatives, all do. What one of them refuses ends all with
+its exit code. When one dies the others end with 75, or with 134 where JAX misses it first, within --silent_seconds;
+one that never starts is waited for --start_seconds, one that lives and does not go on for --straggler_seconds, and all
+end with 75 and its number. `launch.parent` starts them, says which one died and ends with 75 instead of 134.
 """
 
 from __future__ import annotations
