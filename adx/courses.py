@@ -1,4 +1,4 @@
-"""What students are taught: what an attack makes of an arm's traces, as one family reads it."""
+"""What students are taught: an attack's lessons as one family reads them."""
 
 from __future__ import annotations
 

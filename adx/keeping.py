@@ -1,4 +1,4 @@
-"""How a study keeps what is done: until when nothing may interrupt it, and the students that are still in training.
+"""How a study keeps what is done, and its students while they are in training.
 
     private/training/<seed>-<student>-<attack>-<hash>/<hash>/   the checkpoints of one stack, see adx/training_io.py
 

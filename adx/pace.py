@@ -1,5 +1,6 @@
-"""How far this process is on the way that all processes of one program go together: counted here, and read by
-whoever looks for one that stays behind.
+"""How far this process is on the way that all processes of one program go together.
+
+It is counted here, and read by whoever looks for one that stays behind.
 """
 
 from __future__ import annotations

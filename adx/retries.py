@@ -1,4 +1,4 @@
-"""Calls that are made again after an error that may pass: a store that is busy, a connection that broke."""
+"""Calls that are made again after an error that may pass, as of a store that is busy."""
 
 from __future__ import annotations
 

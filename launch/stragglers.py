@@ -1,4 +1,4 @@
-"""Ends one program across hosts that waits for a process which lives but does not go on, and names that process.
+"""Ends one program across hosts where a process lives and does not go on, and names it.
 
 Missing heartbeats do not tell: they come from a thread of their own. So each process posts how far it is (adx.pace)
 to the key-value store of JAX's coordination service, and looks there at the others.

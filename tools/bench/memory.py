@@ -1,4 +1,4 @@
-"""Measures the total of --dry_run's memory plan against the compiled decode chunk and prefill.
+"""Measures the memory that decoding takes against the plan that --dry_run prints.
 
     python -m tools.bench.memory
 
