@@ -258,7 +258,7 @@ def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
                 end = max((end for _, end, _ in _finished_lines(path, file)), default=0)
             if end < os.path.getsize(path):
                 with open(path, 'rb+') as torn:
-                    torn.truncate(end)
+                    os.ftruncate(torn.fileno(), end)
                     os.fsync(torn.fileno())
                 cut.append(path.name)
     return cut
