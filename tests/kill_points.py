@@ -103,7 +103,7 @@ class Points:
                 path = os.path.abspath(os.path.join(above, os.fspath(target)))
         except (OSError, TypeError):
             return False
-        return path.startswith(self.root)
+        return f'{path}/'.startswith(f'{self.root}/')
 
 
 class Writer:

@@ -224,7 +224,8 @@ def test_checkpoints_and_metrics(tmp_path, monkeypatch):
         """What is taken for a checkpoint is whole, and there is one once there was one."""
         found = training_io.steps(kept(place))
         assert all((kept(place).directory / f'{n:08d}/params/array').read_text() == f'{n:08d}' for n in found)
-        assert [record['step'] for record in training_io.metrics(kept(place))] == list(range(1, max(found, default=0) + 1))
+        steps = [record['step'] for record in training_io.metrics(kept(place))]
+        assert steps == list(range(1, max(found, default=0) + 1))
 
     def run(place):
         training_io.train(Learner(), state, lambda step: None, kept(place))
