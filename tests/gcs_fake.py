@@ -49,6 +49,7 @@ class Fake(http.server.ThreadingHTTPServer):
         self.objects: dict[str, tuple[dict[str, Any], bytes]] = {}
         self.uploads: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
         self.faults: list[Fault] = []
+        self.firsts: Iterator[int | float | str] | None = None  # what goes wrong with every request that is a new one
         self.requests: list[str] = []
         self.kill: Kill | None = None
         self.changes = 0  # requests that change something, since `killing` began
@@ -64,7 +65,10 @@ class Fake(http.server.ThreadingHTTPServer):
     def fault(self, request: str) -> int | float | str | None:
         """What is to go wrong with this request, once."""
         with self.lock:
+            is_new = request not in self.requests
             self.requests.append(request)
+            if is_new and self.firsts is not None:
+                return next(self.firsts)
             for fault in self.faults:
                 if fault.times and request.startswith(fault.method) and fault.part in request:
                     fault.times -= 1
