@@ -276,7 +276,7 @@ def drop_records(directory: epath.Path, drop: Callable[[dict[str, Any]], bool]) 
         kept = [record for record in every if not drop(record)]
         data = ''.join(f'{to_json(record)}\n' for record in kept).encode()
         if not data:
-            path.unlink()
+            files.remove(path)
             if not files.is_object_store(directory):
                 files.fsync_path(directory)
         elif data != path.read_bytes():

@@ -5,47 +5,42 @@ was carried out, or by one that comes too late. They end with what they end with
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import importlib
 import itertools
 import types
 
-import fsspec
-import numpy as np
 import pytest
 from assessing_test import assessing, distilling
 from etils import epath
-from forgetting_test import EXPERIMENT, GONE, make
+from forgetting_test import GONE, make
 from gcs_fake import LOST, serve
-from kill_points_stages_test import contents, made, measured  # noqa: F401  (fixtures)
+from kill_points_stages_test import contents
+from kill_points_studies_test import made, measured  # noqa: F401  (fixtures)
 from rewriting_test import Shop, base, workdir  # noqa: F401
-from storage_test import open_workdir
 from studies import make_study, write_traces
 from training_io_test import STREAM, assert_same, run_in, start, trainer, uninterrupted
 
-from adx import detecting, evolving, export, files, forgetting, locks, readings, retention, rewriting, selecting
-from adx import experiment as experiments
-from adx import training_io
+from adx import evolving, export, files, forgetting, locks, readings, retention, rewriting, selecting, training_io
 from adx.attacks import Attack
 from adx.errors import Interrupted
 from adx.evolving import Evolution
-from adx.selection import Selection
 from adx.storage import Workdir
 
 LATE, SECONDS = 0.8, 0.4  # an answer, and the client's patience
 FAULTS = {'refused': (429, 503), 'lost': (LOST,), 'late': (LATE,)}
 
 
-@pytest.fixture(params=FAULTS)
+@pytest.fixture(params=['refused', 'lost', pytest.param('late', marks=pytest.mark.slow)])
 def store(request, monkeypatch):
     """A store that fails once `failing` was called."""
     with serve() as fake:
         for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
             monkeypatch.setenv(name, fake.url)
         monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'x')
-        patience = {'requests_timeout': SECONDS if request.param == 'late' else files.REQUEST_SECONDS}
-        monkeypatch.setitem(fsspec.config.conf, 'gs', files.GCS_CLIENT | {'token': 'anon'} | patience)
+        if request.param == 'late':
+            fs, _ = files.client('gs://bucket')
+            monkeypatch.setattr(fs, 'requests_timeout', files.patience(SECONDS)['requests_timeout'])
         files.configure_stores()
         retry, sleep = importlib.import_module('gcsfs.retry'), asyncio.sleep
         monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100)))
@@ -53,6 +48,21 @@ def store(request, monkeypatch):
         monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
         fake.failing = lambda: setattr(fake, 'firsts', itertools.cycle(FAULTS[request.param]))
         yield fake
+
+
+def test_an_answer_that_comes_too_late_is_asked_for_again(monkeypatch):
+    with serve() as fake:
+        monkeypatch.setenv('STORAGE_EMULATOR_HOST', fake.url)
+        fs, _ = files.client('gs://bucket')
+        monkeypatch.setattr(fs, 'requests_timeout', files.patience(0.3)['requests_timeout'])
+        place = files.path_of('gs://bucket/a')
+        files.upload(place / 'b' / 'c', b'x')
+        calls = (lambda: (place / 'b' / 'c').exists(), lambda: (place / 'b').is_dir(), (place / 'b' / 'c').read_text)
+        for call in calls:
+            fake.requests.clear()
+            fake.firsts = itertools.cycle((0.6,))
+            assert call()
+            assert len(fake.requests) > len(set(fake.requests))
 
 
 def on_store(local: epath.PathLike, name: str) -> str:
@@ -70,13 +80,13 @@ def test_training(store):
         return STREAM(step)
 
     store.failing()
-    run = dataclasses.replace(run_in('x', every=1, keep=1), directory=files.path_of('gs://bucket/training'))
+    run = dataclasses.replace(run_in('x', every=3, keep=1), directory=files.path_of('gs://bucket/training'))
     with pytest.raises(Interrupted):
         training_io.train(trainer(), start(), stopping, run)
     assert training_io.steps(run) == [3]
     assert_same(training_io.train(trainer(), start(), STREAM, run), uninterrupted())
     assert [record['step'] for record in training_io.metrics(run)] == [1, 2, 3, 4, 5]
-    assert not [name for name in store.names() if '00000004/' in name]
+    assert not [name for name in store.names() if '00000003/' in name]
 
 
 def test_selections_rewrites_and_a_release(store, base, workdir, monkeypatch):  # noqa: F811
@@ -125,8 +135,7 @@ def test_measurements_reports_and_readings(store, made, measured):  # noqa: F811
     readings.freeze(path, 'hash')
     readings.read_test(path, 'hash', 'plain')
     assert len(readings.readings(path)) == 1
-    with contextlib.suppress(FileNotFoundError):
-        assert not store.names('.lock')
+    assert not store.names('.lock')
 
 
 def test_a_search(store, tmp_path):

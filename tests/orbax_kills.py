@@ -1,4 +1,4 @@
-"""A process without a backend of JAX, whose forks train with real checkpoints and are killed: see kill_points_orbax_test.
+"""A process without a backend of JAX, whose forks train with real checkpoints and are killed (kill_points_orbax_test).
 
     python -m tests.orbax_kills local|gs DIRECTORY
 """
@@ -36,7 +36,8 @@ class Learner:
 
 def start() -> TrainState:
     steps = jnp.full(1, STEPS, jnp.int32)
-    return TrainState({'a': jnp.zeros(SIZE), 'b': jnp.zeros((2, SIZE))}, {}, {}, jnp.int32(0), jnp.ones(1), steps, steps)
+    weights = {'a': jnp.zeros(SIZE), 'b': jnp.zeros((2, SIZE))}
+    return TrainState(weights, {}, {}, jnp.int32(0), jnp.ones(1), steps, steps)
 
 
 def run(directory: str) -> None:
