@@ -13,6 +13,7 @@ import types
 import pytest
 from assessing_test import assessing, distilling
 from etils import epath
+from etils.epath import backend
 from forgetting_test import GONE, make
 from gcs_fake import LOST, serve
 from kill_points_stages_test import contents
@@ -31,6 +32,13 @@ LATE, SECONDS = 0.8, 0.4  # an answer, and the client's patience
 FAULTS = {'refused': (429, 503), 'lost': (LOST,), 'late': (LATE,)}
 
 
+def impatient(monkeypatch) -> None:
+    """Of both clients, adx's and epath's: each is kept for the process, with what it was made with."""
+    for client in (files.client('gs://bucket')[0], backend.fsspec_backend.fs('gs://bucket')):
+        assert client.requests_timeout == files.patience()['requests_timeout']
+        monkeypatch.setattr(client, 'requests_timeout', files.patience(SECONDS)['requests_timeout'])
+
+
 @pytest.fixture(params=['refused', 'lost', pytest.param('late', marks=pytest.mark.slow)])
 def store(request, monkeypatch):
     """A store that fails once `failing` was called."""
@@ -39,8 +47,7 @@ def store(request, monkeypatch):
             monkeypatch.setenv(name, fake.url)
         monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'x')
         if request.param == 'late':
-            fs, _ = files.client('gs://bucket')
-            monkeypatch.setattr(fs, 'requests_timeout', files.patience(SECONDS)['requests_timeout'])
+            impatient(monkeypatch)
         files.configure_stores()
         retry, sleep = importlib.import_module('gcsfs.retry'), asyncio.sleep
         monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100)))
@@ -53,14 +60,13 @@ def store(request, monkeypatch):
 def test_an_answer_that_comes_too_late_is_asked_for_again(monkeypatch):
     with serve() as fake:
         monkeypatch.setenv('STORAGE_EMULATOR_HOST', fake.url)
-        fs, _ = files.client('gs://bucket')
-        monkeypatch.setattr(fs, 'requests_timeout', files.patience(0.3)['requests_timeout'])
+        impatient(monkeypatch)
         place = files.path_of('gs://bucket/a')
         files.upload(place / 'b' / 'c', b'x')
         calls = (lambda: (place / 'b' / 'c').exists(), lambda: (place / 'b').is_dir(), (place / 'b' / 'c').read_text)
         for call in calls:
             fake.requests.clear()
-            fake.firsts = itertools.cycle((0.6,))
+            fake.firsts = itertools.cycle((LATE,))
             assert call()
             assert len(fake.requests) > len(set(fake.requests))
 

@@ -3,12 +3,12 @@ directions. The same command again ends with what an uninterrupted run has.
 
 Models are played by stand-ins, since JAX does not outlive a fork; a real Orbax saver is in kill_points_orbax_test.py.
 
-What stays outside: what C++ writes into export.new (Parquet, ArrayRecord) and into Orbax's own unfinished directory on a
-disk, since a folder that is renamed once it is whole is the same at every byte before that, and its files are killed at
-by their names; a lost machine, where what was not fsynced is gone (what is fsynced is in storage_test.py); models that
-are written for users (save_hf, save_orbax: a directory under another name, or a manifest last), the copies of staging
-(a folder that is renamed) and the pages of tools (show_traces, blind_review), which are made again from what is kept; the
-matrix of transfer and the attributions of several cases, which are one write_private each, as all of them here.
+What stays outside: what C++ writes into export.new (Parquet, ArrayRecord) and into Orbax's unfinished directory on a
+disk, since a folder that is renamed once it is whole is the same at every byte before that; a lost machine, where what
+was not fsynced is gone; models that are written for users (save_hf, save_orbax: a directory under another name, or a
+manifest last), the copies of staging (a folder that is renamed) and the pages of tools (show_traces, blind_review),
+which are made again from what is kept; the matrix of transfer and the attributions of several cases, which are one
+write_private each, as all of them here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kills at every write of the stages that measure and report, and of readings and keys: see kill_points_stages_test.py."""
+"""Kills at every write of the stages that measure and report, of readings and keys: see kill_points_stages_test.py."""
 
 from __future__ import annotations
 
