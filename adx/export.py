@@ -262,9 +262,8 @@ def _staging(source: Workdir) -> Iterator[epath.Path]:
 def _publish(source: Workdir, folder: epath.Path) -> None:
     """Replaces the release by a built folder. In between there is none; there is never a part of one."""
     if files.is_object_store(source.path):
-        if source.release.exists():
-            (source.release / CARD).unlink(missing_ok=True)
-            source.release.rmtree()
+        files.remove(source.release / CARD)
+        files.remove_directory(source.release)
         files.upload_directory(folder, source.release, last=CARD)  # the card says complete
         return
     paths = [epath.Path(root) / name for root, _, names in os.walk(folder) for name in names]

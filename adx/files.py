@@ -3,8 +3,8 @@
 Paths are `etils.epath` paths. Object stores (gs://, s3://) have no modes, no append and no rename: an object
 appears whole when its upload ends, and who may read it is the bucket's business.
 
-gcsfs repeats a request that may pass (408, 429, 5xx, a broken connection) up to six times, in about half a minute;
-`retried` goes on after that, and after requests that timed out, for about two minutes in all.
+gcsfs repeats a request that may pass (408, 429, 5xx, a broken connection, silence) up to six times, in about half a
+minute; `retried` goes on after that, for about two minutes in all.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from adx.retries import reason, retried
 
 TEMPORARY = '.tmp'  # ends the name of a file that is being written
 CACHE = 'ADX_CACHE'  # environment variable that names another directory than ~/.cache/adx
-REQUEST_SECONDS = 60.0  # one request of a client with its answer; what is read or written in one is a few MB
+REQUEST_SECONDS = 60.0  # without a byte of an answer; what is read or written in one request is a few MB
 READERS, READ_AHEAD = 32, 256  # objects that are read at a time, and held in memory
 # No listing is kept: other processes write as well.
-GCS_CLIENT = {'use_listings_cache': False, 'requests_timeout': REQUEST_SECONDS}
+GCS_CLIENT = {'use_listings_cache': False}
 CLIENTS = ('fsspec', 'gcsfs', 'google', 'aiohttp', 's3fs', 'botocore', 'adlfs', 'azure')  # packages, with own errors
 FIXES = {
     errno.ENOSPC: 'free some space',
@@ -64,8 +64,17 @@ def configure_stores() -> None:
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
     # An emulator wants no credentials, and looking for them would ask the network.
     emulated = {'token': 'anon'} if os.environ.get('STORAGE_EMULATOR_HOST') else {}
-    fsspec.config.conf['gs'] = GCS_CLIENT | emulated | fsspec.config.conf.get('gs', {})
+    fsspec.config.conf['gs'] = GCS_CLIENT | patience() | emulated | fsspec.config.conf.get('gs', {})
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it raises as well
+
+
+def patience(seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
+    """How long gcsfs waits: it repeats a request after silence, but not one that took too long in all."""
+    try:
+        import aiohttp
+    except ImportError:  # of another store's client, or none
+        return {}
+    return {'requests_timeout': aiohttp.ClientTimeout(total=5 * seconds, sock_connect=seconds, sock_read=seconds)}
 
 
 def client(path: epath.PathLike) -> tuple[Any, str]:
@@ -173,6 +182,25 @@ def read(path: epath.Path) -> bytes:
 def exists(path: epath.Path) -> bool:
     """Whether a file is there, with retries on an object store. Raises OSError."""
     return retried(path.exists) if is_object_store(path) else path.exists()
+
+
+def remove(path: epath.Path) -> None:
+    """Deletes a file. Raises OSError; on an object store not where it is gone already: a reply may have been lost."""
+    if not is_object_store(path):
+        path.unlink()
+        return
+    with contextlib.suppress(FileNotFoundError):
+        retried(path.unlink)
+
+
+def remove_directory(path: epath.Path) -> None:
+    """Deletes a directory, if there is one, with all that is in it. Raises OSError."""
+    if not is_object_store(path):
+        if path.exists():
+            path.rmtree()
+        return
+    with contextlib.suppress(FileNotFoundError):
+        retried(path.rmtree)
 
 
 def read_all(paths: Sequence[epath.Path]) -> Iterator[bytes]:

@@ -144,7 +144,7 @@ def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
     journals += [private / 'rewrites' / name for name in rewriting.names(workdir)]
     for directory in (*journals, private / 'selections', private / 'report'):
         for path in files.list_files(directory, files.TEMPORARY):  # of a writer that was killed
-            path.unlink()
+            files.remove(path)
     for directory in journals:
         if count := journal.drop_records(directory, _is_of(prompt)):
             found.removed.append(f'{directory}: {count} records')
@@ -162,7 +162,7 @@ def _remove_report(workdir: Workdir, found: Found) -> None:
     for name in ('report.html', 'report.json'):
         place = workdir.private / 'report' / name
         if place.exists():
-            place.unlink()
+            files.remove(place)
             found.removed.append(f'{place}: as a whole; make it anew with --stages=report')
 
 
@@ -186,7 +186,7 @@ def _release(workdir: Workdir, found: Found) -> None:
         export.export(workdir.path, **recipe)
         found.removed.append(f'{workdir.release}: written again without it')
     except (TypeError, InputError) as error:
-        workdir.release.rmtree()
+        files.remove_directory(workdir.release)
         again = f'python -m tools.export_traces --workdir={workdir.path}'
         found.removed.append(f'{workdir.release}: as a whole ({error}); write it again with {again}')
 

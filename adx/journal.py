@@ -296,7 +296,7 @@ def cut_torn_tails(directory: epath.Path, owner: str) -> list[str]:
                 end = max((end for _, end, _ in _finished_lines(path, file)), default=0)
             if end < os.path.getsize(path):
                 with open(path, 'rb+') as torn:
-                    torn.truncate(end)
+                    os.ftruncate(torn.fileno(), end)
                     os.fsync(torn.fileno())
                 cut.append(path.name)
     return cut
@@ -314,7 +314,7 @@ def drop_records(directory: epath.Path, drop: Callable[[dict[str, Any]], bool]) 
         kept = [record for record in every if not drop(record)]
         data = ''.join(f'{to_json(record)}\n' for record in kept).encode()
         if not data:
-            path.unlink()
+            files.remove(path)
             if not files.is_object_store(directory):
                 files.fsync_path(directory)
         elif data != path.read_bytes():

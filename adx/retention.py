@@ -77,6 +77,4 @@ def _expire(workdir: Workdir, days: float) -> str:
 
 def _remove(workdir: Workdir, names: tuple[str, ...]) -> None:
     for name in names:
-        place = workdir.private / name
-        if place.exists():
-            place.rmtree()
+        files.remove_directory(workdir.private / name)

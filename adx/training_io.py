@@ -209,8 +209,9 @@ def _prune(run: Run, step: int) -> None:
     for path in list(run.directory.iterdir()):
         if path.name.isdecimal() and int(path.name) < step and int(path.name) not in kept:
             # The manifest first: what is half removed is no checkpoint either.
-            (path / MANIFEST).unlink(missing_ok=True)
-            path.rmtree()
+            with contextlib.suppress(FileNotFoundError):
+                files.remove(path / MANIFEST)
+            files.remove_directory(path)
 
 
 def steps(run: Run) -> list[int]:

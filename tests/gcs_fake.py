@@ -28,6 +28,16 @@ class Fault:
     times: int = 1
 
 
+@dataclasses.dataclass
+class Kill:
+    """See Fake.killing. gone: the client is."""
+
+    at: int
+    after: bool
+    reached: threading.Event = dataclasses.field(default_factory=threading.Event)
+    gone: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
 class Fake(http.server.ThreadingHTTPServer):
     """objects: name in the bucket -> (resource, data). shift: of its clock, in seconds."""
 
@@ -39,7 +49,10 @@ class Fake(http.server.ThreadingHTTPServer):
         self.objects: dict[str, tuple[dict[str, Any], bytes]] = {}
         self.uploads: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
         self.faults: list[Fault] = []
+        self.firsts: Iterator[int | float | str] | None = None  # what goes wrong with every request that is a new one
         self.requests: list[str] = []
+        self.kill: Kill | None = None
+        self.changes = 0  # requests that change something, since `killing` began
         self.page, self.shift, self.delay, self.lock, self.count = 1000, 0.0, 0.0, threading.Lock(), 0
 
     @property
@@ -52,12 +65,35 @@ class Fake(http.server.ThreadingHTTPServer):
     def fault(self, request: str) -> int | float | str | None:
         """What is to go wrong with this request, once."""
         with self.lock:
+            is_new = request not in self.requests
             self.requests.append(request)
+            if is_new and self.firsts is not None:
+                return next(self.firsts)
             for fault in self.faults:
                 if fault.times and request.startswith(fault.method) and fault.part in request:
                     fault.times -= 1
                     return fault.what
         return None
+
+    @contextlib.contextmanager
+    def killing(self, at: int, after: bool) -> Iterator[threading.Event]:
+        """Request `at` of those that change something, counted from 1, sets the event and is never answered; it is
+        carried out only with `after`. Who waits for the event kills the client.
+        """
+        self.changes, self.kill = 0, Kill(at, after)
+        try:
+            yield self.kill.reached
+        finally:
+            self.kill.gone.set()
+            self.kill = None
+
+    def due(self, method: str) -> Kill | None:
+        """The kill that is due at this request."""
+        with self.lock:
+            if method == 'GET' or self.kill is None:
+                return None
+            self.changes += 1
+            return self.kill if self.changes == self.kill.at else None
 
     def handle_error(self, *_: Any) -> None:  # a client that went away
         pass
@@ -102,9 +138,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if isinstance(fault, float):
             time.sleep(fault)
-        with self.server.lock:
-            status, content, headers = self._carry_out(url.path, name, query, body)
-        if fault == LOST:
+        kill = self.server.due(self.command)
+        if not kill or kill.after:
+            with self.server.lock:
+                status, content, headers = self._carry_out(url.path, name, query, body)
+        if kill:
+            kill.reached.set()
+            kill.gone.wait(30)
+        if fault == LOST or kill:
             self.close_connection = True
             return
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -12,13 +13,14 @@ import types
 import gcs_fake
 import jax
 import kill_points
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend
 from forgetting_test import GONE, SECRET, holding, make
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from kill_points import AFTER, BEFORE, HALF, everywhere, said, say
+from kill_points import AFTER, BEFORE, HALF, everywhere, killed_at_requests, said, say
 from storage_test import EXPERIMENT, make_trace
 
 from adx import files, forgetting, journal, orbax_io, outcomes_io, rewriting, storage, training_io, watch
@@ -26,9 +28,10 @@ from adx.drafting import Rewrite
 from adx.outcomes import Outcome, ThreatModel
 from adx.rewriters import Instructed
 from adx.storage import Workdir
+from adx.training import Metrics, TrainState
 from adx.training_io import Run
 
-ROWS, BATCH = 6, 2
+ROWS, BATCH, STEPS = 6, 2, 4
 TRACES = [make_trace(row, text='x' * 300) for row in range(ROWS)]
 IDS = {trace.request_id for trace in TRACES}
 
@@ -61,6 +64,28 @@ def test_traces(tmp_path):
         (BEFORE, HALF, AFTER),
     )  # fmt: skip
     assert points > 40
+
+
+def test_torn_ends(tmp_path):
+    """Killed while what a kill left of a journal is cut."""
+
+    def prepare(place):
+        with Workdir.open(place / 'run', EXPERIMENT, 'hash') as workdir:
+            workdir.append(TRACES[:BATCH])
+            workdir.reject('gsm8k/test/99/0/plain', 'too long')
+        for path in (place / 'run' / 'private').glob('*/0-of-1.*.jsonl'):
+            path.write_text(f'{path.read_text()}{{"request_id": "gsm8k')
+
+    def run(place):
+        with Workdir.open(place / 'run', EXPERIMENT, 'hash') as workdir:
+            workdir.append([trace for trace in TRACES if trace.request_id not in workdir.finished()])
+
+    def check(place):
+        ids = [record['request_id'] for _, record in journal.read_records(Workdir(place / 'run').private / 'journal')]
+        assert sorted(ids) == sorted(IDS)
+        assert list(Workdir(place / 'run').rejected()) == ['gsm8k/test/99/0/plain']
+
+    assert everywhere(tmp_path, run, check, (BEFORE, AFTER), prepare) > 10
 
 
 def test_nothing_that_was_said_to_be_saved_is_gone_before_the_restart(tmp_path):
@@ -154,7 +179,7 @@ def test_rewrites(tmp_path, monkeypatch):
         assert [record['request_id'] for _, record in journal.read_records(directory)] == sorted(IDS)
         assert rewriting._read_identity(directory)['rewrite']['of'] == 'plain'
 
-    assert everywhere(tmp_path, run, check, (BEFORE, HALF)) > 10
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
 
 
 class Saver:
@@ -175,28 +200,41 @@ class Saver:
         pass
 
 
-def test_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr(orbax_io, 'Saver', Saver)
-    monkeypatch.setattr(training_io, '_flat', lambda state: {})
-    monkeypatch.setattr(jax, 'process_index', lambda: 0)
+class Learner:
+    """A trainer whose state is the number of its steps."""
+
+    def step(self, state, rows):
+        one = np.ones(1)
+        return types.SimpleNamespace(step=state.step + 1), Metrics(one * state.step, one, one, one, one)
+
+
+def test_checkpoints_and_metrics(tmp_path, monkeypatch):
+    for target, name, value in (
+        (orbax_io, 'Saver', Saver), (training_io, '_flat', lambda state: {}), (training_io, 'jnp', np),
+        (jax, 'process_index', lambda: 0), (jax, 'process_count', lambda: 1), (jax, 'device_get', lambda x: x),
+        (training_io, 'restore', lambda run, state: dataclasses.replace(state, step=training_io.last_step(run) or 0)),
+    ):  # fmt: skip
+        monkeypatch.setattr(target, name, value)
+    state = TrainState({}, {}, None, 0, np.ones(1), np.array([STEPS]), np.zeros(1))
+
+    def kept(place):
+        return Run(epath.Path(place) / 'run', {}, every=1, keep=2)
+
+    def between(place):
+        """What is taken for a checkpoint is whole, and there is one once there was one."""
+        found = training_io.steps(kept(place))
+        assert all((kept(place).directory / f'{n:08d}/params/array').read_text() == f'{n:08d}' for n in found)
+        steps = [record['step'] for record in training_io.metrics(kept(place))]
+        assert steps == list(range(1, max(found, default=0) + 1))
 
     def run(place):
-        kept = Run(epath.Path(place) / 'run', {}, keep=2)
-        for step in range((training_io.last_step(kept) or 0) + 1, 5):
-            assert {path.name: (path / 'params' / 'array').read_text() for path in finished(place)} == {
-                path.name: path.name for path in finished(place)
-            }
-            training_io.save(kept, types.SimpleNamespace(step=step))
-
-    def finished(place):
-        kept = Run(epath.Path(place) / 'run', {})
-        return [kept.directory / f'{step:08d}' for step in training_io.steps(kept)]
+        training_io.train(Learner(), state, lambda step: None, kept(place))
 
     def check(place):
-        assert [int(path.name) for path in finished(place)][-2:] == [3, 4]  # the next one removes what is before them
-        assert all((path / 'params' / 'array').read_text() == path.name for path in finished(place))
+        between(place)
+        assert training_io.steps(kept(place))[-2:] == [STEPS - 1, STEPS]  # the next one removes what is before them
 
-    assert everywhere(tmp_path, run, check, (BEFORE, HALF)) > 40
+    assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER), between=between) > 40
 
 
 def test_forgetting(tmp_path):
@@ -212,7 +250,7 @@ def test_forgetting(tmp_path):
     def prepare(place):
         shutil.copytree(tmp_path / 'whole', place / 'run')
 
-    assert everywhere(tmp_path, forget, check, (BEFORE, HALF), prepare) > 20
+    assert everywhere(tmp_path, forget, check, (BEFORE, HALF, AFTER), prepare) > 20
 
 
 @pytest.mark.slow
@@ -225,9 +263,10 @@ def test_traces_on_gcs(tmp_path, monkeypatch):
         monkeypatch.setenv('STORAGE_EMULATOR_HOST', fake.url)
 
         def run(place):
-            path = f'gs://bucket/{place.name}'
+            path = f'gs://bucket/{place.parent.name}/{place.name}'
             generate(path, place)
             check_generated(path, place)  # here: the client's threads would not outlive the next fork
 
-        assert everywhere(tmp_path, run, lambda place: None, (BEFORE,)) > 15
+        points = everywhere(tmp_path, run, lambda place: None, kill=killed_at_requests(fake))
+        assert points > 15
         assert not fake.names('.lock')
