@@ -22,7 +22,19 @@ from rewriting_test import Shop, base, workdir  # noqa: F401
 from studies import make_study, write_traces
 from training_io_test import STREAM, assert_same, run_in, start, trainer, uninterrupted
 
-from adx import evolving, export, files, forgetting, locks, readings, retention, retries, rewriting, selecting, training_io
+from adx import (
+    evolving,
+    export,
+    files,
+    forgetting,
+    locks,
+    readings,
+    retention,
+    retries,
+    rewriting,
+    selecting,
+    training_io,
+)
 from adx.attacks import Attack
 from adx.errors import Interrupted
 from adx.evolving import Evolution
