@@ -172,7 +172,10 @@ def test_rewrites(tmp_path, monkeypatch):
         workdir = Workdir(place)
         with storage.held(workdir, 'rewrite', ['locks', 'rewrites']) as owner:
             directory = rewriting._claim(experiment, workdir, one)
-            rewriting._rewrite(share, directory, owner, shop, lambda *told: None, contextlib.nullcontext)
+            journal.cut_torn_tails(directory, owner)
+            known = rewriting._known(share, directory)
+            told = journal.Journal(directory, owner)
+            rewriting._rewrite(share, known, told, shop, lambda *told: None, contextlib.nullcontext)
 
     def check(place):
         directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
@@ -212,10 +215,10 @@ def test_checkpoints_and_metrics(tmp_path, monkeypatch):
     for target, name, value in (
         (orbax_io, 'Saver', Saver), (training_io, '_flat', lambda state: {}), (training_io, 'jnp', np),
         (jax, 'process_index', lambda: 0), (jax, 'process_count', lambda: 1), (jax, 'device_get', lambda x: x),
-        (training_io, 'restore', lambda run, state: dataclasses.replace(state, step=training_io.last_step(run) or 0)),
+        (training_io, '_resumed', lambda run, state: dataclasses.replace(state, step=training_io.last_step(run) or 0)),
     ):  # fmt: skip
         monkeypatch.setattr(target, name, value)
-    state = TrainState({}, {}, None, 0, np.ones(1), np.array([STEPS]), np.zeros(1))
+    state = TrainState({}, {}, None, 0, np.ones(1), np.array([STEPS]), np.zeros(1), np.zeros(1))
 
     def kept(place):
         return Run(epath.Path(place) / 'run', {}, every=1, keep=2)
