@@ -37,7 +37,7 @@ class Learner:
 def start() -> TrainState:
     steps = jnp.full(1, STEPS, jnp.int32)
     weights = {'a': jnp.zeros(SIZE), 'b': jnp.zeros((2, SIZE))}
-    return TrainState(weights, {}, {}, jnp.int32(0), jnp.ones(1), steps, steps)
+    return TrainState(weights, {}, {}, jnp.int32(0), jnp.ones(1), steps, steps, steps)
 
 
 def run(directory: str) -> None:
