@@ -62,8 +62,8 @@ def distil(
     from their last checkpoints. announce: told what is ahead. share: what of it to work on; other processes may work on
     the rest in the same workdir.
     """
-    mine = share.of(study)
-    courses.check_together([attack for _, chosen in mine for attack in chosen])
+    mine = processes.together(lambda: share.of(study))
+    processes.together(lambda: courses.check_together([attack for _, chosen in mine for attack in chosen]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.ending_together())
         logs = _open_logs(study, path, mine, keeping, stack)
