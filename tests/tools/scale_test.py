@@ -88,6 +88,8 @@ def test_a_program_that_misses_a_goal_is_named(figure, value):
     (what,) = scale.missed(compiled(), sound | {figure: value})
     assert what.startswith(f'{figure} is {value:.4g}, not ')
     assert len(scale.missed(compiled(), sound | {figure: value}, whole=False)) == (figure != 'plan_error')
+    is_free = figure == 'temp_over_arguments'  # where it is gradients and activations
+    assert len(scale.missed(compiled()._replace(learns=True), sound | {figure: value})) == (not is_free)
 
 
 def test_it_ends_with_3_where_a_goal_is_missed(monkeypatch, capsys):

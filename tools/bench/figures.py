@@ -109,10 +109,13 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 
 def meets(goal: str, value: float) -> bool:
-    """Whether a value is as its goal says: '<= 0.1', '-0.1 to 0.1', '130 by the formula'. Words behind are of what.
+    """Whether a value is as its goal says: '<= 0.1', '-0.1 to 0.1', '130 by the formula'; '' asks for nothing. Words
+    behind are of what.
 
     Raises ValueError for a goal without a number.
     """
+    if not goal:
+        return True
     if found := re.match(rf'{_NUMBER} to {_NUMBER}', goal):
         return float(found[1]) <= value <= float(found[2])
     found = re.match(rf'(<=|>=|<|>|) ?{_NUMBER}', goal)
