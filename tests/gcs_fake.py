@@ -64,6 +64,7 @@ class Fake(http.server.ThreadingHTTPServer):
 
     def fault(self, request: str) -> int | float | str | None:
         """What is to go wrong with this request, once."""
+        request = re.sub(r'&tensorstore=\w+', '', request)  # a new number each time, against caches
         with self.lock:
             is_new = request not in self.requests
             self.requests.append(request)
