@@ -143,7 +143,8 @@ def test_what_stages_write_of_themselves_in_another_format_is_refused_by_name(tm
 
 def test_checkpoints_of_another_format_are_refused_by_name(tmp_path):
     run, count_N = training_io.Run(epath.Path(tmp_path), {'a': 1}), jnp.ones(1, jnp.int32)
-    state = TrainState({'w': jnp.ones((1, 2))}, {}, {}, jnp.ones((), jnp.int32), jnp.ones(1), count_N, count_N)
+    counts = (count_N,) * 3
+    state = TrainState({'w': jnp.ones((1, 2))}, {}, {}, jnp.ones((), jnp.int32), jnp.ones(1), *counts)
     training_io.save(run, state)
     (path,) = tmp_path.glob(f'*/{training_io.MANIFEST}')
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))

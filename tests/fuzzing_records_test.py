@@ -73,7 +73,8 @@ def test_what_was_served_and_where(workdir, name, examples):  # noqa: F811
 def test_checkpoints_of_training(tmp_path, name, examples):
     run = training_io.Run(epath.Path(tmp_path), {'experiment': {'seed': 0}})
     count_N = jnp.ones(1, jnp.int32)
-    state = TrainState({'w': jnp.ones((1, 2))}, {}, {}, jnp.ones((), jnp.int32), jnp.ones(1), count_N, count_N)
+    counts = (count_N,) * 3
+    state = TrainState({'w': jnp.ones((1, 2))}, {}, {}, jnp.ones((), jnp.int32), jnp.ones(1), *counts)
     training_io.save(run, state)
     files.make_private_dir(run.directory / training_io.METRICS)
     path = tmp_path / training_io.METRICS / '00000001.jsonl'

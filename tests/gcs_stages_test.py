@@ -51,13 +51,13 @@ def impatient(monkeypatch) -> None:
         monkeypatch.setattr(client, 'requests_timeout', files.patience(SECONDS)['requests_timeout'])
 
 
-@pytest.fixture(params=['refused', 'lost', pytest.param('late', marks=pytest.mark.slow)])
-def store(request, monkeypatch):
-    """A store that fails once `failing` was called."""
+@pytest.fixture
+def plain_store(monkeypatch):
     with serve() as fake:
         for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
             monkeypatch.setenv(name, fake.url)
         monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'x')
+<<<<<<< HEAD
         if request.param == 'late':
             impatient(monkeypatch)
         files.configure_stores()
@@ -66,7 +66,23 @@ def store(request, monkeypatch):
         monkeypatch.setattr(retries, 'FIRST_WAIT', 0.01)
         monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
         fake.failing = lambda: setattr(fake, 'firsts', itertools.cycle(FAULTS[request.param]))
+=======
+>>>>>>> points
         yield fake
+
+
+@pytest.fixture(params=['refused', 'lost', pytest.param('late', marks=pytest.mark.slow)])
+def store(request, plain_store, monkeypatch):
+    """A store that fails once `failing` was called."""
+    if request.param == 'late':
+        impatient(monkeypatch)
+    files.configure_stores()
+    retry, sleep = importlib.import_module('gcsfs.retry'), asyncio.sleep
+    monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100)))
+    monkeypatch.setattr(files, 'FIRST_WAIT', 0.01)
+    monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
+    plain_store.failing = lambda: setattr(plain_store, 'firsts', itertools.cycle(FAULTS[request.param]))
+    return plain_store
 
 
 def test_an_answer_that_comes_too_late_is_asked_for_again(monkeypatch):
@@ -91,7 +107,9 @@ def on_store(local: epath.PathLike, name: str) -> str:
     return f'gs://bucket/{name}'
 
 
+@pytest.mark.slow
 def test_training(store):
+    """A quick sibling, where nothing fails, is below."""
     def stopping(step):
         if step == 3:
             raise Interrupted('stopped')
@@ -105,6 +123,14 @@ def test_training(store):
     assert_same(training_io.train(trainer(), start(), STREAM, run), uninterrupted())
     assert [record['step'] for record in training_io.metrics(run)] == [1, 2, 3, 4, 5]
     assert not [name for name in store.names() if '00000003/' in name]
+
+
+def test_checkpoints(plain_store):
+    run = dataclasses.replace(run_in('x', keep=1), directory=files.path_of('gs://bucket/training'))
+    assert_same(training_io.train(trainer(), start(), STREAM, run), uninterrupted())
+    assert_same(training_io.restore(run, start()), uninterrupted())
+    assert training_io.steps(run) == [5]
+    assert [record['step'] for record in training_io.metrics(run)] == [1, 2, 3, 4, 5]
 
 
 def test_selections_rewrites_and_a_release(store, base, workdir, monkeypatch):  # noqa: F811

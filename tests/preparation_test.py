@@ -102,7 +102,7 @@ def test_it_decodes_the_undefended_teacher_on_the_holdout_split(experiment, prep
             sum(len(trace.tokens) for trace in sorted(traces, key=lambda t: t.request_id)[part::2]) for part in (0, 1)
         ]
         name = f'proxy_{i}'
-        assert [at for at in told if at[0] == name][-1][1:] == (2, 2)
+        assert [at for at in told if at[0] == name][-1][1:] == (4, 4)  # two directions, of two lengths of batches
     assert record(path, 0)['proxy'] != record(path, 1)['proxy']
 
 

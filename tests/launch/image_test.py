@@ -54,7 +54,7 @@ def test_commands_of_the_image_pass_shellcheck():
 @pytest.mark.parametrize('launcher', LAUNCHERS)
 def test_the_table_has_every_launcher_with_flags_that_exist(launcher):
     row = next(line for line in README.splitlines() if f'`python -m launch.{launcher} ' in line)
-    assert row.count('|') == 5
+    assert row.count('|') == 6
     sources = ''.join((ROOT / 'launch' / f'{name}.py').read_text() for name in (launcher, 'jobs', 'service'))
     command = re.search(r'`python -m ([^`]*)`', row)
     assert command

@@ -45,7 +45,8 @@ def test_help_of_the_run_has_every_exit_code(flag):
         ('0', 'complete'), ('2', 'flags'), ('3', 'input'), ('4', 'workdir'), ('5', 'done'), ('70', 'a'),
         ('74', 'storage'), ('75', 'interrupted'),
     ]  # fmt: skip
-    codes = {error.exit_code for error in AdxError.__subclasses__()} | {COMPLETE, REJECTED_ROWS, BUG}
+    ours = [error for error in AdxError.__subclasses__() if error.__module__ == AdxError.__module__]  # no test's
+    codes = {error.exit_code for error in ours} | {COMPLETE, REJECTED_ROWS, BUG}
     assert codes == {int(code) for code in re.findall(r'\d+', listed)}
     assert '--workdir' in done.stdout
 

@@ -87,4 +87,4 @@ def test_recorded_rows_have_names_of_a_table(rows, monkeypatch):
     rows['float16', 1e-4].record()
     assert list(recorded) == [f'precision_{x}_fake_float16_1em04' for x in ('sin', 'step', 'changed')]
     for name in recorded:
-        precision.figures._check_name(name)
+        precision.figures._check_names(name)
