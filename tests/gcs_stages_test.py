@@ -57,17 +57,6 @@ def plain_store(monkeypatch):
         for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
             monkeypatch.setenv(name, fake.url)
         monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'x')
-<<<<<<< HEAD
-        if request.param == 'late':
-            impatient(monkeypatch)
-        files.configure_stores()
-        retry, sleep = importlib.import_module('gcsfs.retry'), asyncio.sleep
-        monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100)))
-        monkeypatch.setattr(retries, 'FIRST_WAIT', 0.01)
-        monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
-        fake.failing = lambda: setattr(fake, 'firsts', itertools.cycle(FAULTS[request.param]))
-=======
->>>>>>> points
         yield fake
 
 
@@ -79,7 +68,7 @@ def store(request, plain_store, monkeypatch):
     files.configure_stores()
     retry, sleep = importlib.import_module('gcsfs.retry'), asyncio.sleep
     monkeypatch.setattr(retry, 'asyncio', types.SimpleNamespace(sleep=lambda seconds: sleep(seconds / 100)))
-    monkeypatch.setattr(files, 'FIRST_WAIT', 0.01)
+    monkeypatch.setattr(retries, 'FIRST_WAIT', 0.01)
     monkeypatch.setattr(locks, 'POLL_SECONDS', 0.05)
     plain_store.failing = lambda: setattr(plain_store, 'firsts', itertools.cycle(FAULTS[request.param]))
     return plain_store
