@@ -72,5 +72,6 @@ def abstract_weights(plan: Blueprint, dtype: str) -> Weights:
                 (group.count, *leaf.shape), leaf.dtype, sharding=group.layout.sharding('N' + group.model.axes[path])
             )
             for path, leaf in alone.items()
+            if path in group.paths
         })  # fmt: skip
     return Weights(teacher, tuple(groups))

@@ -106,6 +106,12 @@ def load(
     return Loaded(model, params, identity, path if path.is_dir() else path.parent)
 
 
+def load_translator(source: str, config: TransformerConfig, layout: Layout, param_dtype: str) -> Params:
+    """The translator alone, of an early exit of this config. Raises InputError as `load` does."""
+    abstract = abstract_params(make_model(config), layout, param_dtype)
+    return _open_translator(absolute(source), config).fetch(abstract)
+
+
 def identify(source: str, num_layers: int | None = None, translator: str | None = None) -> str:
     """The `identity` of what `load` would give. Reads no weight."""
     found = list(_open(absolute(source)).files)

@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from adx import checkpoints
+from adx import checkpoints, needs
 from adx.datasets.tokenizing import Tokenizer, check_same_vocabulary, load_tokenizer
 from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.errors import ConfigError, InputError
@@ -124,17 +124,20 @@ def lay_out(experiment: Experiment, stored: Sequence[TransformerConfig], vocab: 
     teacher, *proxies = [
         dataclasses.replace(c, vocab_size=known, vocab_rows=rows, dtype=experiment.dtype) for c in stored
     ]
-    by_config: dict[TransformerConfig, list[int]] = {}
+    alike: dict[tuple[TransformerConfig, int], list[int]] = {}
     for i, config in enumerate(proxies):
-        by_config.setdefault(config, []).append(i)
+        one = experiment.proxies[i]
+        # An early exit of the teacher itself, and of its whole: the translator of a teacher would come on top.
+        exit_layer = one.exit_layer if one.source == experiment.teacher.source and not teacher.translator else 0
+        alike.setdefault((config, exit_layer), []).append(i)
     groups = tuple(
-        Group(make_model(config), proxy_layout(mesh, config.sizes, len(members)), len(members))
-        for config, members in by_config.items()
+        Group(make_model(config), proxy_layout(mesh, config.sizes, len(members)), len(members), exit=exit_layer)
+        for (config, exit_layer), members in alike.items()
     )
     layout = teacher_layout(mesh, teacher.sizes, shape.shard_teacher_weights)
     ensemble = Ensemble(make_model(teacher), layout, groups)
     experiment.decode.check(ensemble.row_ways)
-    return LaidOut(rows, ensemble, tuple(tuple(members) for members in by_config.values()))
+    return LaidOut(rows, ensemble, tuple(tuple(members) for members in alike.values()))
 
 
 def check_window(experiment: Experiment, plan: Blueprint) -> None:
@@ -153,32 +156,56 @@ def check_window(experiment: Experiment, plan: Blueprint) -> None:
             )
 
 
-def load_models(experiment: Experiment, plan: Blueprint) -> Models:
-    """Reads the weights onto the mesh."""
+def load_models(experiment: Experiment, plan: Blueprint, whole: bool = False) -> Models:
+    """Reads the weights onto the mesh; of proxies that decode from the teacher's hidden states, only what is their own.
+
+    whole: those too with all their weights.
+    """
     ensemble = plan.ensemble
     teacher = _load(experiment.teacher, ensemble.teacher_layout, experiment.dtype, plan.vocab_rows)
-    groups, hashes = load_proxies(experiment, plan)
+    groups, hashes = load_proxies(experiment, plan, None if whole else needs.planned(ensemble, experiment).groups)
     hashes = {'teacher': teacher.identity} | hashes
     return Models(ensemble, Weights(teacher.params, groups), plan.tokenizer, hashes)
 
 
-def load_proxies(experiment: Experiment, plan: Blueprint) -> tuple[tuple[Params, ...], dict[str, str]]:
-    """The stacked weights of every group, as Weights.groups has them, and 'proxy_<i>' -> content hash."""
+def load_proxies(
+    experiment: Experiment, plan: Blueprint, running: Sequence[Group] | None = None
+) -> tuple[tuple[Params, ...], dict[str, str]]:
+    """The stacked weights of every group, as Weights.groups has them, and 'proxy_<i>' -> content hash.
+
+    running: the plan's groups as they decode: only the weights that they then read (Group.paths). None reads all.
+    """
     groups: list[Params] = []
     hashes: dict[str, str] = {}
-    for group, members in zip(plan.ensemble.groups, plan.members, strict=True):
-        loaded = [_load(experiment.proxies[i], group.layout, experiment.dtype, plan.vocab_rows) for i in members]
-        hashes |= {f'proxy_{i}': one.identity for i, one in zip(members, loaded, strict=True)}
-        groups.append(stack_params(group.model, group.layout, [one.params for one in loaded]))
+    for i, (group, members) in enumerate(zip(plan.ensemble.groups, plan.members, strict=True)):
+        reads = running is not None and running[i].reads
+        loaded = [_load_member(experiment, plan, group, member, bool(reads)) for member in members]
+        hashes |= {f'proxy_{i}': identity for i, (_, identity) in zip(members, loaded, strict=True)}
+        groups.append(stack_params(group.model, group.layout, [params for params, _ in loaded]))
     return tuple(groups), hashes
+
+
+def _load_member(
+    experiment: Experiment, plan: Blueprint, group: Group, index: int, reads: bool
+) -> tuple[Params, str]:
+    """The weights of proxy `index`, of an early exit that reads the teacher its translator alone, and its hash."""
+    source = experiment.proxies[index]
+    if not reads:
+        loaded = load_proxy(experiment, plan, index, group.layout)
+        return loaded.params, loaded.identity
+    file = resolve_translator(source.translator)
+    config, dtype = group.model.config, experiment.dtype
+    params = checkpoints.load_translator(file, config, group.layout, dtype) if file else {}
+    return params, _proxy_hash(source)
 
 
 def proxy_hashes(experiment: Experiment) -> list[str]:
     """Their content hashes, as `load_proxies` names them, without reading a weight."""
-    return [
-        checkpoints.identify(resolve(one.source), one.exit_layer or None, resolve_translator(one.translator))
-        for one in experiment.proxies
-    ]
+    return [_proxy_hash(one) for one in experiment.proxies]
+
+
+def _proxy_hash(one: ModelSource) -> str:
+    return checkpoints.identify(resolve(one.source), one.exit_layer or None, resolve_translator(one.translator))
 
 
 def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:

@@ -30,12 +30,17 @@ UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of we
 
 
 class Member(NamedTuple):
-    """A model, or so many stacked ones, each with directions that are as large as it and have caches of their own."""
+    """A model, or so many stacked ones, each with directions that are as large as it and have caches of their own.
+
+    reads: not 0 where the teacher runs its blocks (Group.reads): it has no cache. paths: the weights that it holds.
+    """
 
     model: Model
     layout: Layout
     stacked: int
     directions: int = 0
+    reads: int = 0
+    paths: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
     """
     longest = config.buckets[-1]
     models = members(ensemble)
-    weights = [weight_bytes(*member[:3]) for member in models]
+    weights = [weight_bytes(*member[:3], member.paths) for member in models]
     directions = sum(size * member.directions for size, member in zip(weights, models, strict=True))
     caches = sum(member_cache_bytes(member, config.slots, config.cache_length) for member in models)
     upcast = _upcasts(ensemble) if upcast is None else upcast
@@ -94,7 +99,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
         directions=directions,
         caches=caches,
         prefix=sum(member_cache_bytes(member, config.prefill_rows, longest) for member in models),
-        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models)),
+        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models if not m.reads)),
         float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
         logits=sum(member.stacked for member in models) * _logits_bytes(models[0], config),
         notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
@@ -103,7 +108,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
 
 def members(ensemble: Ensemble) -> list[Member]:
     """The teacher and every group of proxies."""
-    groups = [Member(group.model, group.layout, group.count, group.directions) for group in ensemble.groups]
+    groups = [Member(one.model, one.layout, one.count, one.directions, one.reads, one.paths) for one in ensemble.groups]
     return [Member(ensemble.teacher, ensemble.teacher_layout, 1), *groups]
 
 
@@ -113,14 +118,15 @@ def _upcasts(ensemble: Ensemble) -> bool:
     return on_cpu and jnp.dtype(ensemble.teacher.config.dtype).itemsize < FLOAT32
 
 
-def weight_bytes(model: Model, layout: Layout, count: int) -> int:
-    """Bytes of `count` stacked models on one device. Norm scales are float32."""
+def weight_bytes(model: Model, layout: Layout, count: int, paths: Sequence[str] | None = None) -> int:
+    """Bytes of `count` stacked models, or of some weights of each, on one device. Norm scales are float32."""
     local = local_size(layout, 'N', count)
 
     def pieces(path: str) -> int:
         return math.prod(layout.ways(letter) for letter in model.axes[path])
 
-    return local * sum(size // pieces(path) for path, size in bytes_by_weight(model).items())
+    sizes = bytes_by_weight(model)
+    return local * sum(sizes[path] // pieces(path) for path in (sizes if paths is None else paths))
 
 
 def bytes_by_weight(model: Model) -> dict[str, int]:
@@ -141,6 +147,8 @@ def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int
 
 def member_cache_bytes(member: Member, rows: int, length: int) -> int:
     """Of all rows that a device holds, with the tangents."""
+    if member.reads:
+        return 0
     one = cache_bytes(*member[:3], local_size(member.layout, 'B', rows), length)
     return one * (1 + member.directions)
 
@@ -154,7 +162,7 @@ def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     if tangents:
         each = TANGENT_COPIES if layout.ways('V') == 1 else SPLIT_TANGENT_COPIES
         copies = max(copies, each * (proxies + tangents) - 1)
-    attention = max(_attention_bytes(member, config) for member in models)
+    attention = max(_attention_bytes(member, config) for member in models if not member.reads)
     return max(attention, per_copy * copies)
 
 
@@ -172,7 +180,7 @@ def _attention_bytes(member: Member, config: DecodeConfig) -> int:
 
 def prefill_bytes(member: Member, config: DecodeConfig) -> int:
     """Temporaries of a prefill: the larger of a layer's attention scores and the activations around its MLP."""
-    model, layout, count, directions = member
+    model, layout, count, directions, *_ = member
     passes = 1 + 2 * directions  # x and dx of a direction, and both as rows of one matrix
     c, length = model.config, config.buckets[-1]
     scores = PREFILL_SCORES * _score_bytes(member, config.prefill_rows, length, length)
@@ -183,7 +191,7 @@ def prefill_bytes(member: Member, config: DecodeConfig) -> int:
 
 def _score_bytes(member: Member, rows: int, queries: int, keys: int) -> int:
     """Bytes of one layer's float32 attention scores on one device."""
-    model, layout, count, _ = member
+    model, layout, count, *_ = member
     heads = local_size(layout, 'H', model.config.num_heads)
     return local_size(layout, 'N', count) * local_size(layout, 'B', rows) * heads * queries * keys * FLOAT32
 

@@ -47,7 +47,7 @@ class Machine:
         seconds = tensors * local * FLOAT32 / self.bandwidth
         differences = [0.0, *(group.difference for group in ensemble.groups)]
         for member, difference in zip(members, differences, strict=True):
-            weights = planning.weight_bytes(*member[:3]) * (1 + member.directions)
+            weights = planning.weight_bytes(*member[:3], member.paths) * (1 + member.directions)
             moved = (weights + planning.member_cache_bytes(member, rows, length)) / self.bandwidth
             passes = 1 + member.directions * (1 if difference else 2)
             here = planning.local_size(member.layout, 'B', rows)
@@ -124,18 +124,22 @@ def model_sums(num_layers: int) -> int:
 
 def _exchanged(member: Member, rows: int) -> float:
     """Bytes that a device sends in a step: a sum over m devices moves at least 2 (m - 1) / m of it."""
-    model, layout, stacked, directions = member
+    model, layout, stacked, directions, reads, _ = member
     ways = layout.mesh.shape[MODEL]
     c = model.config
     here = planning.local_size(layout, 'B', rows) * planning.local_size(layout, 'N', stacked) * (1 + directions)
     size = here * c.embed_dim * jnp.dtype(c.dtype).itemsize
-    return model_sums(c.num_layers) * size * 2 * (ways - 1) / ways
+    return 0.0 if reads else model_sums(c.num_layers) * size * 2 * (ways - 1) / ways
 
 
 def _local_weights(member: Member) -> int:
-    """How many weights of a member a device multiplies with, directions left out."""
-    model, layout, stacked, _ = member
+    """How many weights of a member a device multiplies with, directions left out. One that reads the teacher's hidden
+    states has its head too, whose bytes are the teacher's.
+    """
+    model, layout, stacked, *_, paths = member
     pieces = {path: math.prod(layout.ways(letter) for letter in axes) for path, axes in model.axes.items()}
+    head = ['embed' if model.config.tied else 'head'] if member.reads else []
     return planning.local_size(layout, 'N', stacked) * sum(
-        math.prod(shape) // pieces[path] for path, shape in model.shapes.items()
+        math.prod(model.shapes[path]) // pieces[path]
+        for path in (model.shapes if paths is None else [*paths, *head])
     )

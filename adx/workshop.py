@@ -75,7 +75,7 @@ class Workshop:
 
     @functools.cached_property
     def models(self) -> generation.Models:
-        return loading.load_models(self.experiment, self.plan)
+        return loading.load_models(self.experiment, self.plan, whole=True)
 
     @functools.cached_property
     def _directed(self) -> generation.Models:

@@ -160,6 +160,7 @@ def test_what_is_ahead_is_said_before(students, tmp_path, finished):
     assert said[0].seconds > 0 == said[1].seconds
 
 
+@pytest.mark.slow  # a minute; assessing_test and tests/launch divide stages too
 def test_families_and_attacks_may_be_distilled_by_processes_of_their_own(students, tmp_path):
     study, path = make_study(students, seeds=(0,), attacks=(Attack('sft'), Attack('longer', longer=2.0))), str(tmp_path)
     write_traces(study, path)

@@ -36,7 +36,7 @@ def editable(batch):
     return editable_BL
 
 
-@pytest.mark.parametrize('step', ['flip', 'embedding'])
+@pytest.mark.parametrize('step', ['flip', pytest.param('embedding', marks=pytest.mark.slow)])
 def test_every_round_gains_by_exact_evaluation_and_changes_what_it_may(given, step):
     proxies, teacher, batch = given
     settings = Gradient(step=step, rounds=3, edits=4, floor=0.02, radius=2.0, join=Aggregation(how='min'))

@@ -123,6 +123,7 @@ SAMPLES = 2
 SELECTIONS = (Selection('longest', 'plain', 'max_length'), Selection('hardest', 'plain', 'max_nll'))
 
 
+@pytest.mark.slow  # half a minute
 def test_selections(tmp_path, monkeypatch):
     base = types.SimpleNamespace(
         selections=SELECTIONS, samples=SAMPLES, seed=0, prompting=None,
@@ -197,6 +198,7 @@ def test_environments(tmp_path):
     assert everywhere(tmp_path, run, check, EVERY, prepare) > 5
 
 
+@pytest.mark.slow  # half a minute
 def test_a_case(tmp_path):
     """Committed to, asked and judged; what was asked once is not journaled twice, and no verdict is lost."""
     case = dataclasses.replace(CASE, test=dataclasses.replace(CASE.test, pairs=2, decoys=10, level=0.1, repeats=1))
@@ -223,6 +225,7 @@ def test_a_case(tmp_path):
     assert everywhere(tmp_path, run, check, EVERY) > 20
 
 
+@pytest.mark.slow  # half a minute
 def test_a_search_for_instructions(tmp_path):
     plan = Evolution('plain', start=('paraphrase', 'formalise'), rounds=2, proposals=2)
 
@@ -243,6 +246,7 @@ def test_a_search_for_instructions(tmp_path):
     assert everywhere(tmp_path, run, check, EVERY) > 20
 
 
+@pytest.mark.slow  # half a minute
 def test_directions(tmp_path, monkeypatch):
     """Arrays as Orbax leaves them: under another name until they are whole."""
 

@@ -53,6 +53,7 @@ def measured(made, monkeypatch):
         monkeypatch.setattr(target, name, value)
 
 
+@pytest.mark.slow  # half a minute
 def test_measurements(tmp_path, made, measured):
     study, whole = made
 

@@ -211,6 +211,7 @@ class Learner:
         return types.SimpleNamespace(step=state.step + 1), Metrics(one * state.step, one, one, one, one)
 
 
+@pytest.mark.slow  # a minute; training_io_test interrupts at a few steps
 def test_checkpoints_and_metrics(tmp_path, monkeypatch):
     for target, name, value in (
         (orbax_io, 'Saver', Saver), (training_io, '_flat', lambda state: {}), (training_io, 'jnp', np),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from adx.decoding.engine import DecodeConfig, Engine
 from adx.decoding.ensemble import Weights
 from adx.defences import Undefended
 from adx.errors import ConfigError, InputError
-from adx.experiment import ModelSource
+from adx.experiment import Arm, ModelSource
 from adx.mesh import abstract_mesh
 from adx.models.rope import Rope
 from adx.models.transformer import make_model
@@ -26,7 +27,7 @@ from adx.processes import Place
 from adx.types import Request, RequestId, Sampling
 from launch.config import load_config
 from launch.run import dry_run
-from tests import tiny
+from tests import fakes, tiny
 
 
 @pytest.fixture
@@ -133,3 +134,34 @@ def test_hashes_of_proxies_need_no_weights(experiment):
     _, hashes = loading.load_proxies(run, loading.blueprint(run))
     assert loading.proxy_hashes(run) == [hashes['proxy_0'], hashes['proxy_1']]
     assert len(set(hashes.values())) == 2
+
+
+def test_an_early_exit_of_the_teacher_brings_what_is_its_own_only(experiment, tmp_path):
+    width, file = tiny.make_params()[0].config.embed_dim, tmp_path / 'translator.safetensors'
+    tensors = {'translator': 2 * np.eye(width, dtype=np.float32), 'translator_bias': np.ones(width, np.float32)}
+    save_file(tensors, file)
+    bare = experiment.proxies[0]
+    other = dataclasses.replace(bare, source=str(shutil.copytree(bare.source, tmp_path / 'copy')))
+    run = dataclasses.replace(experiment, proxies=(dataclasses.replace(bare, translator=str(file)), bare, other))
+    plan = loading.blueprint(run)
+    assert [group.exit for group in plan.ensemble.groups] == [1, 1, 0]
+    loaded = loading.load_models(run, plan)
+    translated, exited, full = loaded.weights.groups
+    assert {path: np.asarray(x)[0].tolist() for path, x in translated.items()} == {
+        path: x.tolist() for path, x in tensors.items()
+    }
+    assert exited == {}
+    whole = loading.load_models(run, plan, whole=True)
+    assert [set(params) for params in whole.weights.groups] == [set(g.model.axes) for g in plan.ensemble.groups]
+    assert whole.hashes == loaded.hashes
+    assert set(full) == set(plan.ensemble.groups[2].model.axes)
+    wants = dataclasses.replace(run, arms=(Arm('sloped', fakes.Sloped()),))
+    assert [set(params) for params in loading.load_models(wants, plan).weights.groups] == [
+        set(group.model.axes) for group in plan.ensemble.groups
+    ]
+
+
+def test_exits_of_a_teacher_that_is_one_itself_run_their_own_blocks(experiment):
+    early = dataclasses.replace(tiny.make_params()[0].config, translator=True)
+    laid_out = loading.lay_out(experiment, [early, early], tiny.VOCAB, abstract_mesh())
+    assert [group.exit for group in laid_out.ensemble.groups] == [0]

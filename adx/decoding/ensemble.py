@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from adx.errors import ConfigError
 from adx.mesh import PROXY, Layout
 from adx.models.cache import Cache, map_layout, place_prefix
 from adx.models.products import Linear, linear
-from adx.models.transformer import Model, Params
+from adx.models.transformer import Model, Params, translate
 from adx.types import Array
 
 
@@ -31,6 +32,7 @@ class Group:
     directions: per proxy, along which the pass is differentiated; 0 for none, and equal for all groups that run.
     difference: eps of the central difference of two copies, or 0 for the exact derivative. With eps the params hold
       theta + eps g, and `Weights.directions` theta - eps g of the one direction that a proxy then has.
+    exit: the proxies are early exits: their blocks are the first so many of the teacher's. 0 where they are not.
     """
 
     model: Model
@@ -38,10 +40,24 @@ class Group:
     count: int
     directions: int = 0
     difference: float = 0.0
+    exit: int = 0
+
+    @property
+    def reads(self) -> int:
+        """After how many of the teacher's blocks a proxy takes its hidden state, 0 where it runs blocks of its own: a
+        derivative is along their weights."""
+        return 0 if self.directions or self.difference else self.exit
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the model's weights those that a step of this group reads."""
+        return [path for path in self.model.axes if not self.reads or path.startswith('translator')]
 
 
 class Weights(NamedTuple):
-    """directions: per group, of the params' dtypes and with leading axes [N, M / N]; empty if none has any."""
+    """groups: at least `Group.paths` of each. directions: per group, of the params' dtypes and with leading axes
+    [N, M / N]; empty if none has any.
+    """
 
     teacher: Params
     groups: tuple[Params, ...]
@@ -64,7 +80,8 @@ class Caches(NamedTuple):
     def insert(self, prefix: Caches, sources: Array, targets: Array) -> Caches:
         """See models.cache.place_prefix."""
         one = lambda old, new: place_prefix(old, new, sources, targets)  # noqa: E731
-        groups, tangents = (tuple(map(jax.vmap(one), *pair)) for pair in zip(self[1:], prefix[1:], strict=True))
+        some = lambda old, new: jax.vmap(one)(old, new) if old.layers else old  # noqa: E731
+        groups, tangents = (tuple(map(some, *pair)) for pair in zip(self[1:], prefix[1:], strict=True))
         return Caches(one(self.teacher, prefix.teacher), groups, tangents)
 
 
@@ -107,6 +124,9 @@ class Ensemble:
 
         groups, tangents = [], []
         for group, params, directions in self._zip(weights.groups, weights.directions):
+            if group.reads:
+                groups.append(Cache(()))
+                continue
             run = functools.partial(fill, group.model)
             cache, tangent = _run(group, run, (params,), (directions,))
             groups.append(cache)
@@ -119,12 +139,16 @@ class Ensemble:
         tangents_MBV: derivatives of the proxies' logits, proxy n's directions together; None if there are none.
         """
         tokens_BL, positions_BL = token_B[:, None], position_B[:, None]
-        logits_BLV, teacher = self.teacher.apply(weights.teacher, tokens_BL, positions_BL, caches.teacher)
+        logits_BLV, exits, teacher = self._read(weights, tokens_BL, positions_BL, caches.teacher)
         logits_BV = self.teacher_layout.shard(logits_BLV[:, 0], 'BV')
         logits, slopes, groups, tangents = [jnp.zeros((0, *logits_BV.shape), jnp.float32)], [], [], []
         for group, params, cache, *others in self._zip(
             weights.groups, caches.groups, weights.directions, caches.tangents
         ):
+            if group.reads:
+                logits.append(self.teacher_layout.shard(next(exits)[:, :, 0], '.BV'))
+                groups.append(cache)
+                continue
             run = lambda product, p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c, product)  # noqa: E731
             z_NBV, dz_MBV, cache, tangent = _step(group, run, (params, cache), tuple(others))
             logits.append(self._gather(group, z_NBV))
@@ -145,9 +169,12 @@ class Ensemble:
         def read(model: Model, linear: Linear, params: Params) -> Array:
             return model.apply(params, tokens_BL, positions_BL, None, linear)[0]
 
-        logits_BLV = read(self.teacher, linear, weights.teacher)
+        logits_BLV, exits, _ = self._read(weights, tokens_BL, positions_BL, None)
         logits, slopes = [jnp.zeros((0, *logits_BLV.shape), jnp.float32)], []
         for group, params, directions in self._zip(weights.groups, weights.directions):
+            if group.reads:
+                logits.append(next(exits))
+                continue
             z_NBLV, dz_MBLV = _run(group, functools.partial(read, group.model), (params,), (directions,))
             if group.difference:
                 z_NBLV, dz_MBLV = derivative.central(z_NBLV, dz_MBLV, group.difference)
@@ -155,9 +182,32 @@ class Ensemble:
             slopes += [dz_MBLV] if group.directions else []
         return logits_BLV, jnp.concatenate(logits), jnp.concatenate(slopes) if slopes else None
 
+    def _read(
+        self, weights: Weights, tokens_BL: Array, positions_BL: Array, cache: Cache | None
+    ) -> tuple[Array, Iterator[Array], Cache]:
+        """The teacher's pass: (its logits_BLV, logits_NBLV of each group that reads its hidden states, its cache).
+
+        The head is read once for all of them.
+        """
+        teacher = functools.partial(self.teacher.apply, weights.teacher)
+        x_BLD = teacher(tokens_BL, cache is not None, method='inputs')
+        states, cache = teacher(x_BLD, positions_BL, cache, method='states')
+        exits_NBLD = [
+            _each(group, functools.partial(_exit, group, states[group.reads]), params)
+            for group, params in zip(self.groups, weights.groups, strict=True)
+            if group.reads
+        ]
+        unembed = functools.partial(teacher, method='unembed')
+        if not exits_NBLD:
+            return unembed(states[-1]), iter(()), cache
+        together_NBLD = jnp.concatenate([states[-1][None], *exits_NBLD])
+        logits_NBLV = jax.vmap(unembed)(self.teacher_layout.shard(together_NBLD, '.B..'))
+        ends = list(itertools.accumulate((len(x) for x in exits_NBLD), initial=1))
+        return logits_NBLV[0], (logits_NBLV[a:b] for a, b in itertools.pairwise(ends)), cache
+
     def empty_caches(self, rows: int, length: int) -> Caches:
         def stacked(group: Group, count: int) -> Cache:
-            one = group.model.empty_cache(rows, length)
+            one = Cache(()) if group.reads else group.model.empty_cache(rows, length)
             return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
 
         groups = tuple(stacked(group, group.count) for group in self.groups)
@@ -198,6 +248,11 @@ class Ensemble:
         proxies' own pass: there they are combined."""
         # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
         return self.teacher_layout.shard(group.layout.shard(x_NBV, 'NBV'), '.BV')
+
+
+def _exit(group: Group, x_BLD: Array, params: Params) -> Array:
+    """The hidden state of one proxy of a group that reads the teacher's, x_BLD, as the head wants it."""
+    return translate(x_BLD, params['translator'], params['translator_bias']) if group.model.config.translator else x_BLD
 
 
 def _step(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]):
@@ -241,7 +296,7 @@ def _each(group: Group, run: Callable[..., Any], *stacked: Any) -> Any:
 def stack_params(model: Model, layout: Layout, members: Sequence[Params]) -> Params:
     """Stacks proxies of one architecture on a leading axis N, weight by weight, placed by `layout`."""
     stacked = {}
-    for path, axes in model.axes.items():
-        stack = jax.jit(lambda *xs: jnp.stack(xs), out_shardings=layout.sharding('N' + axes))
+    for path in members[0]:
+        stack = jax.jit(lambda *xs: jnp.stack(xs), out_shardings=layout.sharding('N' + model.axes[path]))
         stacked[path] = stack(*(member[path] for member in members))
     return stacked

@@ -211,6 +211,12 @@ class Block(nnx.Module):
         return x_BLD + (self.post_mlp_norm(y_BLD) if self.post_norms else y_BLD), layer
 
 
+def translate(x_BLD: Array, w_DE: Array, bias_D: Array, linear: Linear = linear) -> Array:
+    """An early exit's hidden states as the final norm wants them."""
+    y_BLD = linear('BLD,DE->BLE', x_BLD, w_DE)
+    return y_BLD + bias_D.astype(y_BLD.dtype)
+
+
 class Transformer(nnx.Module):
     """Tokens to hidden states to logits, over an explicit cache."""
 
@@ -238,7 +244,12 @@ class Transformer(nnx.Module):
         x_BLD = self.inputs(tokens_BL, decoding=cache is not None)
         return self.through(x_BLD, positions_BL, cache, *given, **options)
 
-    def through(
+    def through(self, x_BLD: Array, *given: Any, **options: Any) -> tuple[Array, Cache]:
+        """Hidden states [B, L, D] after the last block, and the cache: see `states`."""
+        states, cache = self.states(x_BLD, *given, **options)
+        return states[-1], cache
+
+    def states(
         self,
         x_BLD: Array,
         positions_BL: Array,
@@ -246,26 +257,26 @@ class Transformer(nnx.Module):
         linear: Linear = linear,
         remat: bool = False,
         segments_BL: Array | None = None,
-    ) -> tuple[Array, Cache]:
-        """Hidden states [B, L, D] after the last block, and the cache with what was read written.
+    ) -> tuple[list[Array], Cache]:
+        """Hidden states [B, L, D] before the first block and after each, and the cache with what was read written.
 
         segments_BL: which example of a packed row a token belongs to, without a cache only: attention stays within one.
         remat: a backward pass computes each block again and keeps what passes between blocks only.
         """
-        layers = []
+        states, layers = [x_BLD], []
         for i, block in enumerate(self.blocks):
             past = None if cache is None else cache.layers[i]
             run = functools.partial(block, past=past, linear=linear, segments_BL=segments_BL)
-            x_BLD, layer = (jax.checkpoint(run) if remat else run)(x_BLD, positions_BL)
+            x_BLD, layer = (jax.checkpoint(run) if remat else run)(states[-1], positions_BL)
+            states.append(x_BLD)
             layers.append(layer)
-        return x_BLD, Cache(tuple(layers))
+        return states, Cache(tuple(layers))
 
     def unembed(self, x_BLD: Array, linear: Linear = linear) -> Array:
         """Float32 logits; padded vocabulary rows are MASKED."""
         config = self.config
         if config.translator:
-            x_BLD = linear('BLD,DE->BLE', x_BLD, self.translator[...])
-            x_BLD += self.translator_bias[...].astype(x_BLD.dtype)
+            x_BLD = translate(x_BLD, self.translator[...], self.translator_bias[...], linear)
         head_VD = self.embed[...] if config.tied else self.head[...]
         logits_BLV = linear('BLD,VD->BLV', self.final_norm(x_BLD), head_VD).astype(jnp.float32)
         logits_BLV = softcap(logits_BLV, config.final_softcap)
@@ -302,7 +313,9 @@ class Model:
     remat: bool = False
 
     def apply(self, params: Params, *args: Any, method: str = '__call__', **kwargs: Any) -> Any:
-        """Calls a method of Transformer: '__call__' -> (logits, cache), 'inputs', 'hidden', 'through' or 'unembed'."""
+        """Calls a method of Transformer: '__call__' -> (logits, cache), 'inputs', 'hidden', 'through', 'states' or
+        'unembed'.
+        """
         state = nnx.from_flat_state((_keys(path), nnx.Param(value)) for path, value in params.items())
         if self.remat and method not in ('inputs', 'unembed'):
             kwargs['remat'] = True

@@ -120,7 +120,8 @@ def test_a_student_that_is_stopped_is_saved_and_the_same_command_goes_on(place):
     assert not list(training.iterdir())
 
 
-@pytest.mark.parametrize('axis', ['data', pytest.param('model', marks=pytest.mark.slow)])
+@pytest.mark.slow  # a minute; together_test kills programs across hosts too
+@pytest.mark.parametrize('axis', ['data', 'model'])
 def test_one_program_of_two_processes_is_killed_and_goes_on_to_the_students_of_one(place, axis):
     given = flags(place, axis, f'--set=experiment.mesh.{axis}=2')
     killed = ('-c', PROGRAM.format(at=14, pace=0.0))

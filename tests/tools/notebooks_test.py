@@ -76,6 +76,7 @@ def test_quickstart_shows_traces_and_goes_on_after_an_interruption(smollm2, monk
     assert second.count('<article>') == 8
 
 
+@pytest.mark.slow  # a minute
 def test_derivative_checks_itself_and_shows_traces(smollm2, monkeypatch):
     for name, value in smollm2.items():
         monkeypatch.setenv(name, value)

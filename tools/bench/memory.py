@@ -35,17 +35,19 @@ MEASURED = {'decoding': (smollm2_poe, 'product_of_experts'), 'derivative': (smol
 def abstract_weights(ensemble: Ensemble) -> Weights:
     """Shapes and places of the weights as they are loaded: norm scales in float32, the rest in the compute dtype."""
 
-    def one(model: Model, layout: Layout, stack: tuple[int, ...] = (), letters: str = '') -> dict[str, Any]:
+    def one(
+        model: Model, layout: Layout, stack: tuple[int, ...] = (), letters: str = '', paths: Any = None
+    ) -> dict[str, Any]:
         return {
             path: jax.ShapeDtypeStruct(
-                (*stack, *shape),
+                (*stack, *model.shapes[path]),
                 jnp.float32 if path.endswith('.scale') else model.config.dtype,
                 sharding=layout.sharding(letters + model.axes[path]),
             )
-            for path, shape in model.shapes.items()
+            for path in (model.shapes if paths is None else paths)
         }
 
-    groups = tuple(one(group.model, group.layout, (group.count,), 'N') for group in ensemble.groups)
+    groups = tuple(one(group.model, group.layout, (group.count,), 'N', group.paths) for group in ensemble.groups)
     stacks = [(group.model, group.layout, (group.count, group.directions)) for group in ensemble.groups]
     directions = tuple(one(*stack, 'NM') for stack in stacks) if ensemble.directions else ()
     return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups, directions)

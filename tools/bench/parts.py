@@ -33,7 +33,7 @@ def attention_timer(ensemble: Ensemble, caches: Caches) -> Callable[[], float]:
     models += [
         (group.model.config, jax.tree.map(lambda x, n=n: x[n], stacked))
         for group, stacked in zip(ensemble.groups, caches.groups, strict=True)
-        for n in range(group.count)
+        for n in range(group.count if stacked.layers else 0)
     ]
 
     def attention(caches: Sequence[Any]) -> list[jax.Array]:

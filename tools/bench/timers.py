@@ -16,13 +16,14 @@ from adx.decoding.ensemble import Ensemble, Weights
 from adx.decoding.slots import request_rows
 from adx.experiment import Arm
 from adx.generation import Models
-from adx.models.products import linear
-from adx.models.transformer import Model, Params
+from adx.models.products import Linear, linear
+from adx.models.transformer import Model, Params, translate
 from adx.types import Request, RequestId
 
 BATCH = 32  # at which steps are compared, and the engine's slots
 CONTEXT = 224  # tokens before the steps that are compared: about a GSM8K prompt and half of its trace
 STEPS = 24  # decode steps of each side in one repeat of the step comparison
+Pass = Callable[[Linear, Params], Any]
 
 
 def timer(
@@ -74,12 +75,13 @@ def matmul_timer(models: Models) -> Callable[[], float]:
     """Seconds of all products with weights in one decode step of teacher and proxies, and of nothing else."""
     ensemble: Ensemble = models.ensemble
     weights: Weights = models.weights
-    pairs = [(ensemble.teacher, weights.teacher)]
+    reading = sum(group.count for group in ensemble.groups if group.reads)
+    passes: list[tuple[Pass, Params]] = [(functools.partial(_step, ensemble.teacher, 1 + reading), weights.teacher)]
     for group, stacked in zip(ensemble.groups, weights.groups, strict=True):
-        pairs += [(group.model, jax.tree.map(lambda x, n=n: x[n], stacked)) for n in range(group.count)]
+        one = _exit if group.reads else functools.partial(_step, group.model, 1)
+        passes += [(one, jax.tree.map(lambda x, n=n: x[n], stacked)) for n in range(group.count)]
     programs = [
-        (jax.jit(functools.partial(_products, model)), params, _inputs(model, params))
-        for model, params in pairs
+        (jax.jit(functools.partial(_products, one)), params, _inputs(one, params)) for one, params in passes
     ]
 
     def seconds() -> float:
@@ -90,7 +92,7 @@ def matmul_timer(models: Models) -> Callable[[], float]:
     return seconds
 
 
-def _inputs(model: Model, params: Params) -> dict[str, jax.Array]:
+def _inputs(one: Pass, params: Params) -> dict[str, jax.Array]:
     """One activation of each shape that a product reads, by its shape."""
     shapes: set[tuple[int, ...]] = set()
 
@@ -99,11 +101,11 @@ def _inputs(model: Model, params: Params) -> dict[str, jax.Array]:
             shapes.add(x.shape)
         return linear(equation, x, w, dtype)
 
-    jax.eval_shape(functools.partial(_step, model, record), params)
+    jax.eval_shape(functools.partial(one, record), params)
     return {str(shape): jax.random.normal(jax.random.key(0), shape) for shape in shapes}
 
 
-def _products(model: Model, params: Params, inputs: dict[str, jax.Array]) -> list[jax.Array]:
+def _products(one: Pass, params: Params, inputs: dict[str, jax.Array]) -> list[jax.Array]:
     """Every product of a step. Each reads an input instead of what came before it, the rest is dead code."""
     products: list[jax.Array] = []
 
@@ -113,7 +115,7 @@ def _products(model: Model, params: Params, inputs: dict[str, jax.Array]) -> lis
         products.append(linear(equation, inputs[str(x.shape)], w))
         return products[-1]
 
-    _step(model, record, params)
+    one(record, params)
     return products
 
 
@@ -122,9 +124,19 @@ def reads_a_weight(equation: str) -> bool:
     return equation.startswith('BL')
 
 
-def _step(model: Model, linear_fn: Callable[..., jax.Array], params: Params) -> Any:
+def _step(model: Model, read: int, linear_fn: Linear, params: Params) -> Any:
+    """read: for how many hidden states of a row the head gives logits."""
     tokens_BL = jnp.zeros((BATCH, 1), jnp.int32)
-    return model.apply(params, tokens_BL, tokens_BL, model.empty_cache(BATCH, 8), linear=linear_fn)
+    x_BLD, _ = model.apply(params, tokens_BL, tokens_BL, model.empty_cache(BATCH, 8), linear_fn, method='hidden')
+    return model.apply(params, jnp.repeat(x_BLD, read, axis=1), linear_fn, method='unembed')
+
+
+def _exit(linear_fn: Linear, params: Params) -> Any:
+    """What an early exit adds to a step that reads the teacher's hidden states."""
+    if 'translator' not in params:
+        return None
+    x_BLD = jnp.zeros((BATCH, 1, len(params['translator'])), params['translator'].dtype)
+    return translate(x_BLD, params['translator'], params['translator_bias'], linear_fn)
 
 
 def median_ms(seconds: Sequence[float]) -> float:
