@@ -60,8 +60,8 @@ def _read(model: Model, params: Params, batch: Batch, x_BLD: Array) -> tuple[Arr
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
 
     def loss(x_BLD: Array) -> tuple[Array, Array]:
-        hidden_BLD, _ = model.apply(params, x_BLD, positions_BL, method='through')
-        logits_BLV = model.apply(params, hidden_BLD, method='unembed')
+        states, _ = model.apply(params, x_BLD, positions_BL, method='states')
+        logits_BLV = model.apply(params, states[-1], method='unembed')
         losses_BL = losses.token_losses(logits_BLV, tokens_BL, targets_BL)
         return jnp.sum(losses_BL * losses.ahead(_shares(batch))), logits_BLV
 

@@ -19,8 +19,9 @@ class ModelSource:
     """Where a model comes from.
 
     source: a Hugging Face directory, a .gguf file, an Orbax directory or a name in the cache (loading.resolve).
-    exit_layer: keeps the first layers only, 0 keeps all; translator: the affine map that such an early exit needs,
-    a safetensors file or the name of a shipped one.
+    exit_layer: keeps the first layers only, 0 keeps all. A proxy of the teacher's own source then decodes from the
+    teacher's hidden state there (decoding.ensemble.Group.exit). translator: the affine map that such an early exit
+    needs, a safetensors file or the name of a shipped one.
     """
 
     source: str

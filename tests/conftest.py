@@ -25,6 +25,11 @@ jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE
 jax.config.update('jax_persistent_cache_min_compile_time_secs', SECONDS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: processes that share the files do not wait for it at the end."""
+    items.sort(key=lambda item: 'study_test' not in item.nodeid)
+
+
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
     """Programs of a module go with it: a process that keeps those of all of them grows to gigabytes, and every fork of

@@ -55,8 +55,8 @@ def test_slopes_are_the_derivative_of_values_in_the_one_hot_rows(given, which):
         if CONFIG.scale_embeddings:
             x_BLD *= CONFIG.embed_dim**0.5
         positions_BL = jnp.broadcast_to(jnp.arange(LENGTH), x_BLV.shape[:2])
-        hidden_BLD, _ = model.apply(params, x_BLD, positions_BL, method='through')
-        log_p_BLV = jax.nn.log_softmax(model.apply(params, hidden_BLD, method='unembed'))
+        states, _ = model.apply(params, x_BLD, positions_BL, method='states')
+        log_p_BLV = jax.nn.log_softmax(model.apply(params, states[-1], method='unembed'))
         losses_BL = -jnp.sum(x_BLV[:, 1:] * log_p_BLV[:, :-1], axis=-1)
         targets_BL = batch.targets_BL[:, 1:]
         return jnp.sum(losses_BL * targets_BL, axis=-1) / targets_BL.sum(axis=-1)

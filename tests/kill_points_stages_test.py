@@ -161,6 +161,7 @@ def test_selections(tmp_path, monkeypatch):
     assert everywhere(tmp_path, run, check, EVERY, copied(tmp_path / 'whole'), between) > 20
 
 
+@pytest.mark.slow  # half a minute
 def test_retention(tmp_path, released, monkeypatch):
     source, before = released
     monkeypatch.setattr(retention, 'DAY', 1e-6)

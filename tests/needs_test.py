@@ -40,6 +40,7 @@ def test_only_means_sum_directions(rule, sums):
     assert sums_directions(rule) == sums
 
 
+@pytest.mark.slow  # half a minute
 def test_under_the_mean_directions_are_one_with_the_same_mean():
     whole = fakes.make_ensemble(count=2, directions=3)
     summed = needed(*whole, Antidistillation())

@@ -213,8 +213,7 @@ class Block(nnx.Module):
 
 def translate(x_BLD: Array, w_DE: Array, bias_D: Array, linear: Linear = linear) -> Array:
     """An early exit's hidden states as the final norm wants them."""
-    y_BLD = linear('BLD,DE->BLE', x_BLD, w_DE)
-    return y_BLD + bias_D.astype(y_BLD.dtype)
+    return linear('BLD,DE->BLE', x_BLD, w_DE) + bias_D.astype(x_BLD.dtype)
 
 
 class Transformer(nnx.Module):
@@ -240,13 +239,9 @@ class Transformer(nnx.Module):
     def hidden(
         self, tokens_BL: Array, positions_BL: Array, cache: Cache | None = None, *given: Any, **options: Any
     ) -> tuple[Array, Cache]:
-        """`through` the blocks from tokens."""
-        x_BLD = self.inputs(tokens_BL, decoding=cache is not None)
-        return self.through(x_BLD, positions_BL, cache, *given, **options)
-
-    def through(self, x_BLD: Array, *given: Any, **options: Any) -> tuple[Array, Cache]:
         """Hidden states [B, L, D] after the last block, and the cache: see `states`."""
-        states, cache = self.states(x_BLD, *given, **options)
+        x_BLD = self.inputs(tokens_BL, decoding=cache is not None)
+        states, cache = self.states(x_BLD, positions_BL, cache, *given, **options)
         return states[-1], cache
 
     def states(
@@ -313,9 +308,7 @@ class Model:
     remat: bool = False
 
     def apply(self, params: Params, *args: Any, method: str = '__call__', **kwargs: Any) -> Any:
-        """Calls a method of Transformer: '__call__' -> (logits, cache), 'inputs', 'hidden', 'through', 'states' or
-        'unembed'.
-        """
+        """Calls a method of Transformer: '__call__' -> (logits, cache), 'inputs', 'hidden', 'states' or 'unembed'."""
         state = nnx.from_flat_state((_keys(path), nnx.Param(value)) for path, value in params.items())
         if self.remat and method not in ('inputs', 'unembed'):
             kwargs['remat'] = True

@@ -71,8 +71,8 @@ def decode(ensemble, weights):
 @pytest.mark.parametrize(
     ('shape', 'shard_weights'),
     [
-        ((1, 1, 1), False),
         ((2, 2, 2), False),
+        pytest.param((1, 1, 1), False, marks=pytest.mark.slow),
         pytest.param((2, 2, 2), True, marks=pytest.mark.slow),
         pytest.param((1, 4, 2), False, marks=pytest.mark.slow),
         pytest.param((1, 1, 8), True, marks=pytest.mark.slow),

@@ -155,7 +155,9 @@ def test_a_survivors_log_names_whom_it_missed(text, named):
 
 def test_signals_go_on_to_all_and_what_does_not_end_is_killed(tmp_path):
     ready = [tmp_path / 'gentle', tmp_path / 'stubborn']
-    gentle = f'import pathlib, time\ntry: pathlib.Path({str(ready[0])!r}).touch(); time.sleep(600)'
+    # A shell that starts tests in the background has them ignore SIGINT, and so their children.
+    heed = 'import pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)'
+    gentle = f'{heed}\ntry: pathlib.Path({str(ready[0])!r}).touch(); time.sleep(600)'
     stubborn = STUBBORN.replace(FOREVER, f'open({str(ready[1])!r}, "w"); {FOREVER}')
     stopped = start(f'{gentle}\nexcept KeyboardInterrupt: raise SystemExit(75)', stubborn)
     stopped.grace = 3.0  # enough for the gentle one on a busy machine

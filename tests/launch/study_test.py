@@ -17,8 +17,8 @@ CONFIG = '--config=configs/testbed_small.py'
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
-    """Compile time is most of it: both seeds and all processes share programs."""
-    found = tiny.environment(tmp_path_factory.mktemp('cache'))
+    """Both seeds and all processes share programs, which are as users have them: it trains for minutes."""
+    found = tiny.environment(tmp_path_factory.mktemp('cache')) | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in found.items():
             patch.setenv(name, value)
