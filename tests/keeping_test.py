@@ -111,8 +111,10 @@ def test_stopped_students_go_on_bit_for_bit(tmp_path, kind, stops):
     told = []
     found = teach(kind, shelf_in(tmp_path), lambda done, total: told.append((done, total)))
     assert told[-1:] in ([(STEPS, STEPS)], [])
-    if sum(stops) < 18:
-        assert 0 < len(told) < STEPS  # it went on, and not from the start
+    if stops != (1,):  # what was written first may be a corpus, with the students at their start
+        assert len(told) < STEPS
+    if len(stops) > 1 or 1 < stops[0] < 12:  # later writes may be those of the end
+        assert told
     assert_same(found, uninterrupted(kind))
     assert_same(teach(kind, shelf_in(tmp_path)), uninterrupted(kind))  # also when it is asked once more
 
