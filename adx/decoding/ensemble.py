@@ -193,7 +193,7 @@ class Ensemble:
         x_BLD = teacher(tokens_BL, cache is not None, method='inputs')
         states, cache = teacher(x_BLD, positions_BL, cache, method='states')
         exits_NBLD = [
-            _each(group, functools.partial(_exit, group, states[group.reads]), params)
+            _exits(group, states[group.reads], params)
             for group, params in zip(self.groups, weights.groups, strict=True)
             if group.reads
         ]
@@ -250,9 +250,11 @@ class Ensemble:
         return self.teacher_layout.shard(group.layout.shard(x_NBV, 'NBV'), '.BV')
 
 
-def _exit(group: Group, x_BLD: Array, params: Params) -> Array:
-    """The hidden state of one proxy of a group that reads the teacher's, x_BLD, as the head wants it."""
-    return translate(x_BLD, params['translator'], params['translator_bias']) if group.model.config.translator else x_BLD
+def _exits(group: Group, x_BLD: Array, params: Params) -> Array:
+    """[N, B, L, D]: x_BLD, the teacher's hidden state, as the head wants it from each proxy of a group."""
+    if not group.model.config.translator:
+        return jnp.broadcast_to(x_BLD, (group.count, *x_BLD.shape))
+    return _each(group, lambda own: translate(x_BLD, own['translator'], own['translator_bias']), params)
 
 
 def _step(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]):

@@ -37,13 +37,13 @@ def early_exit(model, teacher, seed):
 
 @functools.cache
 def models(shape=(1, 1, 1), shard_weights=False):
-    """(Ensemble, Weights) of a teacher, two early exits of one depth, another model, and a third exit."""
+    """(Ensemble, Weights) of a teacher, two early exits of one depth, another model, and two bare earlier exits."""
     mesh = make_mesh(*shape)
     model, layout = make_model(TEACHER), teacher_layout(mesh, TEACHER.sizes, shard_weights)
     drawn = model.init(0)
     params = {path: jax.device_put(x, layout.sharding(model.axes[path])) for path, x in drawn.items()}
     groups, weights = [], []
-    for config, count, exit_layer in ((EARLY, 2, 2), (fakes.PROXY, 1, 0), (EARLIEST, 1, 1)):
+    for config, count, exit_layer in ((EARLY, 2, 2), (fakes.PROXY, 1, 0), (EARLIEST, 2, 1)):
         proxy = make_model(config)
         group = Group(proxy, proxy_layout(mesh, config.sizes, count), count, exit=exit_layer)
         members = [early_exit(proxy, drawn, n) if exit_layer else proxy.init(7) for n in range(count)]
