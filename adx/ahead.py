@@ -17,7 +17,7 @@ import jax
 
 from adx import checkpoints
 from adx import experiment as experiments
-from adx.decoding.ensemble import Weights
+from adx.decoding.ensemble import Ensemble, Group, Weights
 from adx.experiment import Experiment
 from adx.generation import Models, make_engines
 from adx.loading import Blueprint
@@ -52,7 +52,7 @@ def _quietly(experiment: Experiment, plan: Blueprint, pending: Sequence[Request]
 
 def compile_programs(experiment: Experiment, plan: Blueprint, pending: Sequence[Request]) -> None:
     """Every program that the requests need while the shortest caches hold them."""
-    models = Models(plan.ensemble, abstract_weights(plan, experiment.dtype), plan.tokenizer, {})
+    models = Models(plan.ensemble, abstract_weights(plan.ensemble), plan.tokenizer, {})
     wanted = {request.id.setting for request in pending}
     arms = [arm for arm in experiment.arms if arm.name in wanted]
     for engine, names in make_engines(models, arms, experiment.decode, experiment.seed, experiment.protected_spans):
@@ -60,18 +60,27 @@ def compile_programs(experiment: Experiment, plan: Blueprint, pending: Sequence[
         engine.compile(mine)
 
 
-def abstract_weights(plan: Blueprint, dtype: str) -> Weights:
-    """The shapes, dtypes and places of the weights of teacher and proxies."""
-    ensemble = plan.ensemble
-    teacher: Any = checkpoints.abstract_params(ensemble.teacher, ensemble.teacher_layout, dtype)
-    groups: list[Any] = []
-    for group in ensemble.groups:
-        alone = checkpoints.abstract_params(group.model, group.layout, dtype)
-        groups.append({
+def abstract_weights(ensemble: Ensemble) -> Weights:
+    """The shapes, dtypes and places of the weights of teacher and proxies, and of their directions."""
+
+    def stacked(group: Group, paths: Sequence[str], lead: tuple[int, ...], letters: str) -> Any:
+        alone = checkpoints.abstract_params(group.model, group.layout, group.model.config.dtype)
+        return {
             path: jax.ShapeDtypeStruct(
-                (group.count, *leaf.shape), leaf.dtype, sharding=group.layout.sharding('N' + group.model.axes[path])
+                (*lead, *alone[path].shape),
+                alone[path].dtype,
+                sharding=group.layout.sharding(letters + group.model.axes[path]),
             )
-            for path, leaf in alone.items()
-            if path in group.paths
-        })  # fmt: skip
-    return Weights(teacher, tuple(groups))
+            for path in paths
+        }
+
+    teacher: Any = checkpoints.abstract_params(
+        ensemble.teacher, ensemble.teacher_layout, ensemble.teacher.config.dtype
+    )
+    groups = tuple(stacked(group, group.paths, (group.count,), 'N') for group in ensemble.groups)
+    along = tuple(
+        stacked(group, group.paths, (group.count, group.directions), 'NM')
+        for group in ensemble.groups
+        if group.directions
+    )
+    return Weights(teacher, groups, along)

@@ -53,7 +53,7 @@ def test_the_shapes_are_those_of_the_weights(tmp_path, mesh):
     experiment = load_config(tiny.write_config(tmp_path / 'config.py', tiny.write_teacher(tmp_path / 'teacher')))
     experiment = dataclasses.replace(experiment, mesh=mesh, dtype='bfloat16')
     plan = blueprint(experiment)
-    told, read = ahead.abstract_weights(plan, 'bfloat16'), load_models(experiment, plan).weights
+    told, read = ahead.abstract_weights(plan.ensemble), load_models(experiment, plan).weights
     assert jax.tree.structure(told) == jax.tree.structure(read)
     for shape, x in zip(jax.tree.leaves(told), jax.tree.leaves(read), strict=True):
         assert (shape.shape, shape.dtype) == (x.shape, x.dtype)

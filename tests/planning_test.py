@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adx import planning
+from adx.ahead import abstract_weights
 from adx.batching import Batch
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble, Group
@@ -22,7 +23,7 @@ from adx.optimising import Recipe
 from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
 from adx.rewriters.gradient import Gradient
 from adx.training import Trainer
-from tools.bench.memory import abstract_weights, chunk_over_plan, peak_over_total
+from tools.bench.memory import chunk_over_plan, peak_over_total
 
 MODEL = TransformerConfig(
     vocab_size=8192, num_layers=3, embed_dim=32, mlp_dim=64, num_heads=4, num_kv_heads=2, head_dim=8

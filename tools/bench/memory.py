@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 from absl import app
 
+from adx.ahead import abstract_weights
 from adx.decoding.engine import DecodeConfig, Engine
-from adx.decoding.ensemble import Ensemble, Weights
+from adx.decoding.ensemble import Ensemble
 from adx.loading import blueprint
-from adx.mesh import Layout
-from adx.models.transformer import Model
 from adx.needs import planned
 from adx.planning import plan_memory
 from adx.types import Defence
@@ -30,27 +29,6 @@ from tools.bench import figures
 
 # table -> (config, the arm that needs most)
 MEASURED = {'decoding': (smollm2_poe, 'product_of_experts'), 'derivative': (smollm2_ads, 'antidistillation')}
-
-
-def abstract_weights(ensemble: Ensemble) -> Weights:
-    """Shapes and places of the weights as they are loaded: norm scales in float32, the rest in the compute dtype."""
-
-    def one(
-        model: Model, layout: Layout, stack: tuple[int, ...] = (), letters: str = '', paths: Any = None
-    ) -> dict[str, Any]:
-        return {
-            path: jax.ShapeDtypeStruct(
-                (*stack, *model.shapes[path]),
-                jnp.float32 if path.endswith('.scale') else model.config.dtype,
-                sharding=layout.sharding(letters + model.axes[path]),
-            )
-            for path in (model.shapes if paths is None else paths)
-        }
-
-    groups = tuple(one(group.model, group.layout, (group.count,), 'N', group.paths) for group in ensemble.groups)
-    stacks = [(group.model, group.layout, (group.count, group.directions)) for group in ensemble.groups]
-    directions = tuple(one(*stack, 'NM') for stack in stacks) if ensemble.directions else ()
-    return Weights(one(ensemble.teacher, ensemble.teacher_layout), groups, directions)
 
 
 def compile_chunk(engine: Engine, defence: Defence) -> Any:

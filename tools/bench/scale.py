@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from adx import loading, needs, planning
+from adx.ahead import abstract_weights
 from adx.batching import Rows
 from adx.decoding.engine import Engine
 from adx.decoding.ensemble import Ensemble
@@ -45,7 +46,7 @@ from adx.types import Defence
 from configs import literature_trio
 from launch import program
 from tools.bench import figures
-from tools.bench.memory import abstract_weights, compile_chunk, peak_bytes
+from tools.bench.memory import compile_chunk, peak_bytes
 
 TABLE = 'scale'
 GOALS = {'plan_error': ('of the plan', '-0.1 to 0.1'), 'temp_over_arguments': ('of the arguments', '<= 0.1')}
