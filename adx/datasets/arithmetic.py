@@ -6,6 +6,7 @@ See arithmetic_problems.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator
 
@@ -45,14 +46,7 @@ class Arithmetic:
         """`size` prompts; the row is named after its index, so a larger size keeps the rows of a smaller one."""
         self.check()
         check_choice('split', split, SPLITS)
-        found = []
-        for row in range(self.size):
-            rng = random.Random(f'{self.seed}/{split}/{row}')
-            problem = self.draw(rng, split)
-            question = problems.write_question(rng, problem, held_out=split == 'test')
-            messages = ({'role': 'user', 'content': question},)
-            found.append(Prompt(self.name, split, str(row), messages, str(problem.values[problem.target])))
-        return found
+        return list(_drawn(dataclasses.replace(self, steps=tuple(self.steps)), split))
 
     def draw(self, rng: random.Random, split: str) -> problems.Problem:
         return problems.draw_problem(rng, rng.randint(*self.steps), rng.randint(0, self.distractors), split)
@@ -108,6 +102,19 @@ class Arithmetic:
     def statements(self, text: str) -> list[tuple[str, bool]]:
         """Every arithmetic statement of a solution and whether it is true, as equations.statements has them."""
         return statements(text)
+
+
+@functools.lru_cache(maxsize=16)
+def _drawn(dataset: Arithmetic, split: str) -> tuple[Prompt, ...]:
+    """Kept, because drawing takes seconds and the stages of a study ask for the same splits again."""
+    found = []
+    for row in range(dataset.size):
+        rng = random.Random(f'{dataset.seed}/{split}/{row}')
+        problem = dataset.draw(rng, split)
+        question = problems.write_question(rng, problem, held_out=split == 'test')
+        messages = ({'role': 'user', 'content': question},)
+        found.append(Prompt(dataset.name, split, str(row), messages, str(problem.values[problem.target])))
+    return tuple(found)
 
 
 def _problem(question: Question) -> problems.Problem:

@@ -54,7 +54,7 @@ DOUBLING = "{% set s = namespace(t='ha') %}{% for i in range(60) %}{% set s.t = 
     [
         (LOOP, 'more than 2 s'),
         ('{{ 9 ** (9 ** 9) }}', 'more than 2 s'),  # a constant: folded while it is compiled
-        (DOUBLING, 'MemoryError'),
+        (DOUBLING, 'MemoryError|more than 2 s'),  # whichever the machine reaches first
         ("{{ 'ha' * 10 ** 11 }}", 'Error'),
         ("{{ 'ha'.ljust(10 ** 11) }}", 'Error'),
         ('{{ range(10 ** 9) | list }}', 'OverflowError'),
