@@ -20,9 +20,11 @@ from adx.selection import Selection
 from adx.study_traces import seed_path
 from launch import study as stages
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
+
 
 @pytest.fixture(scope='module')
-def ran(tmp_path_factory):
+def ran(shared_trainers, tmp_path_factory):
     """(study, path, quality) after every stage."""
     directory = tmp_path_factory.mktemp('study')
     study = make_study(write_students(directory), attacks=(Attack('sft'),), seeds=(0, 1), testbed='a <b>tiny</b> bed')

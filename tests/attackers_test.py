@@ -22,6 +22,8 @@ from adx.gradients import Differentiator
 from adx.mesh import make_mesh
 from adx.study import Student, check
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
+
 
 def test_attackers_ask_again_and_judge_by_a_model_of_their_own(students, tmp_path):
     # A random model paraphrases into nothing that ends in the same answer: no lesson is left, so no student either.

@@ -50,6 +50,25 @@ def smollm2(tmp_path_factory) -> dict[str, str]:
     return tiny.environment(cache)
 
 
+@pytest.fixture(scope='module')
+def shared_trainers():
+    """Studies of a module compile the training of like students once: a process of a user's has one study."""
+    from adx import teaching
+
+    kept = {}
+
+    def trainer(model, mesh, recipe, *more):
+        key = model.config, mesh, recipe, *more
+        if key not in kept:
+            kept[key] = made(model, mesh, recipe, *more)
+        return kept[key]
+
+    made = teaching.Trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teaching, 'Trainer', trainer)
+        yield
+
+
 @pytest.fixture(scope='session')
 def students(tmp_path_factory) -> list[str]:
     """Directories of two tiny random students, which nobody changes."""

@@ -23,11 +23,12 @@ from adx.storage import Workdir
 from adx.study import attack_hashes, check, commitment, study_hash
 from launch import study as launch
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
 SELECTIONS = {'one': 'first', 'any': 'random', 'long': 'max_length'}
 
 
 @pytest.fixture(scope='module')
-def finished(students, tmp_path_factory):
+def finished(students, shared_trainers, tmp_path_factory):
     """(study, path, outcomes) of a study that ran."""
     study, path = make_study(students), str(tmp_path_factory.mktemp('study'))
     check(study)

@@ -22,6 +22,8 @@ from adx.optimising import Recipe
 from adx.storage import Workdir
 from adx.teaching import Classroom, Job
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
+
 MODEL = make_model(fakes.PROXY)
 STEPS, EVERY = 12, 4
 

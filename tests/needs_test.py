@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,10 +20,10 @@ LEAST = Aggregation(how='min')
 
 def stepped(ensemble: Ensemble, weights: Weights):
     """(logits_NBV, tangents_MBV) after two tokens of four rows."""
-    caches = ensemble.empty_caches(4, 4)
+    caches, step = ensemble.empty_caches(4, 4), jax.jit(ensemble.step)
     for position in range(2):
         tokens_B = np.arange(4) * 7 + position
-        _, logits_NBV, tangents_MBV, caches = ensemble.step(weights, caches, tokens_B, np.full(4, position))
+        _, logits_NBV, tangents_MBV, caches = step(weights, caches, tokens_B, np.full(4, position))
     return np.asarray(logits_NBV), np.asarray(tangents_MBV)
 
 
@@ -40,7 +41,6 @@ def test_only_means_sum_directions(rule, sums):
     assert sums_directions(rule) == sums
 
 
-@pytest.mark.slow  # half a minute
 def test_under_the_mean_directions_are_one_with_the_same_mean():
     whole = fakes.make_ensemble(count=2, directions=3)
     summed = needed(*whole, Antidistillation())

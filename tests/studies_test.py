@@ -22,6 +22,8 @@ from adx.selection import Selection
 from adx.storage import Workdir
 from adx.study import REGISTRY, Student, check
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
+
 
 def test_outcomes_say_what_became_of_lessons(students, tmp_path):
     """The defended arm's first line is none of the grammar; one trace of each arm was cut."""

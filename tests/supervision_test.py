@@ -23,6 +23,8 @@ from adx.study import check
 from adx.supervision import supervise
 from adx.types import RequestId
 
+pytestmark = pytest.mark.usefixtures('shared_trainers')
+
 
 @pytest.fixture(scope='module')
 def class_(students, tmp_path_factory):
