@@ -46,7 +46,8 @@ class Arithmetic:
         """`size` prompts; the row is named after its index, so a larger size keeps the rows of a smaller one."""
         self.check()
         check_choice('split', split, SPLITS)
-        return list(_drawn(dataclasses.replace(self, steps=tuple(self.steps)), split))
+        fewest, most = self.steps
+        return list(_drawn(dataclasses.replace(self, steps=(fewest, most)), split))
 
     def draw(self, rng: random.Random, split: str) -> problems.Problem:
         return problems.draw_problem(rng, rng.randint(*self.steps), rng.randint(0, self.distractors), split)
