@@ -26,7 +26,7 @@ from adx.models.transformer import make_model
 from adx.processes import Place
 from adx.types import Request, RequestId, Sampling
 from launch.config import load_config
-from launch.run import dry_run
+from launch.dry_run import dry_run
 from tests import fakes, tiny
 
 
@@ -53,7 +53,7 @@ def test_a_token_without_weights_is_said_never_served_and_refused_in_prompts(tmp
     lacks = "has no weights for 2 of 402 tokens, so that none is served: 400 ('<|image|>'), 401 ('<|sound|>')"
     said = [f'the {role} {alone.teacher.source!r} {lacks}' for role in ('teacher', 'proxy 0')]
     assert list(plan.without_weights) == said
-    dry_run(alone)
+    dry_run(alone, '')
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if 'no weights' in line] == said
     teacher = plan.ensemble.teacher
