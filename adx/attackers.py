@@ -36,7 +36,7 @@ VALIDATION = 64  # clean holdout traces whose gradient lessons are compared with
 WRITING = Sampling(temperature=0.7, top_p=0.95)  # of the attackers' own model
 
 
-def check_holdout(study: Study, path: str, attacks: Sequence[Attack]) -> None:
+def check_holdout_traces(study: Study, path: str, attacks: Sequence[Attack]) -> None:
     """Raises InputError for a seed without the clean holdout traces that one of the attacks compares gradients with."""
     wants = [attack.name for attack in attacks if attack.wants_holdout]
     for seed in study.seeds if wants else ():

@@ -204,15 +204,17 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
     _check_drawn(plan, test, key, forge)
     found = test.verdict(blocks(plan, answers))
     committed = _committed(directory, plan, key, first)
-    before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'])
     problems = collections.Counter(record['problem'] for record in answers.values() if record['problem'])
     content = {name: plan[name] for name in ('customer', 'epoch', 'suspect', 'test', 'null')} | found._asdict()
     content |= {'commitment': committed, 'exploratory': not committed, 'problems': dict(problems)}
     content |= {'answered_by': answered_by(directory), 'asked': len(answers), 'issued': locks.utc_now()}
-    content |= {'issued_before': len(before), 'issued_beside': len(others)}
-    content |= {'summary': summary(content, found)}
-    signed = sign(content, signer)
-    with files.os_errors(StorageError, f'{directory} was not written'):
+    with (
+        files.os_errors(StorageError, f'{directory} was not written'),
+        locks.exclusive(directory / 'verdicts.lock'),  # each counts those before it
+    ):
+        before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'])
+        content |= {'issued_before': len(before), 'issued_beside': len(others)}
+        signed = sign(content | {'summary': summary(content, found)}, signer)
         lines = ''.join(f'{to_json(one)}\n' for one in [*before, signed])
         files.write_private(directory / 'verdicts.jsonl', lines.encode())
     return signed

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from adx import attacks, courses, curves, outcomes_io, processes, readings, study_traces, teaching
-from adx.attackers import Attackers, check_holdout
+from adx.attackers import Attackers, check_holdout_traces
 from adx.attacks import Attack
 from adx.batching import Example
 from adx.courses import OWN, Course, Prepare, make_course
@@ -94,7 +94,7 @@ def _open_logs(
 
     def write() -> dict[str, Log]:
         outcomes_io.claim(path, identity(study))
-        check_holdout(study, path, [attack for _, chosen in mine for attack in chosen])
+        check_holdout_traces(study, path, [attack for _, chosen in mine for attack in chosen])
         opened = {}
         for student, chosen in mine:
             names = [attack.name for attack in chosen]

@@ -59,7 +59,7 @@ def decode_holdout(
     experiment: Experiment, path: str, place: pipeline.Place, progress: pipeline.Progress, guard: pipeline.Guard
 ) -> pipeline.Report:
     """The first half of `prepare`, for who reads the holdout traces alone: attackers and curves of a study."""
-    processes.together(lambda: _check_holdout(experiment, place))
+    processes.together(lambda: _check_preparable(experiment, place))
     with contextlib.ExitStack() as stack:
         processes.together(lambda: _hold(experiment, path, place, stack))
         return pipeline.generate(
@@ -75,11 +75,11 @@ def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
         raise ConfigError(
             f'--stages=prepare is for rules and selections that want derivatives; no arm of {names} does, leave it out'
         )
-    _check_holdout(experiment, place)
+    _check_preparable(experiment, place)
     return loading.blueprint(experiment)
 
 
-def _check_holdout(experiment: Experiment, place: pipeline.Place) -> None:
+def _check_preparable(experiment: Experiment, place: pipeline.Place) -> None:
     experiments.check(experiment)
     experiments.check_holdout(experiment)
     if place.num_shards > 1:

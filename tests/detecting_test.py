@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import json
 import os
+import time
 
 import pytest
 
@@ -106,6 +108,21 @@ def test_verdicts_are_signed_counted_and_kept(tmp_path):
     assert not is_signed(first, '00' * 32)
     assert not is_signed(first | {'verdict': first['verdict'] | {'detected': False}}, public)
     assert not is_signed({}, public)
+
+
+def test_verdicts_issued_at_once_are_all_kept_and_count_each_other(tmp_path, monkeypatch):
+    run(tmp_path, Parrot(KEY))
+    sign = detecting.sign
+
+    def slow(content, signer):
+        time.sleep(0.02)  # the others get here meanwhile
+        return sign(content, signer)
+
+    monkeypatch.setattr(detecting, 'sign', slow)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        issued = list(pool.map(lambda _: detecting.verdict(tmp_path, KEY, SIGNER), range(4)))
+    assert sorted(one['verdict']['issued_before'] for one in issued) == [1, 2, 3, 4]
+    assert len(detecting.read_verdicts(tmp_path)) == 5
 
 
 def test_a_killed_case_goes_on_and_asks_nothing_twice(tmp_path):

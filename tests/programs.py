@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
         'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
         'PYTHONFAULTHANDLER': '1',
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
 

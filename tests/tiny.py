@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -111,7 +112,7 @@ def environment(cache: pathlib.Path) -> dict[str, str]:
     return {
         'ADX_CACHE': str(cache),
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=1',
+        'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=1',
         'JAX_COMPILATION_CACHE_DIR': str(cache / 'programs'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }

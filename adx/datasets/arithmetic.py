@@ -46,7 +46,7 @@ class Arithmetic:
         """`size` prompts; the row is named after its index, so a larger size keeps the rows of a smaller one."""
         self.check()
         check_choice('split', split, SPLITS)
-        fewest, most = self.steps
+        fewest, most = self.steps  # may be a list, which has no hash
         return list(_drawn(dataclasses.replace(self, steps=(fewest, most)), split))
 
     def draw(self, rng: random.Random, split: str) -> problems.Problem:

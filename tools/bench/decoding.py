@@ -18,7 +18,6 @@ import numpy as np
 from absl import app
 
 from adx import checkpoints
-from adx.decoding.engine import Occupancy
 from adx.defences import ProductOfExperts
 from tools.bench import figures, workload
 from tools.bench.timers import BATCH, STEPS, matmul_timer
@@ -83,15 +82,16 @@ def steps(bench: Bench) -> None:
 
 def useful(bench: Bench) -> None:
     """Useful tokens per second over the baseline's."""
-    bench.engine.occupancy = Occupancy()
-    tried, pairs = workload.compare_useful(bench)
-    for batch, value in tried.items():
+    slots, batches, pairs, occupancy = workload.compare_useful(bench)
+    for count, value in slots.items():
+        append(f'adx_useful_tokens_per_second_slots_{count}_cpu', [value], 'tokens/s')
+    for batch, value in batches.items():
         append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', [value], 'tokens/s')
     append('adx_useful_tokens_per_second_cpu', pairs[:, 0], 'tokens/s')
     append('hf_useful_tokens_per_second_cpu', pairs[:, 1], 'tokens/s')
     append('useful_tokens_ratio_vs_hf_cpu', pairs[:, 0] / pairs[:, 1], 'x', '>= 2')
-    if bench.engine.occupancy.busy_slot_steps:  # else every prompt had a slot from the start
-        append('occupancy', [bench.engine.occupancy.share], 'tokens per slot-step')
+    if occupancy.busy_slot_steps:  # else every prompt had a slot from the start
+        append('occupancy', [occupancy.share], 'tokens per slot-step')
 
 
 def missing(bench: Bench) -> None:

@@ -11,14 +11,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
 from adx.datasets import Gsm8k
 from adx.datasets.splits import SPLITS
-from adx.decoding.engine import Engine
+from adx.decoding.engine import Engine, Occupancy
 from adx.errors import ConfigError
 from adx.experiment import Arm, Derivative, Experiment
 from adx.generation import Models, make_engines, make_requests
@@ -35,6 +35,7 @@ FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if 
 PROMPTS = flags.DEFINE_integer('prompts', 128, 'GSM8K prompts of the throughput comparison.', lower_bound=1)
 MAX_NEW = flags.DEFINE_integer('max_new', 256, 'New tokens per prompt at most.', lower_bound=8)
 HF_BATCHES = flags.DEFINE_list('hf_batches', ['16', '32', '64', '128'], 'Batch sizes of the baseline.')
+SLOTS = flags.DEFINE_list('slots', ['32', '64'], 'Slots of the engine, as the batch sizes of the baseline.')
 REPEATS = flags.DEFINE_integer('repeats', 3, 'Samples per figure.', lower_bound=1)
 DATA = flags.DEFINE_string('data', '', 'GSM8K directory or file; the shipped sample if empty.')
 
@@ -86,9 +87,10 @@ class Bench:
         """Warm: every program is compiled."""
         return self.engine_of(self.arm)
 
-    def engine_of(self, arm: Arm) -> Engine:
-        """A warm engine of the same shapes for another rule."""
-        ((engine, _),) = make_engines(self.models, (arm,), self.experiment.decode, self.experiment.seed)
+    def engine_of(self, arm: Arm, slots: int = BATCH) -> Engine:
+        """A warm engine for another rule, or of other slots."""
+        decode = dataclasses.replace(self.experiment.decode, slots=slots)
+        ((engine, _),) = make_engines(self.models, (arm,), decode, self.experiment.seed)
         engine.warm_up(arm.defence)
         return engine
 
@@ -150,24 +152,40 @@ def draw_anew(pool: Sequence[Request], count: int, repeat: int) -> list[Request]
     ]
 
 
-def compare_useful(bench: Bench) -> tuple[dict[int, float], np.ndarray]:
-    """Useful tokens per second: refilled slots, and in turn with them the baseline at the best of its batch sizes.
+class Useful(NamedTuple):
+    """Useful tokens per second.
 
-    Both sides of a repeat get the same prompts, drawn anew by `draw_anew`. Returns the baseline's rate by batch size,
-    each tried once before on the pool's first prompts, and [repeats, (ours, theirs)].
+    slots, batches: of the engine by its slots and of the baseline by its batch size, each tried once.
+    pairs: [repeats, (ours, theirs)], each side at its best. occupancy: of the engine's slots in those repeats.
+    """
+
+    slots: dict[int, float]
+    batches: dict[int, float]
+    pairs: np.ndarray
+    occupancy: Occupancy
+
+
+def compare_useful(bench: Bench) -> Useful:
+    """Refilled slots and the baseline in turn, on the same prompts, drawn anew by `draw_anew`.
+
+    What each side does best at is tried before on the pool's first prompts.
     """
 
     def theirs(batch: int, requests: Sequence[Request]) -> float:
         prompts = [request.tokens for request in requests]
         return rate(lambda: bench.baseline('useful_tokens', bench.threads, prompts, MAX_NEW.value, batch))
 
-    def ours(requests: Sequence[Request]) -> float:
-        return rate(lambda: sum(len(done.tokens) for done in bench.engine.generate(requests)))
+    def ours(engine: Engine, requests: Sequence[Request]) -> float:
+        return rate(lambda: sum(len(done.tokens) for done in engine.generate(requests)))
 
-    tried = {batch: theirs(batch, bench.requests) for batch in map(int, HF_BATCHES.value)}
-    best = max(tried, key=lambda batch: tried[batch])
+    engines = {slots: bench.engine_of(bench.arm, slots) for slots in map(int, SLOTS.value)}
+    slots = {count: ours(engine, bench.requests) for count, engine in engines.items()}
+    batches = {batch: theirs(batch, bench.requests) for batch in map(int, HF_BATCHES.value)}
+    engine, batch = engines[max(slots, key=lambda n: slots[n])], max(batches, key=lambda n: batches[n])
+    engine.occupancy = Occupancy()
     drawn = [draw_anew(bench.pool, PROMPTS.value, repeat) for repeat in range(REPEATS.value)]
-    return tried, np.array([(ours(requests), theirs(best, requests)) for requests in drawn])
+    pairs = np.array([(ours(engine, requests), theirs(batch, requests)) for requests in drawn])
+    return Useful(slots, batches, pairs, engine.occupancy)
 
 
 def append(table: str, figure: str, samples: Iterable[float], unit: str, goal: str = '') -> None:
