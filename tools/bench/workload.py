@@ -35,7 +35,7 @@ FIGURES = flags.DEFINE_list('figures', None, 'Which measurements to run; all if 
 PROMPTS = flags.DEFINE_integer('prompts', 128, 'GSM8K prompts of the throughput comparison.', lower_bound=1)
 MAX_NEW = flags.DEFINE_integer('max_new', 256, 'New tokens per prompt at most.', lower_bound=8)
 HF_BATCHES = flags.DEFINE_list('hf_batches', ['16', '32', '64', '128'], 'Batch sizes of the baseline.')
-SLOTS = flags.DEFINE_list('slots', ['32', '64'], 'Slots of the engine, as the batch sizes of the baseline.')
+ADX_SLOTS = flags.DEFINE_list('adx_slots', ['32', '64'], 'Slots of the engine, as the batch sizes of the baseline.')
 REPEATS = flags.DEFINE_integer('repeats', 3, 'Samples per figure.', lower_bound=1)
 DATA = flags.DEFINE_string('data', '', 'GSM8K directory or file; the shipped sample if empty.')
 
@@ -178,7 +178,7 @@ def compare_useful(bench: Bench) -> Useful:
     def ours(engine: Engine, requests: Sequence[Request]) -> float:
         return rate(lambda: sum(len(done.tokens) for done in engine.generate(requests)))
 
-    engines = {slots: bench.engine_of(bench.arm, slots) for slots in map(int, SLOTS.value)}
+    engines = {slots: bench.engine_of(bench.arm, slots) for slots in map(int, ADX_SLOTS.value)}
     slots = {count: ours(engine, bench.requests) for count, engine in engines.items()}
     batches = {batch: theirs(batch, bench.requests) for batch in map(int, HF_BATCHES.value)}
     engine, batch = engines[max(slots, key=lambda n: slots[n])], max(batches, key=lambda n: batches[n])
