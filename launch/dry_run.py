@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 
-def dry_run(experiment: Any, workdir: str) -> None:
+def dry_run(experiment: Any, workdir: str | None) -> None:
     """Prints the resolved experiment, what its data gives and the memory plan. Reads headers, no weights."""
     import jax
 
@@ -39,8 +39,8 @@ def dry_run(experiment: Any, workdir: str) -> None:
     print(*fitting.search_lines(experiment, blueprint), sep='\n')
 
 
-def _directions_line(experiment: Any, workdir: str) -> str:
-    """Whether the directions that the rules want are in `workdir`, which may be none."""
+def _directions_line(experiment: Any, workdir: str | None) -> str:
+    """Whether the directions that the rules want are in `workdir`."""
     from adx import directions
     from adx.errors import InputError
 

@@ -222,7 +222,7 @@ def run(interrupts: Interrupts) -> int:
         stragglers.watch(STRAGGLER_SECONDS.value, interrupts.end)
     experiment = processes.together(resolve)
     if DRY_RUN.value:
-        processes.together(lambda: dry_run(experiment, WORKDIR.value or ''))
+        processes.together(lambda: dry_run(experiment, WORKDIR.value))
         return COMPLETE
     from adx.study import Study
 

@@ -53,7 +53,7 @@ def test_a_token_without_weights_is_said_never_served_and_refused_in_prompts(tmp
     lacks = "has no weights for 2 of 402 tokens, so that none is served: 400 ('<|image|>'), 401 ('<|sound|>')"
     said = [f'the {role} {alone.teacher.source!r} {lacks}' for role in ('teacher', 'proxy 0')]
     assert list(plan.without_weights) == said
-    dry_run(alone, '')
+    dry_run(alone, None)
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if 'no weights' in line] == said
     teacher = plan.ensemble.teacher

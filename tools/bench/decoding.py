@@ -83,10 +83,8 @@ def steps(bench: Bench) -> None:
 def useful(bench: Bench) -> None:
     """Useful tokens per second over the baseline's."""
     slots, batches, pairs, occupancy = workload.compare_useful(bench)
-    for count, value in slots.items():
-        append(f'adx_useful_tokens_per_second_slots_{count}_cpu', [value], 'tokens/s')
-    for batch, value in batches.items():
-        append(f'hf_useful_tokens_per_second_batch_{batch}_cpu', [value], 'tokens/s')
+    workload.append_tried(TABLE, 'adx_useful_tokens_per_second_slots_{}_cpu', slots)
+    workload.append_tried(TABLE, 'hf_useful_tokens_per_second_batch_{}_cpu', batches)
     append('adx_useful_tokens_per_second_cpu', pairs[:, 0], 'tokens/s')
     append('hf_useful_tokens_per_second_cpu', pairs[:, 1], 'tokens/s')
     append('useful_tokens_ratio_vs_hf_cpu', pairs[:, 0] / pairs[:, 1], 'x', '>= 2')

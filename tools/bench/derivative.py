@@ -81,10 +81,8 @@ def steps(bench: Any) -> None:
 def useful(bench: Any) -> None:
     """Useful tokens per second over the baseline's."""
     slots, batches, pairs, _ = workload.compare_useful(bench)
-    for count, value in slots.items():
-        append(f'ads_tokens_per_second_slots_{count}_cpu', [value], 'tokens/s')
-    for batch, value in batches.items():
-        append(f'hf_difference_tokens_per_second_batch_{batch}_cpu', [value], 'tokens/s')
+    workload.append_tried(TABLE, 'ads_tokens_per_second_slots_{}_cpu', slots)
+    workload.append_tried(TABLE, 'hf_difference_tokens_per_second_batch_{}_cpu', batches)
     append('ads_useful_tokens_per_second_cpu', pairs[:, 0], 'tokens/s')
     append('hf_difference_useful_tokens_per_second_cpu', pairs[:, 1], 'tokens/s')
     append('ads_useful_tokens_ratio_vs_hf_cpu', pairs[:, 0] / pairs[:, 1], 'x', '>= 1.6')

@@ -48,6 +48,7 @@ class Bench:
 
     def __init__(self, defence: Defence, hf_rule: Callable[[Bench], Any]):
         self.arm, self.hf_rule = Arm('defended', defence, Sampling(temperature=TEMPERATURE)), hf_rule
+        self._engines: dict[tuple[str, int], Engine] = {}
 
     @functools.cached_property
     def experiment(self) -> Experiment:
@@ -82,17 +83,18 @@ class Bench:
         """--prompts of them: what programs are warmed up and batch sizes tried on."""
         return self.pool[: PROMPTS.value]
 
-    @functools.cached_property
+    @property
     def engine(self) -> Engine:
-        """Warm: every program is compiled."""
         return self.engine_of(self.arm)
 
     def engine_of(self, arm: Arm, slots: int = BATCH) -> Engine:
-        """A warm engine for another rule, or of other slots."""
-        decode = dataclasses.replace(self.experiment.decode, slots=slots)
-        ((engine, _),) = make_engines(self.models, (arm,), decode, self.experiment.seed)
-        engine.warm_up(arm.defence)
-        return engine
+        """An arm's engine, made once. Warm: every program is compiled."""
+        if (arm.name, slots) not in self._engines:
+            decode = dataclasses.replace(self.experiment.decode, slots=slots)
+            ((engine, _),) = make_engines(self.models, (arm,), decode, self.experiment.seed)
+            engine.warm_up(arm.defence)
+            self._engines[arm.name, slots] = engine
+        return self._engines[arm.name, slots]
 
     def timer(self, arm: Arm | None = None, engine: Engine | None = None) -> ChunkTimer:
         """Of a step under the rule, or under another one's engine."""
@@ -193,6 +195,12 @@ def append(table: str, figure: str, samples: Iterable[float], unit: str, goal: s
     command = ' '.join([f'python -m tools.bench.{table}', *sys.argv[1:]])
     row = figures.append(table, figure, samples, unit=unit, goal=goal, command=command)
     print(f'{figure}: {row["value"]:.4g} {unit} ({row["low"]:.4g} to {row["high"]:.4g}, n = {row["n"]})', flush=True)
+
+
+def append_tried(table: str, figure: str, tried: Mapping[int, float]) -> None:
+    """Records the tokens per second of each size that was tried. figure: a name with {} for the size."""
+    for size, value in tried.items():
+        append(table, figure.format(size), [value], 'tokens/s')
 
 
 def run(measurements: Mapping[str, Callable[[Any], None]], bench: Bench) -> None:
