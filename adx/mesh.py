@@ -45,7 +45,7 @@ class Layout:
     """Where each tensor axis lives: one letter of the axis legend to the mesh axes that split it."""
 
     mesh: Mesh
-    rules: Mapping[str, MeshAxes]
+    rules: Mapping[str, MeshAxes] = dataclasses.field(hash=False)  # compared, but no mapping has a hash
     notes: tuple[str, ...] = ()  # what could not be split, for --dry_run
 
     def spec(self, axes: str) -> PartitionSpec:

@@ -35,7 +35,10 @@ def forget_programs():
     """Programs of a module go with it: a process that keeps those of all of them grows to gigabytes, and every fork of
     it, which is how tests kill a run, copies its tables of pages.
     """
+    from adx.decoding.programs import programs
+
     yield
+    programs.cache_clear()
     jax.clear_caches()
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""The engine: the compiled programs of an ensemble and a defence, and what they accept."""
+"""The engine: an ensemble and a defence, run by compiled programs, and what they accept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from adx.automata import Spans
 from adx.decoding import loop
 from adx.decoding.ensemble import Caches, Ensemble, Weights
+from adx.decoding.programs import programs
 from adx.decoding.slots import Slots, StopFn, bucket_of, request_rows
 from adx.errors import ConfigError, InputError
 from adx.types import Array, Completion, Defence, Request, RequestId, Sampling
@@ -119,25 +119,7 @@ class Engine:
         ends = jnp.asarray(list(eos) or [-1], jnp.int32)
         self.constants = loop.Constants(ends, jnp.asarray(protected_V), jax.tree.map(jnp.asarray, spans))
         self.occupancy = Occupancy()
-        first = config.cache_lengths[0]
-        formats = ensemble.formats(jax.eval_shape(lambda: ensemble.empty_caches(config.slots, first)))
-        self._prefill = jax.jit(ensemble.prefill)
-        self._insert = jax.jit(
-            lambda rows, caches, *new: loop.insert(ensemble, rows, caches, *new),
-            donate_argnums=(0, 1),
-            out_shardings=(None, formats),
-        )
-        self._chunk = jax.jit(
-            lambda weights, rows, caches, constants: loop.chunk(
-                ensemble, weights, rows, caches, constants, config.chunk, config.record
-            ),
-            donate_argnums=(1, 2),
-            out_shardings=(None, formats, None, None),
-        )
-        self._start = jax.jit(
-            lambda defence: loop.start(ensemble, defence, config.slots, first), out_shardings=(None, formats)
-        )
-        self._resize = jax.jit(_resized, static_argnums=(1, 2, 3))
+        self.programs = programs(ensemble, config.slots, config.cache_lengths[0], config.chunk, config.record)
 
     def start(self, defence: Defence) -> tuple[loop.Rows, Caches]:
         """Idle slots for rows of this structure, with the shortest caches.
@@ -149,7 +131,7 @@ class Engine:
                 f'{type(defence).__name__} wants derivatives and the proxies have no directions; give each group of '
                 'the ensemble some, and Weights.directions'
             )
-        return self._start(jax.tree.map(np.float32, defence))  # 1 and 1.0 are one program
+        return self.programs.start(jax.tree.map(np.float32, defence))  # 1 and 1.0 are one program
 
     def resize(self, caches: Caches, length: int) -> Caches:
         """Caches of another of the config's lengths; the old ones are gone.
@@ -158,7 +140,7 @@ class Engine:
         """
 
         def resize_one(x: Any, axes: str) -> Array:
-            y = self._resize(x, lengths[at], axes.index('S'), x.sharding)
+            y = self.programs.resize(x, lengths[at], axes.index('S'), x.sharding)
             y = y if y.format == x.format else jax.device_put(y, x.format)
             x.delete()
             return y
@@ -180,9 +162,9 @@ class Engine:
             caches = self.resize(caches, length)
             for bucket in config.buckets:
                 if bucket <= length:
-                    prefix = self._prefill(self.weights, np.zeros((size, bucket), np.int32))
-                    rows, caches = self._insert(rows, caches, new, prefix, np.zeros(size, np.int32), nowhere)
-            rows, caches, *_ = self._chunk(self.weights, rows, caches, self.constants)
+                    prefix = self.programs.prefill(self.weights, np.zeros((size, bucket), np.int32))
+                    rows, caches = self.programs.insert(rows, caches, new, prefix, np.zeros(size, np.int32), nowhere)
+            rows, caches, *_ = self.programs.chunk(self.weights, rows, caches, self.constants)
         jax.block_until_ready(self.resize(caches, config.cache_lengths[0]))
 
     def compile(self, requests: Sequence[Request]) -> None:
@@ -190,25 +172,24 @@ class Engine:
         jax's persistent cache. The weights may be shapes."""
         size, config = self.config.prefill_rows, self.config
         idle = dataclasses.replace(requests[0], tokens=(0,))
-        rows, caches = _shaped(self._start, jax.tree.map(np.float32, idle.defence))
+        rows, caches = _shaped(self.programs.start, jax.tree.map(np.float32, idle.defence))
         new, at = request_rows([idle] * size, 0), np.zeros(size, np.int32)
         buckets = sorted({bucket_of(len(request.tokens), config.buckets) for request in requests})
         for length in config.cache_lengths[1:]:
             if caches.teacher.length < buckets[-1]:
                 caches = caches.map(functools.partial(self._grown, length))
         for bucket in buckets:
-            prefix = _shaped(self._prefill, self.weights, np.zeros((size, bucket), np.int32))
-            rows, caches = _shaped(self._insert, rows, caches, new, prefix, at, at)
-        _shaped(self._chunk, self.weights, rows, caches, self.constants)
+            prefix = _shaped(self.programs.prefill, self.weights, np.zeros((size, bucket), np.int32))
+            rows, caches = _shaped(self.programs.insert, rows, caches, new, prefix, at, at)
+        _shaped(self.programs.chunk, self.weights, rows, caches, self.constants)
 
     def _grown(self, length: int, x: Any, axes: str) -> Any:
-        return _shaped(self._resize, x, length, axes.index('S'), x.sharding)
+        return _shaped(self.programs.resize, x, length, axes.index('S'), x.sharding)
 
     def compiled_programs(self) -> int:
-        """How many programs were compiled so far. It stays put after `warm_up`, and where there are no short caches
-        after one request per bucket."""
-        programs: tuple[Any, ...] = (self._prefill, self._insert, self._chunk, self._start, self._resize)
-        return sum(program._cache_size() for program in programs)
+        """How many programs were compiled so far, by engines of the same models and shapes too. It stays put after
+        `warm_up`, and where there are no short caches after one request per bucket."""
+        return self.programs.compiled()
 
     def check_request(self, request: Request) -> None:
         """Raises InputError if the request cannot be served with these shapes, or its numbers are out of range."""
@@ -264,12 +245,3 @@ def _shaped(program: Any, *arguments: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
     return jax.tree.map(leaf, lowered.out_info, places)
-
-
-def _resized(x: Array, length: int, axis: int, sharding: jax.sharding.Sharding) -> Array:
-    """x cut or padded with zeros to `length`."""
-    if length < x.shape[axis]:
-        y = lax.slice_in_dim(x, 0, length, axis=axis)
-    else:
-        y = jnp.pad(x, [(0, (length - size) * (i == axis)) for i, size in enumerate(x.shape)])
-    return lax.with_sharding_constraint(y, sharding)

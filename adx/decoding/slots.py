@@ -90,7 +90,8 @@ class Slots:
         for b, samples in enumerate(batch):
             prompt = samples[0].tokens
             tokens_BL[b, : len(prompt)] = prompt
-        return _Prefix(self.engine._prefill(self.engine.weights, tokens_BL), [list(samples) for samples in batch])
+        prefix = self.engine.programs.prefill(self.engine.weights, tokens_BL)
+        return _Prefix(prefix, [list(samples) for samples in batch])
 
     def insert(self, prefix: _Prefix, free: collections.deque[int]) -> None:
         """Moves up to prefill_rows requests from `prefix` into free slots, in one device call."""
@@ -106,7 +107,8 @@ class Slots:
         self.fit()
         padded = moved + moved[-1:] * (size - len(moved))
         new = request_rows(padded, self.engine.seed)
-        self.rows, self.caches = self.engine._insert(self.rows, self.caches, new, prefix.caches, sources, targets)
+        insert = self.engine.programs.insert
+        self.rows, self.caches = insert(self.rows, self.caches, new, prefix.caches, sources, targets)
 
     def fit(self) -> None:
         """Moves the caches to the shortest length that holds every live row for one more chunk."""
@@ -129,7 +131,7 @@ class Slots:
         engine = self.engine
         pace.step()
         self.fit()
-        self.rows, self.caches, tokens_TB, statistics = engine._chunk(
+        self.rows, self.caches, tokens_TB, statistics = engine.programs.chunk(
             engine.weights, self.rows, self.caches, engine.constants
         )
         sent = _Chunk(list(self.slots), tokens_TB, statistics)

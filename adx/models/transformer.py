@@ -298,13 +298,13 @@ Params = dict[str, Array]  # 'blocks.0.attention.q' -> weight
 class Model:
     """A decoder split at the border: pure functions of `params`, a flat dict from path to array.
 
-    axes, shapes: the axis letters and the shape of every path. remat: see `Transformer.hidden`, for every call.
+    axes, shapes: of every path; they follow from the config and are not compared. remat: see `Transformer.hidden`.
     """
 
     config: TransformerConfig
-    graphdef: Any
-    axes: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]
+    graphdef: Any = dataclasses.field(compare=False)
+    axes: dict[str, str] = dataclasses.field(compare=False)
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(compare=False)
     remat: bool = False
 
     def apply(self, params: Params, *args: Any, method: str = '__call__', **kwargs: Any) -> Any:

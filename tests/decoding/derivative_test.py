@@ -224,7 +224,7 @@ def test_caches_and_their_tangents_are_donated(directions):
     rows, caches = engine.start(fakes.Sloped())
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(x)) for x in (caches.groups, caches.tangents)]
     assert sizes[1] == directions * sizes[0]
-    compiled = engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile()
+    compiled = engine.programs.chunk.lower(engine.weights, rows, caches, engine.constants).compile()
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
 

@@ -113,15 +113,15 @@ def test_short_caches_serve_the_same_tokens_and_are_warm():
     assert used[-1] == 16  # and short again after them
 
 
-def test_samples_of_a_prompt_share_its_prefill_and_differ(monkeypatch):
+def test_samples_of_a_prompt_share_its_prefill_and_differ():
     engine, calls = make_engine(), []
-    prefill = engine._prefill
+    prefill = engine.programs.prefill
 
     def counted(*args):
         calls.append(0)
         return prefill(*args)
 
-    monkeypatch.setattr(engine, '_prefill', counted)
+    engine.programs = engine.programs._replace(prefill=counted)
     requests = [r for r in fakes.make_requests(40, samples=8, sampling=Sampling()) if len(r.tokens) <= 4]
     done = decode(requests, engine=engine)
     assert len(calls) == 1
@@ -165,7 +165,7 @@ def test_caches_are_donated():
     """The chunk writes its caches in place: every one of them aliases an output."""
     engine = make_engine()
     rows, caches = engine.start(ProductOfExperts(0.5))
-    compiled = engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile()
+    compiled = engine.programs.chunk.lower(engine.weights, rows, caches, engine.constants).compile()
     cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache_bytes
 
@@ -173,7 +173,8 @@ def test_caches_are_donated():
 def test_float32_multiplies_at_the_highest_precision():
     """Else a GPU would round its operands to TF32 and a TPU to bfloat16."""
     engine = make_engine()
-    lowered = engine._chunk.lower(engine.weights, *engine.start(ProductOfExperts(0.5)), engine.constants).as_text()
+    idle = engine.start(ProductOfExperts(0.5))
+    lowered = engine.programs.chunk.lower(engine.weights, *idle, engine.constants).as_text()
     products = [line for line in lowered.splitlines() if 'dot_general' in line]
     assert len(products) > 20
     assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)

@@ -33,13 +33,13 @@ MEASURED = {'decoding': (smollm2_poe, 'product_of_experts'), 'derivative': (smol
 
 def compile_chunk(engine: Engine, defence: Defence) -> Any:
     """The engine's decode chunk for this defence, compiled ahead of time. Its weights may be abstract."""
-    places = engine._start.lower(defence).compile().output_formats
+    places = engine.programs.start.lower(defence).compile().output_formats
     rows, caches = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(engine._start, defence),
+        jax.eval_shape(engine.programs.start, defence),
         places,
     )
-    return engine._chunk.lower(engine.weights, rows, caches, engine.constants).compile()
+    return engine.programs.chunk.lower(engine.weights, rows, caches, engine.constants).compile()
 
 
 def peak_bytes(compiled: Any) -> int:
@@ -66,7 +66,7 @@ def peak_over_total(ensemble: Ensemble, config: DecodeConfig, defence: Defence) 
     engine = Engine(ensemble, abstract_weights(ensemble), config, eos=[1])
     chunk = compile_chunk(engine, defence)
     tokens = jax.ShapeDtypeStruct((config.prefill_rows, config.buckets[-1]), jnp.int32)
-    prefill: Any = engine._prefill.lower(engine.weights, tokens).compile()
+    prefill: Any = engine.programs.prefill.lower(engine.weights, tokens).compile()
     waiting = prefill.memory_analysis().output_size_in_bytes
     slots = chunk.memory_analysis().alias_size_in_bytes  # which a chunk writes in place
     return max(peak_bytes(chunk) + waiting, peak_bytes(prefill) + slots) / plan_memory(ensemble, config).total

@@ -57,16 +57,17 @@ class ChunkTimer:
         ]
         rows, caches = engine.start(arm.defence)
         caches = engine.resize(caches, next(n for n in engine.config.cache_lengths if n >= CONTEXT + STEPS))
-        prefix = engine._prefill(engine.weights, np.array(prompts, np.int32))
+        prefix = engine.programs.prefill(engine.weights, np.array(prompts, np.int32))
         new = request_rows(requests, engine.seed)
-        self.rows, self.caches = engine._insert(rows, caches, new, prefix, sources, np.arange(slots))
+        self.rows, self.caches = engine.programs.insert(rows, caches, new, prefix, sources, np.arange(slots))
         self.fresh = jax.tree.map(lambda x: jnp.array(x, copy=True), self.rows)
 
     def __call__(self) -> float:
         engine, rows = self.engine, jax.tree.map(lambda x: jnp.array(x, copy=True), self.fresh)
         jax.block_until_ready((rows, self.caches))
         begin = time.perf_counter()
-        self.rows, self.caches, tokens_TB, _ = engine._chunk(engine.weights, rows, self.caches, engine.constants)
+        chunk = engine.programs.chunk
+        self.rows, self.caches, tokens_TB, _ = chunk(engine.weights, rows, self.caches, engine.constants)
         tokens_TB.block_until_ready()
         return (time.perf_counter() - begin) / engine.config.chunk
 
