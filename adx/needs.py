@@ -19,7 +19,7 @@ def needed(ensemble: Ensemble, weights: Weights, defence: Defence) -> tuple[Ense
     if not (defence.wants_proxies or defence.wants_tangents):
         return dataclasses.replace(ensemble, groups=()), Weights(weights.teacher, ())
     if defence.wants_tangents and ensemble.directions > 1 and sums_directions(defence):
-        return _summed(ensemble), Weights(weights.teacher, weights.groups, _mean_directions(weights.directions))
+        return summed(ensemble, weights)
     # A difference holds no weights of the proxy itself: its two copies stand for it, to second order in eps.
     if defence.wants_tangents or any(group.difference for group in ensemble.groups):
         return ensemble, weights
@@ -34,6 +34,16 @@ def sums_directions(defence: Defence) -> bool:
     return bool(joins) and all(join.how == 'mean' for join in joins)
 
 
+def sum_directions(experiment: Experiment) -> bool:
+    """Whether all of its rules that want derivatives do, so that the other directions need not be held."""
+    return all(sums_directions(arm.defence) for arm in experiment.arms if arm.defence.wants_tangents)
+
+
+def summed(ensemble: Ensemble, weights: Weights) -> tuple[Ensemble, Weights]:
+    """With one direction for each proxy, the mean of those it had."""
+    return _summed(ensemble), Weights(weights.teacher, weights.groups, _mean_directions(weights.directions))
+
+
 def _summed(ensemble: Ensemble) -> Ensemble:
     return dataclasses.replace(ensemble, groups=tuple(dataclasses.replace(g, directions=1) for g in ensemble.groups))
 
@@ -46,12 +56,11 @@ def _mean_directions(directions: tuple[Params, ...]) -> tuple[Params, ...]:
 
 def planned(ensemble: Ensemble, experiment: Experiment) -> Ensemble:
     """What the neediest of the arms runs."""
-    rules = [arm.defence for arm in experiment.arms if arm.defence.wants_tangents]
-    if not rules:
+    if not any(arm.defence.wants_tangents for arm in experiment.arms):
         return ensemble
     groups = tuple(differentiated(group, experiment.derivative) for group in ensemble.groups)
     whole = dataclasses.replace(ensemble, groups=groups)
-    return _summed(whole) if all(map(sums_directions, rules)) else whole
+    return _summed(whole) if sum_directions(experiment) else whole
 
 
 def differentiated(group: Group, derivative: Derivative) -> Group:

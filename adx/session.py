@@ -39,7 +39,7 @@ class Run:
             id_, reason = next(iter(made.rejected.items()))
             raise InputError(f'{len(made.rejected)} requests cannot be served, first {id_}: {reason}')
         pending = [request for id_, request in made.requests.items() if id_ not in self.traces]
-        poisoned = []
+        poisoned, fallbacks = [], 0
         with tqdm(total=len(made.requests), initial=len(self.traces), unit='trace') as bar:
             try:
                 for _, trace in generation.decode(self.experiment, self.models, made, pending):
@@ -47,11 +47,14 @@ class Run:
                         poisoned.append(trace.request_id)
                         continue
                     self.traces[trace.request_id] = trace
+                    fallbacks += sum(trace.statistics.get('fallback', ()))
                     bar.update()
             except KeyboardInterrupt:
                 print(f'stopped with {len(self.traces)} of {len(made.requests)} traces; call it again to continue')
         if poisoned:
             print(f'{len(poisoned)} traces are left out, first {poisoned[0]}: the teacher gave nan or inf')
+        if fallbacks:
+            print(f'{fallbacks} tokens are the plain teacher\'s: a proxy gave nan or inf')
         return self
 
     def comparison(self) -> view.Comparison:
@@ -100,7 +103,9 @@ def prepare(experiment: Experiment, models: Models) -> Models:
             "these models hold two copies of each proxy (derivative.method = 'difference') and not the proxy itself, "
             'which a gradient is taken of; load them anew with adx.load'
         )
-    examples, plan, found = decode_holdout(experiment, models), loading.blueprint(experiment), {}
+    plan, found = loading.blueprint(experiment), dict[int, directions.Directions]()
+    models = _with_whole_proxies(experiment, models, plan)
+    examples = decode_holdout(experiment, models)
     for i, differentiator in directions.differentiators(plan):
         params, name = directions.member(models, plan.members, i), f'proxy_{i}'
         identity = directions.identity(experiment, plan.tokenizer.size, models.hashes[name], examples)
@@ -108,6 +113,17 @@ def prepare(experiment: Experiment, models: Models) -> Models:
         taken = directions.take(differentiator, params, examples, count, name, lambda done, total: None)
         found[i] = directions.stack(differentiator, taken, identity)
     return directions.attach(models, plan.members, found, experiment.derivative)
+
+
+def _with_whole_proxies(experiment: Experiment, models: Models, plan: loading.Blueprint) -> Models:
+    """What `load` left out where rules wanted no derivatives: an early exit of the teacher has its translator alone."""
+    pairs = zip(models.weights.groups, plan.ensemble.groups, strict=True)
+    if all({*params} == {*group.model.axes} for params, group in pairs):
+        return models
+    groups, hashes = loading.load_proxies(experiment, plan)
+    if not hashes.items() <= models.hashes.items():
+        raise ConfigError('the proxies are other files than when these models were loaded; load them with adx.load')
+    return dataclasses.replace(models, weights=models.weights._replace(groups=groups))
 
 
 def decode(
@@ -124,6 +140,11 @@ def decode(
         experiment = dataclasses.replace(experiment, arms=tuple(arms))
     experiments.check(experiment)
     if prompts is None:
+        if experiment.split == 'test':
+            raise ConfigError(
+                "split = 'test' is read by frozen experiments only, and each reading is kept, which takes a workdir: "
+                'run launch.run with --stages=freeze,generate'
+            )
         prompts = generation.read_prompts(experiment)
     if experiments.wants_tangents(experiment):  # also where the models have their directions
         directions.check_apart(generation.read_prompts(experiments.holdout(experiment)), prompts)

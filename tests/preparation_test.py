@@ -197,6 +197,17 @@ def test_holdout_prompts_in_the_served_split_are_refused(experiment, tmp_path):
         prepare(served_too, tmp_path / 'x')
 
 
+def test_rules_that_take_the_mean_of_directions_hold_no_others(experiment, prepared):
+    path, _, _ = prepared
+    plan = blueprint(experiment)
+    every = pipeline.load_models(experiment, path, plan)
+    mean = pipeline.load_models(dataclasses.replace(experiment, arms=(Arm('mean', Antidistillation()),)), path, plan)
+    assert (every.ensemble.directions, mean.ensemble.directions) == (2, 1)
+    for whole, one in zip(every.weights.directions, mean.weights.directions, strict=True):
+        for name, x in one.items():
+            np.testing.assert_allclose(x[:, 0], whole[name].mean(axis=1), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_notebook_takes_the_directions_that_the_workdir_has(experiment, prepared):
     path, _, _ = prepared

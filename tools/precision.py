@@ -34,6 +34,7 @@ from adx.experiment import COPY_DTYPES, Derivative, Experiment, override
 from adx.gradients import Differentiator, batches, centre, push
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
 from adx.numerics import log_softmax
+from adx.study import Study
 from launch import program
 from launch.config import load_config
 from tools.bench import figures
@@ -41,7 +42,7 @@ from tools.bench import figures
 TABLE = 'derivative'
 
 _CONFIG = flags.DEFINE_string(
-    'config', None, 'A Python file that defines experiment() -> Experiment.', allow_override=True
+    'config', None, 'A Python file that defines experiment(), or study(), whose experiment counts.', allow_override=True
 )
 _SET = flags.DEFINE_multi_string('set', [], 'Override a field of the config: path.to.field=value. May be repeated.')
 _EPS = flags.DEFINE_list('eps', ['1e-1', '1e-2', '1e-3', '1e-4'], 'Steps along g.')
@@ -71,7 +72,7 @@ class Precision:
         name = re.sub(r'\W+', '_', f'{self.proxy} {self.dtype} {eps}'.lower().replace('e-', 'em'))
         command = ' '.join(['python -m tools.precision', *sys.argv[1:]])
         for figure, sample, unit in (
-            ('sin', float(np.mean(self.sines)), '|sin|'),
+            ('sin', float(np.mean(self.sines)), 'sine'),
             ('step', self.step, 'rms over rms'),
             ('changed', self.changed, 'of the weights'),
         ):
@@ -151,7 +152,8 @@ def _forward(config: TransformerConfig) -> Callable[..., jax.Array]:
     @functools.partial(jax.jit, compiler_options={'xla_allow_excess_precision': False})
     def forward(params: Params, batch: Batch, at: tuple[jax.Array, jax.Array]) -> jax.Array:
         positions_BL = jnp.broadcast_to(jnp.arange(batch.tokens_BL.shape[1]), batch.tokens_BL.shape)
-        return log_softmax(model.apply(params, batch.tokens_BL, positions_BL)[0][at])
+        x_BLD = model.apply(params, batch.tokens_BL, positions_BL, method='hidden')[0]
+        return log_softmax(model.apply(params, x_BLD[at][None], method='unembed')[0])  # logits where they are read
 
     return forward
 
@@ -171,7 +173,7 @@ def compare(
 def comparisons(experiment: Experiment, positions: int) -> Iterator[tuple[str, Comparison]]:
     """Each proxy of the experiment by name, with its direction on holdout traces that are decoded here."""
     plan = loading.blueprint(experiment)
-    models = loading.load_models(experiment, plan)
+    models = loading.load_models(experiment, plan, whole=True)
     examples = session.decode_holdout(experiment, models)
     for i, differentiator in directions.differentiators(plan):
         params = differentiator.exact(directions.member(models, plan.members, i))
@@ -199,7 +201,8 @@ def direction(
 def main() -> None:
     if not _CONFIG.value:
         raise ConfigError('--config is needed; see configs/')
-    experiment = override(load_config(_CONFIG.value), _SET.value)
+    loaded = load_config(_CONFIG.value)
+    experiment = override(loaded.experiment if isinstance(loaded, Study) else loaded, _SET.value)
     try:
         steps = [float(eps) for eps in _EPS.value]
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import fakes
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,12 @@ import pytest
 
 from adx import directions
 from adx.batching import Example
+from adx.experiment import Derivative
 from adx.gradients import Differentiator, batches
 from adx.mesh import make_mesh
 from adx.models.transformer import make_model
+from launch.config import load_config
+from tests import tiny
 from tools import precision
 
 MODEL = make_model(fakes.PROXY)
@@ -79,6 +84,17 @@ def test_the_difference_tends_to_the_derivative_in_float32_alone(rows):
 def test_steps_are_relative_to_the_weights(rows):
     assert rows['float32', 1e-1].step == pytest.approx(1000 * rows['float16', 1e-4].step)
     assert precision.rms({'a': jnp.array([3.0, 0.0]), 'b': jnp.array([0.0, 4.0])}) == pytest.approx(2.5)
+
+
+def test_an_early_exit_of_the_teacher_is_compared_with_all_its_weights(tmp_path):
+    experiment = load_config(tiny.write_config(tmp_path / 'config.py', tiny.write_teacher(tmp_path / 'teacher')))
+    settings = Derivative(prompts=1, samples=1, max_new_tokens=4)
+    experiment = dataclasses.replace(experiment, derivative=settings)
+    ((name, comparison),) = precision.comparisons(experiment, 2)
+    assert name == 'teacher_exit1'
+    (row,) = precision.compare(name, comparison, (1e-2,), ('float32',))
+    assert len(row.sines) == 2
+    assert mean(row) < 0.1
 
 
 def test_recorded_rows_have_names_of_a_table(rows, monkeypatch):

@@ -10,6 +10,7 @@ decoded first. Results: results/derivative.json, see figures.py; its precision t
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from adx import numerics
 from adx.decoding import derivative, sampling
 from adx.decoding.ensemble import Group
 from adx.defences import Antidistillation, Budget, Undefended
-from adx.experiment import Arm
+from adx.experiment import COPY_DTYPES, Arm
 from adx.generation import Models
 from adx.models.transformer import Params
 from adx.scaling import Machine
@@ -190,6 +191,10 @@ def missing(bench: Any) -> None:
     add('ads_ratio_vs_hf_gpu', goal='>= 3')
     add('tangent_over_two_passes_gpu', goal='<= 1')
     add('ads_share_of_bound_gpu', goal='>= 0.8')
+    figures_of = (f'precision_{x}_smollm2_135m_instruct_exit10' for x in ('sin', 'step', 'changed'))
+    for figure, dtype, eps in itertools.product(figures_of, COPY_DTYPES, ('1em01', '1em02', '1em03', '1em04')):
+        name = f'{figure}_{dtype}_{eps}'  # by tools.precision
+        figures.not_run(TABLE, name, unit='', goal='', command='', machine='CPU')
 
 
 MEASUREMENTS = {f.__name__: f for f in (steps, useful, passes, bound, budget, missing)}
