@@ -12,6 +12,7 @@ from adx.automata import SPANS
 from adx.datasets.chat import Prompting
 from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
+from adx.defences.tilting import priced
 from adx.drafting import Rewrite, check_rewrites, written_under
 from adx.errors import ConfigError
 from adx.fields import check_field, check_kinds, hint, literal, set_field
@@ -166,8 +167,10 @@ def override(experiment: Experiment, assignments: list[str]) -> Experiment:
 def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
     """Applies 'arms.<arm>.path.to.field=value,value,...' strings: one arm per value takes the place of the arm.
 
-    Several assignments to one arm make a grid. An arm is named after its settings: 'poe.gamma=0.3,temperature=1';
-    its selections are made of every arm that takes its place. Values and errors are those of `override`.
+    Several assignments to one arm make a grid; fields joined by '+' have each value together, as a rule inside a
+    control and the rule whose price it pays: 'arms.control.defence.rule.rule.lam+defence.reference.lam=0.5,1'.
+    An arm is named after its settings: 'poe.gamma=0.3,temperature=1'; its selections are made of every arm that takes
+    its place. Values and errors are those of `override`.
     """
     grids = swept(experiment.arms, assignments, experiment.policy is not None)
     arms = tuple(arm for grid in grids for arm in grid)
@@ -245,6 +248,11 @@ def _check_arms(e: Experiment) -> None:
             arm.sampling.check()
         except ValueError as error:
             raise ConfigError(f'arm {arm.name!r}: {error}') from error
+        if arm.sampling.temperature == 0 and (names := priced(arm.defence)):
+            raise ConfigError(
+                f'arm {arm.name!r}: {names[0]} holds the KL a token at a price, and at temperature 0 all mass is on '
+                'one token, whose KL is a step; take a temperature above 0, or the rule without it'
+            )
         if (arm.defence.wants_proxies or arm.defence.wants_tangents) and not e.proxies:
             raise ConfigError(f'arm {arm.name!r} needs a proxy and proxies is empty; add a ModelSource to it')
     rules = {arm.name: arm.defence for arm in e.arms}

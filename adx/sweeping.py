@@ -9,7 +9,7 @@ from typing import Any
 from adx.errors import ConfigError
 from adx.fields import find, literals, set_field
 
-Axis = tuple[str, list[str], list[Any]]  # what errors start with, the path below the arm, the values
+Axis = tuple[str, list[list[str]], list[Any]]  # what errors start with, the paths below the arm, the values
 
 
 def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = False) -> tuple[tuple[Any, ...], ...]:
@@ -20,15 +20,17 @@ def swept(arms: tuple[Any, ...], assignments: list[str], has_policy: bool = Fals
     grids: dict[int, list[Axis]] = {}
     for assignment in assignments:
         path, _, text = assignment.partition('=')
-        root, name, *keys = [*path.split('.'), '']
-        if root != 'arms' or keys[:1] not in (['defence'], ['sampling']) or not text:
+        root, name, below = [*path.split('.', 2), '', ''][:3]
+        fields = [field.split('.') for field in below.split('+')]
+        if root != 'arms' or any(keys[0] not in ('defence', 'sampling') for keys in fields) or not text:
             raise ConfigError(
                 f'--sweep {assignment!r} is not allowed; write --sweep arms.<arm>.<defence or sampling>.<field>'
-                f'=value,value with an arm of {[arm.name for arm in arms]}'
+                f'=value,value with an arm of {[arm.name for arm in arms]}; +<defence or sampling>.<field> behind a '
+                'field gives another one the same value'
             )
-        if keys[0] == 'defence' and has_policy:
+        if has_policy and any(keys[0] == 'defence' for keys in fields):
             raise ConfigError(f'--sweep {path}: the policy gives the numbers of rules; sweep sampling or set its terms')
-        axis = (f'--sweep {path}', keys[:-1], literals(text))
+        axis = (f'--sweep {path}', fields, literals(text))
         grids.setdefault(find(arms, name, f'--sweep {path}'), []).append(axis)
     return tuple(tuple(_grid(arm, grids.get(i, []))) for i, arm in enumerate(arms))
 
@@ -48,8 +50,9 @@ def _grid(arm: Any, axes: list[Axis]) -> list[Any]:
     made = []
     for point in itertools.product(*(values for _, _, values in axes)):
         new = arm
-        for (path, keys, _), value in zip(axes, point, strict=True):
-            new = set_field(new, keys, value, path)
-        settings = ','.join(f'{keys[-1]}={value}' for (_, keys, _), value in zip(axes, point, strict=True))
+        for (path, fields, _), value in zip(axes, point, strict=True):
+            for keys in fields:
+                new = set_field(new, keys, value, path)
+        settings = ','.join(f'{fields[0][-1]}={value}' for (_, fields, _), value in zip(axes, point, strict=True))
         made.append(dataclasses.replace(new, name=f'{arm.name}.{settings}' if axes else arm.name))
     return made

@@ -11,12 +11,16 @@ import pytest
 
 from adx import study
 from adx.defences import (
+    Bank,
     Budget,
     Chain,
+    Controller,
     CrossModelHard,
     CrossModelReweight,
     CrossModelSoft,
     CrossModelWeighted,
+    EntropyGate,
+    EqualKl,
     Permutation,
     ProductOfExperts,
     Undefended,
@@ -155,6 +159,11 @@ def test_a_sweep_puts_one_arm_per_value_in_the_place_of_the_arm():
     assert from_json(json.loads(json.dumps(to_json(swept)))) == swept
     assert experiment_hash(swept) != experiment_hash(base)
     assert sweep(base, []) == base
+    permuted = dataclasses.replace(base, arms=(Arm('control', EqualKl(permuted.defence, permuted.defence.rule)),))
+    both = sweep(permuted, ['arms.control.defence.rule.rule.gamma+defence.reference.gamma=0.1,0.2']).arms
+    assert [(arm.name, arm.defence.rule.rule.gamma, arm.defence.reference.gamma) for arm in both] == [
+        ('control.gamma=0.1', 0.1, 0.1), ('control.gamma=0.2', 0.2, 0.2),
+    ]  # fmt: skip
     longest = Selection('longest', 'poe', 'max_length')
     follows = sweep(dataclasses.replace(base, selections=(longest,)), ['arms.poe.defence.gamma=0.1,1']).selections
     assert [(one.name, one.arm) for one in follows] == [
@@ -170,6 +179,8 @@ def test_a_sweep_puts_one_arm_per_value_in_the_place_of_the_arm():
         ('arms.plain.sampling.top_p', 'is not allowed; write --sweep arms'),
         ('arms.plain.sampling.top_p=', 'is not allowed; write --sweep arms'),
         ('seed=1,2', 'is not allowed; write --sweep arms'),
+        ('arms.plain.sampling.top_p+name=0.5', 'is not allowed; write --sweep arms'),
+        ('arms.plain.sampling.top_p+sampling.topk=0.5', "Did you mean 'top_k'"),
         ('arms.plain.name=a,b', "with an arm of .'plain'"),
         ('arms.plan.sampling.top_p=0.5', "--sweep arms.plan.sampling.top_p: no entry 'plan'.*Did you mean 'plain'"),
         ('arms.plain.sampling.topp=0.5', "Did you mean 'top_p'"),
@@ -201,6 +212,15 @@ def test_a_defended_run_states_its_disclosure(disclosure):
         check(dataclasses.replace(BASE, disclosure=disclosure))
     check(dataclasses.replace(BASE, disclosure=disclosure, arms=BASE.arms[:1]))
     check(dataclasses.replace(BASE, disclosure='none: a private study'))
+
+
+@pytest.mark.parametrize('around', [Budget, Bank, Controller, lambda rule: Chain((rule, EqualKl(rule, rule)))])
+def test_a_price_is_refused_at_temperature_0(around):
+    rule = around(ProductOfExperts())
+    check(with_arm(defence=rule, sampling=Sampling(temperature=0.1)))
+    with pytest.raises(ConfigError, match=r'arm .*: [A-Z][A-Za-z]+ holds the KL a token at a price'):
+        check(with_arm(defence=rule, sampling=Sampling(temperature=0.0)))
+    check(with_arm(defence=EntropyGate(ProductOfExperts()), sampling=Sampling(temperature=0.0)))
 
 
 @pytest.mark.parametrize(

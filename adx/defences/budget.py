@@ -14,12 +14,14 @@ class Budget(Wrapper):
     """`rule`, its log-ratio to the teacher scaled down where a token would cost more than `nats`.
 
     nats: >= 0, KL(served || teacher) per token; 0 is the teacher. Met within 1 % wherever it binds, from 1e-4 nats
-    on; below it the rule is untouched. In a Chain the KL is from the result of the rule before. Temperature 0 serves
-    the likeliest token of what is scaled.
+    on; below it the rule is untouched. In a Chain the KL is from the result of the rule before. Temperature 0 puts all
+    mass on one token, at no price that could be stated: arms refuse it.
     """
 
     rule: Defence
     nats: float | Array = 0.1
+
+    has_price = True
 
     def check(self) -> None:
         super().check()
@@ -45,6 +47,8 @@ class Bank(Wrapper):
     capacity: float | Array = 5.0
     refill: float | Array = 0.05
     nats: float | Array | None = None
+
+    has_price = True
 
     def check(self) -> None:
         super().check()

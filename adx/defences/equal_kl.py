@@ -21,6 +21,7 @@ class EqualKl(Wrapper):
     reference: Defence
     max_scale: float | Array = 8.0
 
+    has_price = True
     wants_tangents = property(lambda self: self.rule.wants_tangents or self.reference.wants_tangents)
     wants_proxies = property(lambda self: self.rule.wants_proxies or self.reference.wants_proxies)
 

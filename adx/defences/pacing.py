@@ -67,6 +67,8 @@ class Controller(Wrapper):
     rate: float | Array = 0.05
     max_scale: float | Array = 4.0
 
+    has_price = True
+
     def check(self) -> None:
         super().check()
         check_range('Controller.target', self.target, 0.0, open_low=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -31,6 +32,7 @@ class Wrapper:
     wants_tangents = property(lambda self: self.rule.wants_tangents)
     wants_proxies = property(lambda self: self.rule.wants_proxies)
     is_argmax = False
+    has_price = False  # of KL a token
 
     def check(self) -> None:
         self.rule.check()
@@ -43,6 +45,12 @@ class Wrapper:
 
     def init(self) -> State:
         return self.rule.init()
+
+
+def priced(rule: Defence) -> list[str]:
+    """The types of those within a rule that hold it to a price."""
+    leaves = jax.tree.leaves(rule, is_leaf=lambda x: getattr(x, 'has_price', False))
+    return [type(leaf).__name__ for leaf in leaves if getattr(leaf, 'has_price', False)]
 
 
 class Way(NamedTuple):
