@@ -13,7 +13,19 @@ from typing import Any
 
 import jax
 
-from adx import ahead, directions, environments, files, fitting, forgetting, generation, loading, processes
+from adx import (
+    ahead,
+    directions,
+    environments,
+    files,
+    fitting,
+    forgetting,
+    generation,
+    loading,
+    needs,
+    processes,
+    readings,
+)
 from adx import experiment as experiments
 from adx.errors import COMPLETE, REJECTED_ROWS, AdxError
 from adx.experiment import Experiment
@@ -128,6 +140,8 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
 def _prepare(experiment: Experiment, path: str, place: Place) -> _Job:
     """Everything that can be refused before weights are read or anything is written."""
     experiments.check(experiment)
+    if experiment.split == 'test' and place.writes:
+        readings.read_test(path, experiments.experiment_hash(experiment), 'generate')
     if experiments.wants_tangents(experiment):
         directions.check_prepared(experiment, path)
     plan = loading.blueprint(experiment)
@@ -192,9 +206,16 @@ def _traces(
 
 
 def load_models(experiment: Experiment, path: str, plan: loading.Blueprint) -> generation.Models:
-    """The models of a run in a workdir, with the directions in it where a rule wants derivatives."""
+    """The models of a run in a workdir, with the directions in it where a rule wants derivatives: one a proxy where all
+    rules take their mean."""
     models = loading.load_models(experiment, plan)
-    return directions.load(experiment, path, plan, models) if experiments.wants_tangents(experiment) else models
+    if not experiments.wants_tangents(experiment):
+        return models
+    models = directions.load(experiment, path, plan, models)
+    if models.ensemble.directions == 1 or not needs.sum_directions(experiment):
+        return models
+    ensemble, weights = needs.summed(models.ensemble, models.weights)
+    return dataclasses.replace(models, ensemble=ensemble, weights=weights)
 
 
 class _Saver:

@@ -36,7 +36,7 @@ def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str, former: s
         if experiment_hash not in frozen and former not in frozen:
             raise ConfigError(
                 f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
-                f'choose on tune and attack_val, then freeze it'
+                f'choose on tune and attack_val, then freeze it (--stages=freeze)'
             )
         entry = {'experiment': experiment_hash, 'arm': arm, 'time': locks.utc_now()}
         log = [*_load(path / READINGS, list), entry]

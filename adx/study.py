@@ -53,6 +53,7 @@ class Study:
     own: the attackers' own model, which scores lessons for them.
     ladder: attacks of rising cost, the first with all of one unit, from which `cost_multiplier` is read.
     temperatures: arms of the baseline that only samples hotter. testbed: what the report calls the setting.
+    left_out: attacks that it does without, each with the reason. searched: families that rules were searched on.
     """
 
     experiment: Experiment
@@ -77,6 +78,8 @@ class Study:
     temperatures: tuple[str, ...] = ()
     ladder: tuple[str, ...] = ()
     testbed: str = ''
+    left_out: tuple[tuple[str, str], ...] = ()
+    searched: tuple[str, ...] = ()
 
     @property
     def settings(self) -> list[dict[str, Any]]:
@@ -117,7 +120,7 @@ REGISTRY: dict[str, type] = {
 def identity(study: Study) -> dict[str, Any]:
     """The JSON of what decides the outcomes. More seeds, students or attacks are more rows of the same study."""
     fields = experiments.to_json(study, REGISTRY)
-    open_ended = ('seeds', 'students', 'attacks', 'ladder', 'experiment', 'testbed')
+    open_ended = ('seeds', 'students', 'attacks', 'ladder', 'experiment', 'testbed', 'left_out', 'searched')
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
         'selections': fields['experiment']['selections'] + fields['experiment']['rewrites'],
@@ -208,6 +211,7 @@ def _check(study: Study) -> None:
     study.sampling.check()
     study.forcing.check()
     check_choice('split', study.split, GRADED_ON)
+    check_choice('experiment.split', study.experiment.split, ('train',))  # what students learn from, and nothing else
     for name in ('exam', 'choice', 'max_new_tokens'):
         check_range(name, getattr(study, name), 1)
     check_range('curve', study.curve, 0)

@@ -34,7 +34,7 @@ from launch.dry_run import dry_run
 from launch.interrupts import Interrupts
 from launch.joining import DISTRIBUTED, STRAGGLER_SECONDS, join
 
-STAGES = ('prepare', 'generate', 'select', 'rewrite', 'freeze', 'distil', 'assess', 'report', 'export')
+STAGES = ('freeze', 'prepare', 'generate', 'select', 'rewrite', 'distil', 'assess', 'report', 'export')
 TOGETHER = ('prepare', 'generate', 'distil')  # what one program across hosts does
 # Where schedulers say which share of the work is this process's: (index, count).
 SCHEDULERS = (
@@ -49,7 +49,8 @@ SET = flags.DEFINE_multi_string(
     'set', [], 'Override a field of the config: path.to.field=value. May be repeated.', allow_override=True
 )
 SWEEP = flags.DEFINE_multi_string(
-    'sweep', [], 'One arm per value: arms.<arm>.path.to.field=value,value. May be repeated: a grid.'
+    'sweep', [], 'One arm per value: arms.<arm>.path.to.field=value,value. May be repeated: a grid. '
+    'Fields of an arm that have each value together are joined by +.'
 )
 STAGE_NAMES = flags.DEFINE_list('stages', ['generate'], f'Which stages to run, of {", ".join(STAGES)}.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the resolved experiment and its memory plan, run nothing.')
@@ -90,6 +91,18 @@ def _scheduled() -> tuple[int, int]:
                 given = ', '.join(f'{name}={os.environ[name]!r}' for name in names)
                 raise ConfigError(f'{given}: both must be integers; give --shard and --num_shards') from error
     return 0, 1
+
+
+def freeze(experiment: Any, path: str) -> int:
+    """Commits to the experiment: from now on it, and no other, may read the split test in this workdir."""
+    from adx import readings
+    from adx.experiment import check, experiment_hash
+
+    check(experiment)
+    name = experiment_hash(experiment)
+    readings.freeze(path, name)
+    print(f'experiment {name} is frozen: it may read the split test, and each reading is counted')
+    return COMPLETE
 
 
 def prepare(experiment: Any, path: str, interrupts: Interrupts, wants_traces: bool = False) -> int:
@@ -249,6 +262,7 @@ def distil(study: Any, path: str, interrupts: Interrupts) -> int:
 def experiment_stages(experiment: Any, interrupts: Interrupts) -> dict[str, Callable[[], int]]:
     path = str(WORKDIR.value)
     return {
+        'freeze': lambda: freeze(experiment, path),
         'prepare': lambda: prepare(experiment, path, interrupts),
         'generate': lambda: generate(experiment, path, interrupts),
         'select': lambda: select(experiment, path),
@@ -265,11 +279,11 @@ def study_stages(study: Any, interrupts: Interrupts) -> dict[str, Callable[[], i
     check(study)
     path, wants = str(WORKDIR.value), study.wants_holdout
     return {
+        'freeze': lambda: stages.freeze(study, path),
         'prepare': lambda: stages.each_seed(study, path, lambda one, where: prepare(one, where, interrupts, wants)),
         'generate': lambda: stages.each_seed(study, path, lambda one, where: generate(one, where, interrupts)),
         'select': lambda: stages.each_seed(study, path, select),
         'rewrite': lambda: stages.each_seed(study, path, lambda one, where: rewrite(one, where, interrupts)),
-        'freeze': lambda: stages.freeze(study, path),
         'distil': lambda: distil(study, path, interrupts),
         'assess': lambda: stages.assess(study, path, place_in_run()),
         'report': lambda: stages.report(study, path, ' '.join(sys.argv), BESIDE.value),

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-from adx import forgetting, generation, pipeline, watch
+from adx import forgetting, generation, pipeline, readings, watch
+from adx.errors import ConfigError
+from adx.experiment import experiment_hash
 from adx.storage import Workdir
 from tests import tiny
 
@@ -55,6 +57,28 @@ def test_forgotten_requests_are_neither_there_nor_rejected(experiment, tmp_path,
         report = tiny.generate(experiment, tmp_path)
         assert (report.total, report.done_before, report.rejected) == expected
         assert report.done == 0
+
+
+def test_the_split_test_is_read_once_it_is_frozen_and_each_reading_is_kept(experiment, tmp_path):
+    tested = dataclasses.replace(experiment, split='test')
+    with pytest.raises(ConfigError, match='may not read the split test: frozen are none'):
+        tiny.generate(tested, tmp_path)
+    readings.freeze(tmp_path, experiment_hash(tested))
+    assert tiny.generate(tested, tmp_path).done == 3
+    assert [(one['experiment'], one['arm']) for one in readings.readings(tmp_path)] == [
+        (experiment_hash(tested), 'generate')
+    ]
+    with pytest.raises(ConfigError, match='may not read the split test'):
+        tiny.generate(dataclasses.replace(tested, seed=7), tmp_path)
+
+
+def test_tokens_that_fell_back_are_counted(experiment, tmp_path):
+    tiny.generate(experiment, tmp_path)
+    trace = next(iter(Workdir(tmp_path).traces()))
+    report = pipeline.Report(total=2, done_before=0, rejected=0, left_out={})
+    report.count(dataclasses.replace(trace, statistics={'fallback': [0, 1, 1]}))
+    report.count(dataclasses.replace(trace, statistics={}))
+    assert report.fallbacks == 2
 
 
 def test_a_trace_says_which_versions_made_it(experiment, tmp_path):
