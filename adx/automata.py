@@ -21,7 +21,8 @@ SPANS: dict[str, tuple[tuple[bytes, ...], bytes]] = {
     'final_answer': ((b'####', b'inal answer', b'inal Answer', b'he answer is'), b'\n'),
     'boxed': ((b'\\boxed{', b'\\fbox{'), BRACES),
     'code_fence': ((b'```',), b'```'),
-    'tool_call': ((b'<tool_call>',), b'</tool_call>'),
+    # The last two, of Llama 3 and Mistral, are not closed before the row's end.
+    'tool_call': ((b'<tool_call>', b'<|python_tag|>', b'[TOOL_CALLS]'), b'</tool_call>'),
 }
 
 

@@ -130,7 +130,7 @@ def make_engines(
 ) -> list[tuple[Engine, frozenset[str]]]:
     """One engine per defence structure, with the names of its arms. Each runs what its rule needs."""
     vocab = models.ensemble.teacher.config.sizes['V']
-    spans = automata.lift(protected_spans, models.tokenizer.token_bytes, vocab) if protected_spans else None
+    spans = automata.lift(protected_spans, models.tokenizer.named_bytes, vocab) if protected_spans else None
     by_structure: dict[Any, list[Arm]] = {}
     for arm in arms:
         by_structure.setdefault(jax.tree.structure(arm.defence), []).append(arm)

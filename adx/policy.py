@@ -23,7 +23,11 @@ DeriveKey = Callable[[str], int]  # a key id to 64 bits
 
 @dataclasses.dataclass(frozen=True)
 class Customer:
-    """Who asks, by the name that prompts carry. key_id: whose key marks the traces; '' leaves the rule its own."""
+    """Who asks, by the name that prompts carry.
+
+    key_id: whose key a rule with a field `key` gets; '' leaves the rule its own. No rule that ships has one: it is for
+    rules of your own. Marks by rewriting take their customer from `Marked`.
+    """
 
     name: str
     licence: str
@@ -87,7 +91,12 @@ class Policy:
         rules = {terms.licence: terms.defence for terms in self.terms}
         for customer in self.customers:
             rule = rules[customer.licence]
-            if customer.key_id and rule is not None and not is_keyed(rule):
+            if customer.key_id and rule is None:
+                raise ValueError(
+                    f'policy.customers.{customer.name}.key_id = {customer.key_id!r} names a key and the licence '
+                    f'{customer.licence!r} has no rule that could use it; drop it'
+                )
+            if customer.key_id and not is_keyed(rule):
                 raise ValueError(
                     f'policy.customers.{customer.name}.key_id = {customer.key_id!r} names a key and the rule '
                     f'{rule} has no field `key`; drop it or take a keyed rule'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 
 import numpy as np
 import pytest
+import tokenizers
 
 from adx import automata
 from adx.automata import SPANS
@@ -68,6 +70,22 @@ def test_the_lifted_table_reads_as_regular_expressions_do(names, tokenizer):
             seen.add((len(tokenizer.token_bytes[token]) > 1, bool(spans.protected[state])))
     assert {(False, True), (False, False)} <= seen
     assert np.all(spans.table_V[:, tokenizer.size :] == np.arange(len(spans.protected))[:, None])
+
+
+def test_special_tokens_open_spans_by_their_names():
+    tokenizer = tiny.make_tokenizer()
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.add_special_tokens(['<|python_tag|>'])
+    tokenizer = dataclasses.replace(tokenizer, backend=backend)
+    tag, (word, *_) = backend.token_to_id('<|python_tag|>'), tokenizer.encode('word')
+    assert tokenizer.token_bytes[tag] == b''
+    assert tokenizer.named_bytes[tag] == b'<|python_tag|>'
+    assert tokenizer.named_bytes[word] == tokenizer.token_bytes[word]
+    spans = automata.lift(('tool_call',), tokenizer.named_bytes, tokenizer.size)
+    states = [0]
+    for token in (word, tag, word):
+        states.append(spans.table_V[states[-1], token])
+    assert [bool(spans.protected[state]) for state in states] == [False, False, True, True]
 
 
 def test_tokens_may_straddle_an_opener_and_open_in_their_middle():

@@ -91,6 +91,7 @@ def test_a_policy_checks_and_round_trips():
         (with_policy(customers=POLICY.customers * 2), "policy.customers has 'acme' twice"),
         (with_policy(customers=(Customer('', 'usage'),)), "policy.customers has one named ''"),
         (with_policy(customers=(Customer('x', 'usage', 'k'),)), "policy.customers.x.key_id = 'k' names a key"),
+        (with_policy(customers=(Customer('x', 'distillation', 'k'),)), "licence 'distillation' has no rule that"),
         (with_policy(customers=(Customer('x', 'usages'),)), "policy.customers.x.licence = 'usages' is unknown"),
         (with_policy(terms=POLICY.terms[:2]), "partner.licence = 'distillation' has no terms; .*'usage', 'research'"),
         (with_policy(terms=POLICY.terms * 2), "policy.terms has 'usage' twice"),

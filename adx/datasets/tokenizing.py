@@ -57,6 +57,12 @@ class Tokenizer:
             spelt[i] = b'' if token.special else token.content.encode()
         return tuple(spelt)
 
+    @functools.cached_property
+    def named_bytes(self) -> tuple[bytes, ...]:
+        """As token_bytes, but special tokens by their names: what structure is recognised in."""
+        added = self.backend.get_added_tokens_decoder()
+        return tuple(added[i].content.encode() if i in added else spelt for i, spelt in enumerate(self.token_bytes))
+
     @property
     def size(self) -> int:
         """How many ids there are: 0 to size - 1. A model's vocabulary rows beyond are padding."""
