@@ -23,7 +23,10 @@ Extract = Callable[[str], str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One trace. right, kls (nats, by token) and share (of tokens intervened) are None where unknown."""
+    """One trace. right, kls (nats, by token) and share (of tokens intervened) are None where unknown.
+
+    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers.
+    """
 
     defence: str
     stop: str
@@ -33,6 +36,7 @@ class Column:
     kls: tuple[float, ...] | None
     share: float | None
     spans: tuple[Span, ...]
+    fallbacks: int = 0
 
     @property
     def mean_kl(self) -> float | None:
@@ -52,7 +56,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One setting over all prompts. mean_kl, high_kl (95th percentile) and share are over all tokens.
+    """One setting over all prompts. mean_kl, high_kl (95th percentile), share and fallbacks are over all tokens.
 
     finished: traces not cut by length.
     """
@@ -67,6 +71,7 @@ class Summary:
     mean_kl: float | None
     high_kl: float | None
     share: float | None
+    fallbacks: int
 
 
 def describe(defence: dict[str, Any]) -> str:
@@ -112,6 +117,7 @@ def _column(trace: Trace, pieces: Pieces, grade: Grade | None, extract: Extract 
         kls=None if kls is None else tuple(kls),
         share=None if marks is None else sum(marks) / max(len(trace.tokens), 1),
         spans=tuple(make_spans(trace, pieces)),
+        fallbacks=sum(trace.statistics.get('fallback', ())),
     )
 
 
@@ -138,6 +144,7 @@ def summarise(groups: Sequence[Group]) -> list[Summary]:
                 mean_kl=_per_token([(column.mean_kl, column.tokens) for column in columns]),
                 high_kl=_high([kl for column in columns for kl in column.kls or ()]),
                 share=_per_token([(column.share, column.tokens) for column in columns]),
+                fallbacks=sum(column.fallbacks for column in columns),
             )
         )
     return rows
@@ -244,7 +251,8 @@ def _numbers(of: Column | Summary) -> list[str]:
     numbers = [] if of.mean_kl is None else [f'mean KL {nats(of.mean_kl)}']
     if isinstance(of, Summary) and of.high_kl is not None:
         numbers.append(f'95 % below {nats(of.high_kl)}')
-    return numbers + ([] if of.share is None else [f'{percent(of.share)} intervened'])
+    numbers += [] if of.share is None else [f'{percent(of.share)} intervened']
+    return numbers + ([f'{of.fallbacks} tokens fell back to the teacher'] if of.fallbacks else [])
 
 
 def _marked(spans: Iterable[Span], colour: bool) -> list[Cell]:

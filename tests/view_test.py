@@ -194,6 +194,14 @@ def test_html_marks_exactly_the_intervened_tokens_and_says_that_it_is_private():
     assert 'PRIVATE' in page.text
     assert 'product_of_experts(gamma=0.5)' in page.text
     assert page.tags.count('article') == 2
+    assert '95 % below' in page.text
+    assert 'fell back' not in page.text
+    recorded = {'kl': [0.0, 0.0, 0.0, 1.5], 'fallback': [1, 0, 0, 1]}
+    fallen = make_trace('d/test/0/0/a', 'so 7', '   ^', statistics=recorded)
+    shown = view.html(compare(fallen), 'Title')
+    assert '<td>1.500 nats</td>' in shown
+    assert '2 tokens fell back to the teacher' in Page(shown).text
+    assert '2 tokens fell back to the teacher' in view.summary(compare(fallen), 200, colour=False)
 
 
 def test_html_escapes_everything():
