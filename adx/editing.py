@@ -118,7 +118,7 @@ class Editor:
     def _proposed(
         self, weights: Sequence[_Weights], teacher: Params, batch: Batch, editable_BL: Array
     ) -> tuple[Array, Array]:
-        """(places_BM, words_BM) in the order of their first-order gains; a place of no gain keeps its word."""
+        """(places_BM, words_BM) in the order of their first-order gains; where a flip gains nothing the word stays."""
         tokens_BL = jnp.asarray(batch.tokens_BL)
         open_BLV = self._fitting(teacher, batch) & jnp.asarray(self.words_V) & editable_BL[..., None]
         slopes_BLV = self._slopes(weights, batch)
@@ -128,7 +128,9 @@ class Editor:
         open_BLV &= ~jax.nn.one_hot(tokens_BL, open_BLV.shape[-1], dtype=bool)
         places_BM, words_BM, gains_BM = best_flips(slopes_BLV, tokens_BL, open_BLV, self.settings.edits)
         same_BM = jnp.take_along_axis(tokens_BL, places_BM, axis=-1)
-        return places_BM, jnp.where(gains_BM > 0, words_BM, same_BM)
+        # What an ascent of many steps found is for the exact values to judge, not for a slope at its start.
+        least = -jnp.inf if self.settings.step == 'embedding' else 0.0
+        return places_BM, jnp.where(gains_BM > least, words_BM, same_BM)
 
     def _slopes(self, weights: Sequence[_Weights], batch: Batch) -> Array:
         """Of the joined J: those of each proxy times how much the join moves with its J."""

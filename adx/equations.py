@@ -15,7 +15,7 @@ from typing import NamedTuple
 Statements = Callable[[str], Sequence[tuple[str, bool]]]  # text -> every statement as written, and whether it is true
 
 _LINE_START = re.compile(r'^\s*(?:[-*•–]\s+|\(?[0-9]{1,3}[.)]\s+)+')  # '2) 5 * 3 = 15' states nothing about 2
-_BOLD = re.compile(r'(?<![0-9)\s])\s*\*\*|\*\*(?!\s*[-0-9(])|^[^\S\n]*\*\*', re.MULTILINE)  # '2**3' is no bold face
+_BOLD = re.compile(r'(?<![0-9)\s])[^\S\n]*\*\*|\*\*(?![^\S\n]*[-0-9(])|^[^\S\n]*\*\*', re.MULTILINE)  # not '2**3'
 _LATEX = (
     (re.compile(r'\\(?:times|cdot)(?![a-z])'), '*'),
     (re.compile(r'\\div(?![a-z])'), '/'),

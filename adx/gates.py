@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adx import equations
@@ -22,6 +23,7 @@ EMPTY, CHANGED, SHORT, FALSE, LOST = (
     'nothing is written', 'another answer', 'too little reasoning', 'a false statement', 'statements are lost',
 )  # fmt: skip
 LANGUAGE, FORMAT, UNLIKELY = 'another script', 'another format', 'not fluent'
+_NUMBER = re.compile(r'[0-9]+(?:\.[0-9]+)?')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Senses:
 @dataclasses.dataclass(frozen=True)
 class Gates:
     """retention: (0, 1], the least share of the original's reasoning tokens, and of its true statements, that stay.
-    Above 0: a bare answer is no rewrite. fluency: >= 0, by how many nats a token a draft may be less likely than the
-    original under the teacher that is shown the prompt.
+    Above 0: a bare answer is no rewrite. No false statement may be new. fluency: >= 0, by how many nats a token a draft
+    may be less likely than the original under the teacher that is shown the prompt.
     """
 
     retention: float = 0.8
@@ -70,10 +72,10 @@ class Gates:
         kept, had = (senses.count_tokens(senses.split(one)[0]) for one in (text, trace.text))
         if kept < self.retention * had:
             return SHORT
-        new, old = (collections.Counter(true for _, true in senses.statements(one)) for one in (text, trace.text))
-        if new[False] > old[False]:
+        (true, false), (had_true, had_false) = (_stated(senses.statements(one)) for one in (text, trace.text))
+        if false - had_false:
             return FALSE
-        if new[True] < self.retention * old[True]:
+        if (true & had_true).total() < self.retention * had_true.total():
             return LOST
         if script(text) != script(trace.text):
             return LANGUAGE
@@ -90,6 +92,15 @@ class Gates:
     def is_fluent(self, original: float, draft: float) -> bool:
         """By the teacher's NLL of both in nats a token; nan is not fluent."""
         return draft <= original + self.fluency
+
+
+def _stated(statements: Sequence[tuple[str, bool]]) -> tuple[collections.Counter[Any], collections.Counter[Any]]:
+    """How often each statement is made, of the true ones and of the false ones. A true one is the same with its terms
+    in another order and in other words: it has the same numbers.
+    """
+    true = [tuple(sorted(_NUMBER.findall(text.replace(',', '')))) for text, holds in statements if holds]
+    false = [''.join(text.split()) for text, holds in statements if not holds]
+    return collections.Counter(true), collections.Counter(false)
 
 
 def script(text: str) -> str:

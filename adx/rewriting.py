@@ -81,8 +81,8 @@ def rewrite(
 
 
 def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place) -> _Share:
-    """Chosen among all traces of the slices that the rewrite is about, and dealt out by index in all, so that every
-    process agrees, also on chains.
+    """Chosen among all traces of the slices and the customer that the rewrite is about, and dealt out by index in all,
+    so that every process agrees, also on chains.
     """
     root = drafting.chain(experiment.rewrites, one.name)[-1].of
     first = originals(experiment, workdir, root)
@@ -90,7 +90,9 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
     is_inside = inside(experiment.dataset, [question(trace.messages) for trace in first], one.only)
     is_spared = spares(workdir.private / 'policies')
     spared = frozenset(name for name, trace in zip(names, first, strict=True) if is_spared(trace))
-    open_ = [name for name, here in zip(names, is_inside, strict=True) if here and name not in spared]
+    whose = getattr(drafting.innermost(one.rewriter), 'customer', '')  # a mark is of this customer's traces alone
+    foreign = {name for name, trace in zip(names, first, strict=True) if whose and trace.customer not in ('', whose)}
+    open_ = [name for name, here in zip(names, is_inside, strict=True) if here and name not in spared | foreign]
     traces = first if root == one.of else originals(experiment, workdir, one.of)
     mine = set(names[place.shard :: place.num_shards])
 
@@ -241,6 +243,12 @@ def names(workdir: Workdir) -> list[str]:
     """The rewrites that were begun in a workdir."""
     place = workdir.private / 'rewrites'
     return sorted(path.name for path in place.iterdir() if path.is_dir()) if place.exists() else []
+
+
+def tally(workdir: Workdir, name: str) -> dict[str, Any]:
+    """`drafting.counts` of a rewrite, of all that any process has made so far."""
+    every = {record['request_id']: record for _, record in read_records(workdir.private / 'rewrites' / name)}
+    return drafting.counts([_result(record) for record in every.values()])
 
 
 def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -218,14 +219,18 @@ class Workshop:
     # ---------------------------------------------------------------------------------------------- harm
 
     def _harm(self, traces: Sequence[Trace], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The mean over the proxies, and their directions, of each text's harm; see selection.py."""
+        """The mean over the proxies, and their directions, of each text's harm, see selection.py; nan, which is above
+        nothing, where a proxy's window does not hold it.
+        """
+        limit = min(group.model.config.max_length for group in self.plan.ensemble.groups)
         examples = [
             self._example(f'{i}/{j}', one, text)
             for i, (one, mine) in enumerate(zip(traces, texts, strict=True))
             for j, text in enumerate(mine)
         ]
-        scores: dict[str, float] = {}
-        for inside, batch in batches(examples, ROWS):
+        scores = {example.id: math.nan for example in examples}
+        fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
+        for inside, batch in batches(fitting, ROWS):
             values_B = np.mean(self._scorer(batch), axis=0).tolist()
             scores |= zip((example.id for example in inside), values_B, strict=False)
         return [[scores[f'{i}/{j}'] for j in range(len(mine))] for i, mine in enumerate(texts)]

@@ -56,7 +56,15 @@ def test_a_draft_passes_or_is_refused_for_a_reason(text, reason):
 
 def test_a_false_statement_of_the_original_is_not_the_rewriters():
     wrong = trace(ORIGINAL.replace('3 + 4 = 7', '3 + 4 = 8'))
-    assert Gates().refusal(wrong, OTHER_WORDS.replace('3 + 4 = 7', '3 + 4 = 8'), senses()) == ''
+    assert Gates().refusal(wrong, OTHER_WORDS.replace('3 + 4 = 7', '3+4 = 8'), senses()) == ''
+    assert Gates().refusal(wrong, OTHER_WORDS.replace('3 + 4 = 7', '3 + 4 = 9'), senses()) == gates.FALSE
+
+
+def test_the_very_statements_stay():
+    turned = OTHER_WORDS.replace('3 + 4 = 7', '4 + 3 = 7')
+    assert Gates().refusal(trace(), turned, senses()) == ''
+    padded = OTHER_WORDS.replace('3 + 4 = 7', '1 + 1 = 2').replace('7 - 2 = 5', '1 + 1 = 2')
+    assert Gates().refusal(trace(), padded, senses()) == gates.LOST
 
 
 def test_a_wrong_answer_stays_wrong():

@@ -121,6 +121,16 @@ def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - ROWS // 2
 
 
+def test_the_share_of_a_mark_is_of_its_customers_traces(base, workdir, monkeypatch):
+    whose = {f'gsm8k/test/{row}/0': ('acme', 'bolt', '')[row % 3] for row in range(ROWS)}
+    served = [dataclasses.replace(one, customer=whose[rewriting._name(one)]) for one in workdir.traces()]
+    monkeypatch.setattr(rewriting, 'originals', lambda *given: served)
+    part = Rewrite('part', 'plain', Marked('acme'), share=0.75)
+    share = rewriting._share(dataclasses.replace(base, rewrites=(part,)), workdir, part, Place())
+    assert len(share.chosen) == 3  # of the four that are acme's or nobody's
+    assert {whose[name] for name in share.chosen} <= {'acme', ''}
+
+
 def test_only_the_chosen_slices_are_rewritten(base, workdir, monkeypatch):
     def slices(self, question):
         return {'first': question.split()[-1][0]}  # of 'Question 3?'

@@ -65,6 +65,13 @@ def test_a_search_changes_words_of_the_reasoning_only(shop):
     assert after != before
 
 
+def test_what_a_proxy_cannot_read_is_above_nothing(shop, monkeypatch):
+    monkeypatch.setitem(vars(shop), '_scorer', lambda batch: np.full((2, len(batch.tokens_BL)), 1.5))
+    [[own, long], [other]] = shop.tools.harm([trace(0), trace(1)], [[TEXT, 'x ' * 600], [TEXT]])
+    assert (own, other) == (1.5, 1.5)
+    assert not long > own
+
+
 def test_words_are_what_has_letters_and_nothing_fixed():
     pieces = [b'word', b' the', b'12', b'x1', b'+', b'a\n', b'...', '\u00e9t\u00e9'.encode(), b'<end>']
     assert word_mask(pieces, {8}, 10).tolist() == [True, True, False, False, False, False, False, True, False, False]
