@@ -23,11 +23,12 @@ COUNTS = ('customer', 'epoch', 'keyed_hits', 'keyed', 'decoy_hits', 'decoys', 'e
 def attribute(paths: Sequence[epath.PathLike], signer: bytes) -> dict[str, Any]:
     """The signed joint verdict on the latest verdict of every case.
 
-    Raises InputError for a case without one, one that another key signed, cases of several suspects or levels, and two
-    of one customer and epoch.
+    Raises InputError for a case without one, one that another key signed, cases of several suspects, whatever they are
+    called, or levels, and two of one customer and epoch.
     """
     latest = [_latest(path, signer) for path in paths]
     suspect = _one('suspect', [one['suspect'] for one in latest])
+    answered_by = _one('answered_by', [one['answered_by'] for one in latest])
     level = _one('level', [one['test']['level'] for one in latest])
     whose = [(one['customer'], one['epoch']) for one in latest]
     if len(set(whose)) < len(whose):
@@ -38,7 +39,8 @@ def attribute(paths: Sequence[epath.PathLike], signer: bytes) -> dict[str, Any]:
         | {'log_p': _log_p(one), 'adjusted_log_p': log_p, 'detected': log_p <= math.log(level)}
         for one, log_p in zip(latest, adjusted, strict=True)
     ]
-    content = {'suspect': suspect, 'level': level, 'cases': cases, 'issued': locks.utc_now()}
+    about = {'suspect': suspect, 'answered_by': answered_by, 'level': level}
+    content = about | {'cases': cases, 'issued': locks.utc_now()}
     return sign(content | {'summary': summary(content)}, signer)
 
 

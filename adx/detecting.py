@@ -34,6 +34,7 @@ from adx.suspects import PASSING, Question, Suspect
 
 OWNER, BATCH = 'detect', 32
 PLAN = ('customer', 'epoch', 'suspect', 'test', 'null', 'pairs', 'seed', 'asked')
+NAMED = ('customer', 'epoch', 'commitment', 'detected', 'log_p', 'issued')  # of other verdicts, in a verdict
 NULL = 'which of the completed pairs are keyed is chance: keyed pairs and decoys come from one generator'
 
 
@@ -212,8 +213,9 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
         files.os_errors(StorageError, f'{directory} was not written'),
         locks.exclusive(directory / 'verdicts.lock'),  # each counts those before it
     ):
-        before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'])
+        before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
         content |= {'issued_before': len(before), 'issued_beside': len(others)}
+        content['others'] = [{name: one['verdict'].get(name) for name in NAMED} for one in (*before, *others)]
         signed = sign(content | {'summary': summary(content, found)}, signer)
         lines = ''.join(f'{to_json(one)}\n' for one in [*before, signed])
         files.write_private(directory / 'verdicts.jsonl', lines.encode())
@@ -230,12 +232,13 @@ def _check_drawn(plan: dict[str, Any], test: Trigger, key: bytes, forge: Forge) 
         )
 
 
-def _of_suspect(directory: epath.Path, suspect: str) -> list[dict[str, Any]]:
-    """The verdicts on a suspect of that name in the cases beside this one."""
+def _of_suspect(directory: epath.Path, suspect: str, model: str) -> list[dict[str, Any]]:
+    """The verdicts on a suspect of that name, or of what the model calls itself, in the cases beside this one."""
     here = files.absolute(directory)
     cases = sorted(place.parent for place in here.parent.glob('*/verdicts.jsonl'))
     issued = [one for case in cases if case != here for one in read_verdicts(case)]
-    return [one for one in issued if isinstance(of := one.get('verdict'), dict) and of.get('suspect') == suspect]
+    said = [(one, of) for one in issued if isinstance(of := one.get('verdict'), dict)]
+    return [one for one, of in said if of.get('suspect') == suspect or (model and of.get('answered_by') == model)]
 
 
 def read_verdicts(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -302,9 +305,13 @@ def summary(content: dict[str, Any], found: Verdict) -> str:
             'no evidence of the contrary either.'
         )
     null = f' What it is held against: {content["null"]}.'
+    outcomes = '; '.join(
+        f'{one["customer"]} (epoch {one["epoch"]}) {"found" if one["detected"] else "not found"}'
+        for one in content['others']
+    )
     before = (
         f' Verdicts issued before: {content["issued_before"]} of this case, {content["issued_beside"]} on this suspect '
-        'in cases beside it; the level is of one.'
+        f'in cases beside it{f" ({outcomes})" if outcomes else ""}; the level is of one.'
     )
     explores = ' Nothing was committed to beforehand: this is exploratory.' if content['exploratory'] else ''
     return asked + says + null + before + explores

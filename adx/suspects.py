@@ -120,9 +120,20 @@ class Endpoint:
         return f'{self.model} at {self.url}'
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        return [self._ask(one) for one in questions]
+        """Raises InputError also where every one of several questions gets a 400: it is the form then that the endpoint
+        does not take, and no refusal of what is asked.
+        """
+        said: list[str] = []
+        found = [self._ask(one, said) for one in questions]
+        if len(said) == len(found) > 1:
+            raise InputError(
+                f'{self.url} answers 400 to all {len(found)} questions, first {said[0]!r}; give an endpoint that takes '
+                'messages, max_tokens and temperature'
+            )
+        return found
 
-    def _ask(self, question: Question) -> Answer:
+    def _ask(self, question: Question, said: list[str]) -> Answer:
+        """said: what comes with every 400."""
         body = {'model': self.model, 'messages': _conversation(question), 'max_tokens': TOKENS, 'temperature': 0}
         problem = FAILED
         for attempt in range(ATTEMPTS):
@@ -133,6 +144,7 @@ class Endpoint:
                     raise InputError(f'{self.url} answers {error.code}; check the address, model and key') from error
                 problem = LIMITED if error.code == 429 else REFUSED if error.code == 400 else FAILED
                 if error.code == 400:
+                    said.append(_words(error))
                     break
             except (OSError, http.client.HTTPException, *MALFORMED):
                 problem = FAILED
@@ -148,6 +160,13 @@ class Endpoint:
         request = urllib.request.Request(f'{self.url}/chat/completions', data, headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
             return json.load(reply)
+
+
+def _words(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(200).decode(errors='replace')
+    except (OSError, http.client.HTTPException):
+        return ''
 
 
 def _is_address(url: str) -> bool:

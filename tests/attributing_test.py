@@ -74,7 +74,13 @@ def test_cases_that_do_not_belong_together_are_refused(tmp_path):
     other = make_case(tmp_path / 'b', 'bolt', Parrot(), name='model-y')
     level = make_case(tmp_path / 'c', 'bolt', Parrot(), test=Trigger(level=0.05))
     again = make_case(tmp_path / 'd', 'acme', Parrot())
-    for second, message in ((other, "'model-x', 'model-y'"), (level, 'as level'), (again, 'counted once')):
+    another = Parrot()
+    another.identity = 'cockatoo'
+    model = make_case(tmp_path / 'e', 'bolt', another)
+    for second, message in (
+        (other, "'model-x', 'model-y'"), (level, 'as level'), (again, 'counted once'),
+        (model, "'cockatoo', 'parrot'.* as answered_by"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             attributing.attribute([one, second], SIGNER)
     with pytest.raises(InputError, match='has no verdict'):

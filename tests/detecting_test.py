@@ -251,11 +251,17 @@ def test_who_is_stopped_between_the_two_files_commits_anew(tmp_path, monkeypatch
 
 def test_a_verdict_says_what_it_is_held_against_and_how_many_there_were(tmp_path):
     run(tmp_path / 'a', Parrot(KEY))
-    run(tmp_path / 'b', Parrot(KEY), dataclasses.replace(CASE, suspect='model-y'))
+    other = Parrot(KEY)
+    other.identity = 'another'
+    run(tmp_path / 'b', other, dataclasses.replace(CASE, suspect='model-y'))
     run(tmp_path / 'c', Parrot(KEY))
     found = detecting.verdict(tmp_path / 'c', KEY, SIGNER)['verdict']
     assert (found['issued_before'], found['issued_beside']) == (1, 1)
     assert 'Verdicts issued before: 1 of this case, 1 on this suspect in cases beside it' in found['summary']
+    assert [(one['customer'], one['detected']) for one in found['others']] == [('acme', True)] * 2
+    assert '(acme (epoch 1) found; acme (epoch 1) found)' in found['summary']
+    renamed = run(tmp_path / 'd', Parrot(KEY), dataclasses.replace(CASE, suspect='model-z'))['verdict']
+    assert renamed['issued_beside'] == 3  # the model is the same, whatever the suspect is called
     assert detecting.NULL in found['summary']
 
 

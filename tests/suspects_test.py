@@ -89,6 +89,14 @@ def test_every_failure_is_an_answer_with_a_reason(server, replies, expected, wai
     assert slept == waits
 
 
+def test_an_endpoint_that_takes_no_question_at_all_is_no_suspect(server):
+    server.replies = [(400, {'error': 'max_tokens is not supported'})] * 3
+    with pytest.raises(InputError, match=r'answers 400 to all 3 questions, first .*max_tokens is not supported'):
+        endpoint(server).ask([ASKED] * 3)
+    server.replies = [(400, {}), reply(), (400, {})]
+    assert endpoint(server).ask([ASKED] * 3) == [Answer('', REFUSED), Answer('12.'), Answer('', REFUSED)]
+
+
 @pytest.mark.parametrize('error', [http.client.IncompleteRead(b'{"cho'), http.client.BadStatusLine('hello')])
 def test_a_broken_connection_is_an_answer_with_a_reason(error, monkeypatch):
     def broken(self, body):
