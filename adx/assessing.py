@@ -3,6 +3,7 @@
     private/quality/<seed>/<arm>.json    what an honest reader gets, see outcomes.Quality
     private/quality/costs/<seed>.json    seconds a token of every arm, timed side by side once
     private/report/report.html, .json    the figures; see reporting/
+    private/report/audit.json            extractions of answers to check by hand, by arm; see quality.audit
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -30,6 +31,7 @@ from adx import (
     rewriting,
     storage,
     study_traces,
+    timing,
     transfer,
 )
 from adx.answers import reader_of
@@ -40,16 +42,16 @@ from adx.journal import content_to_json, decode, read_content
 from adx.lessons import question
 from adx.outcomes import Outcome, Quality
 from adx.processes import ALONE, Place
-from adx.quality import Criterion, Measures, eligibility, measure
+from adx.quality import Criterion, Measures, audit, eligibility, measure
 from adx.reporting import page
 from adx.reporting.agreement import agreement, damages
-from adx.reporting.frontier import Plan, frontier
+from adx.reporting.frontier import frontier
+from adx.reporting.plan import Plan
 from adx.reporting.rows import Row, Verdicts
 from adx.reporting.slices import label_prompts
 from adx.storage import Workdir
 from adx.study import Study, attack_hashes, identity, study_hash
 from adx.study_traces import seed_path
-from adx.timing import Stopwatch
 from adx.types import Trace
 
 AGAIN = 'delete it and run --stages=assess again'
@@ -70,21 +72,20 @@ def assess(
     if study.judge is None:
         raise ConfigError('--stages=assess measures traces by a model that is neither teacher nor proxy; give `judge`')
     outcomes_io.claim(path, identity(study))
-    stopwatch = Stopwatch()
     with storage.held(Workdir(path), 'assess', ['quality'], (share.shard, share.num_shards)):
         for seed in study.seeds[share.shard :: share.num_shards]:
             if not all(_place(path, seed, arm).exists() for arm in study.arms):
-                _assess(study, path, seed, stopwatch, tell)
+                _assess(study, path, seed, tell)
     return qualities(study, path)
 
 
-def _assess(study: Study, path: str, seed: int, stopwatch: Stopwatch, tell: Tell) -> None:
+def _assess(study: Study, path: str, seed: int, tell: Tell) -> None:
     """One seed. What is measured already is not measured again; all arms get the seconds of one timing."""
     made = study_traces.read(study, path, seed)
     places = {arm: _place(path, seed, arm) for arm in study.arms}
     known = {arm: _read(place) for arm, place in places.items() if place.exists()}
     traces = {arm: list(study_traces.one_each(made[arm]).values()) for arm in study.arms if arm not in known}
-    right, costs = _decoded(study, path, seed, list(itertools.chain(*traces.values())), stopwatch)
+    right, costs = _decoded(study, path, seed, list(itertools.chain(*traces.values())))
     measures, found = _measures(study), dict[str, Quality]()
     for arm, place in places.items():
         quality = known.get(arm) or measure(traces[arm], right, measures)
@@ -107,7 +108,7 @@ def _seconds(study: Study, of: Quality, before: Mapping[str, Quality], costs: Ma
 
 
 def _decoded(
-    study: Study, path: str, seed: int, traces: Sequence[Trace], stopwatch: Stopwatch
+    study: Study, path: str, seed: int, traces: Sequence[Trace]
 ) -> tuple[dict[str, bool], dict[str, float]]:
     """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
     give, and arm -> seconds a token; of a rewrite a token of what it rewrites.
@@ -123,7 +124,7 @@ def _decoded(
         return right, {}
     place = Workdir(path).private / 'quality' / 'costs' / f'{seed}.json'
     if not place.exists():  # a second timing would be of another hour of the machine
-        costs = stopwatch.seconds_per_token(experiment, models, asked, [arm.name for arm in own.arms])
+        costs = timing.seconds_per_token(experiment, models, asked, [arm.name for arm in own.arms])
         costs |= rewriting.seconds_per_token(own, seed_path(path, seed)) if own.rewrites else {}
         with files.os_errors(StorageError, f'{place} was not written'):
             files.make_private_dir(place.parent)
@@ -225,7 +226,10 @@ def find(study: Study, path: str) -> Findings:
     asked = study.experiment.dataset.prompts(study.split)[: study.exam] if graded else []
     slices = label_prompts(study.experiment.dataset, [question(prompt.messages) for prompt in asked])
     selective = {one.name: one.only for one in study.experiment.rewrites if one.only}
-    plan = Plan(names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split)
+    plan = Plan(
+        names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split,
+        left_out=dict(study.left_out), searched=study.searched,
+    )  # fmt: skip
     return Findings(plan, graded, found, *verdicts(study, found))
 
 
@@ -233,7 +237,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
     """Writes the report of what there is, and returns its rows. beside: the workdir of a study on another testbed that
     has its report: the ranks of damages are compared.
     """
-    findings = find(study, path)
+    findings, shown = find(study, path), _shown(study, path)
     rows = findings.rows()
     rows.append(agreement(damages(rows), *_reported(beside)))
     proxies = tuple(epath.Path(source.source).name for source in study.experiment.proxies)
@@ -245,7 +249,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
         commands=commands,
         licence=study.experiment.licence,
         disclosure=study.experiment.disclosure,
-        samples=_samples(study, path),
+        samples=_samples(study, shown),
         transfer=[
             (one.arm, one.predictor, one.model, f'{one.rho.value:.2f} [{one.rho.low:.2f}, {one.rho.high:.2f}]')
             for one in transfer.read(path)
@@ -255,9 +259,12 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
             for seed in study.seeds for line in environments.changes(Workdir(seed_path(path, seed)))
         ],
         unjudged=findings.unjudged,
+        rewrites=list(_tallies(study, path)),
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
-    _write(path, rows, findings.outcomes, findings.verdicts, facts)
+    reader = reader_of(study.experiment.dataset)
+    audits = {arm: audit(list(traces.values()), reader, study.seeds[0]) for arm, traces in shown.items()}
+    _write(path, rows, findings.outcomes, findings.verdicts, facts, audits)
     return rows
 
 
@@ -273,14 +280,27 @@ def _reported(path: str) -> tuple[dict[str, float], str]:
         return damages(decode(Row, row) for row in content['rows']), str(content['testbed'])
 
 
-def _samples(study: Study, path: str) -> list[page.Sample]:
-    """Traces of the first prompts that every arm of the first seed has answered; none while some are missing."""
-    reader = reader_of(study.experiment.dataset)
+def _tallies(study: Study, path: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Seed, rewrite and what became of its traces."""
+    for seed in study.seeds:
+        workdir = Workdir(seed_path(path, seed))
+        yield from ((str(seed), name, rewriting.tally(workdir, name)) for name in rewriting.names(workdir))
+
+
+def _shown(study: Study, path: str) -> dict[str, dict[str, Trace]]:
+    """Of the first seed, a trace of each prompt for every arm; none while some are missing."""
     try:
         made = study_traces.read(study, path, study.seeds[0])
     except InputError:
+        return {}
+    return {arm: study_traces.one_each(traces) for arm, traces in made.items()}
+
+
+def _samples(study: Study, by_arm: Mapping[str, Mapping[str, Trace]]) -> list[page.Sample]:
+    """Traces of the first prompts that every arm has answered."""
+    if not by_arm:
         return []
-    by_arm = {arm: study_traces.one_each(traces) for arm, traces in made.items()}
+    reader = reader_of(study.experiment.dataset)
     common = [name for name in by_arm[study.clean] if all(name in traces for traces in by_arm.values())]
     found = []
     for name in common[:SHOWN]:
@@ -291,10 +311,14 @@ def _samples(study: Study, path: str) -> list[page.Sample]:
     return found
 
 
-def _write(path: str, rows: Sequence[Row], graded: Sequence[Outcome], judged: Verdicts, facts: page.Facts) -> None:
+def _write(
+    path: str, rows: Sequence[Row], graded: Sequence[Outcome], judged: Verdicts, facts: page.Facts,
+    audits: Mapping[str, Sequence[dict[str, Any]]],
+) -> None:  # fmt: skip
     place = Workdir(path).private / 'report'
     with files.os_errors(StorageError, f'{place} was not written'):
         files.make_private_dir(place)
         files.write_private(place / 'report.html', page.html(rows, graded, judged, facts).encode())
         content = json.dumps(page.report(rows, graded, judged, facts), indent=1)
         files.write_private(place / 'report.json', content.encode())
+        files.write_private(place / 'audit.json', json.dumps(audits, indent=1).encode())

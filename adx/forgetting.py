@@ -158,8 +158,8 @@ def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
 
 
 def _remove_report(workdir: Workdir, found: Found) -> None:
-    """The report shows traces, and its figures count them."""
-    for name in ('report.html', 'report.json'):
+    """The report shows traces, and its figures count them; the audit has ends of them."""
+    for name in ('report.html', 'report.json', 'audit.json'):
         place = workdir.private / 'report' / name
         if place.exists():
             files.remove(place)

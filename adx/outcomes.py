@@ -94,7 +94,8 @@ class Quality:
     nan where there are none), unparsed, several (more than one final answer form), first_differs (the first form
     states another answer than the last). nll: nats a token under a model that is neither proxy nor teacher.
     kl_mean, kl_95: nats a token from the teacher. seconds: of decoding them all, at the rate of arms timed side by
-    side; 0 where that is not known. timed_out: share of answers whose grader ran out of time (wrong).
+    side; 0 where that is not known. timed_out: share of answers whose grader ran out of time (wrong). fallback: share
+    of tokens that were the teacher's because a proxy gave no finite numbers.
     by_prompt: what intervals are taken over, one number a prompt: tokens, reasoning_tokens, finished, repetition,
     statements and true_statements (counts), nats and scored_tokens (of nll).
     """
@@ -119,4 +120,5 @@ class Quality:
     kl_95: float = 0.0
     seconds: float = 0.0
     timed_out: float = 0.0
+    fallback: float = 0.0
     by_prompt: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)

@@ -92,7 +92,9 @@ def measure(traces: Sequence[Trace], forced: Mapping[str, bool], measures: Measu
         several=_mean([verdict.forms > 1 for verdict in verdicts]),
         first_differs=_mean([verdict.first_differs for verdict in verdicts]),
         nll=_ratio(by_prompt['nats'], by_prompt['scored_tokens']), kl_mean=kl_mean, kl_95=kl_95,
-        timed_out=_mean([verdict.timed_out for verdict in verdicts]), by_prompt=by_prompt,
+        timed_out=_mean([verdict.timed_out for verdict in verdicts]),
+        fallback=sum(sum(one.statistics.get('fallback', ())) for one in arm) / max(1, sum(values['tokens'])),
+        by_prompt=by_prompt,
     )  # fmt: skip
 
 

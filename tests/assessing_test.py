@@ -61,7 +61,7 @@ def test_arms_that_a_killed_run_left_are_not_timed_anew(ran, tmp_path, monkeypat
     again = str(tmp_path / 'work')
     shutil.copytree(path, again)
     assessing._place(again, 0, 'poe').unlink()
-    monkeypatch.setattr(assessing.Stopwatch, 'seconds_per_token', None)
+    monkeypatch.setattr(assessing.timing, 'seconds_per_token', None)
     after = assessing.assess(study, again)
     assert [one.seconds for one in after] == pytest.approx([one.seconds for one in found])
     assert after[1] == dataclasses.replace(found[1], seconds=after[1].seconds)
@@ -119,6 +119,13 @@ def test_a_rewrite_costs_its_rewriter_beside_the_decoding(tmp_path):
     of_all = plain.tokens * len(plain.correct)  # the rewriter's time was taken for tokens of what it reads
     assert by_arm['told'].seconds == pytest.approx((costs['plain'] + costs['told']) * of_all)
     assert by_arm['told'].tokens != plain.tokens
+    rows = assessing.report(study, path)
+    assert {row.arm for row in rows if row.figure == 'length_ratio'} == {'poe', 'told'}
+    content = json.loads((assessing.Workdir(path).private / 'report' / 'report.json').read_text())
+    [[seed, name, counts]] = content['rewrites']
+    assert (seed, name, counts['traces']) == ('0', 'told', len(plain.correct))
+    html = (assessing.Workdir(path).private / 'report' / 'report.html').read_text()
+    assert f'<th scope="row">told</th><td>0</td><td>{counts["rewritten"]}</td><td>{counts["traces"]}</td>' in html
 
 
 def test_longer_traces_are_not_eligible(ran):
@@ -145,6 +152,13 @@ def test_the_report_shows_every_arm_and_its_reasons(ran):
     assert set(sample['said']) == {'plain', 'poe'}
     assert all(right for _, right in sample['said'].values())
     assert sample['said']['poe'][0] in html
+    audits = json.loads((assessing.Workdir(path).private / 'report' / 'audit.json').read_text())
+    assert set(audits) == {'plain', 'poe'}
+    assert all(one['right'] == (one['strict'] == one['gold']) for arm in audits.values() for one in arm)
+    by = {(row.figure, row.arm): row for row in rows if not row.student}
+    assert by['length_ratio', 'poe'].value > 1
+    assert by['lenient_accuracy', 'plain'].value == 100
+    assert by['fallback', 'poe'].value == by['unparsed', 'plain'].value == 0
 
 
 def test_the_stages_of_the_launcher_say_what_they_did(ran, capsys):

@@ -144,6 +144,7 @@ def test_seeds_and_holdout_traces_inside_a_study_are_cleaned_and_its_report_goes
     report = tmp_path / 'private' / 'report' / 'report.html'
     report.parent.mkdir()
     report.write_text(SECRET)
+    (report.parent / 'audit.json').write_text(SECRET)
     quality = tmp_path / 'private' / 'quality' / '0' / 'plain.json'
     quality.parent.mkdir(parents=True)
     quality.write_text('{}')

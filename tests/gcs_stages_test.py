@@ -164,7 +164,7 @@ def test_measurements_reports_and_readings(store, made, measured):  # noqa: F811
     assert len(assessing.assess(study, path)) == 2
     rows = assessing.report(study, path)
     assert rows
-    assert sorted(contents(f'{path}/private/report')) == ['report.html', 'report.json']
+    assert sorted(contents(f'{path}/private/report')) == ['audit.json', 'report.html', 'report.json']
     readings.freeze(path, 'hash')
     readings.read_test(path, 'hash', 'plain')
     assert len(readings.readings(path)) == 1

@@ -44,7 +44,7 @@ def measured(made, monkeypatch):
     study, _ = made
     timed = lambda *given: dict.fromkeys(study.arms, 0.5)  # noqa: E731
     for target, name, value in (
-        (assessing, 'Stopwatch', lambda: types.SimpleNamespace(seconds_per_token=timed)),
+        (assessing.timing, 'seconds_per_token', timed),
         (assessing.pipeline, 'load_models', lambda *given: types.SimpleNamespace(tokenizer=None)),
         (assessing.loading, 'blueprint', lambda *given: None), (assessing, '_measures', lambda study: None),
         (assessing.generation, 'make_requests', lambda *given: None), (assessing.forcing, 'force', lambda *given: {}),
@@ -75,7 +75,7 @@ def test_a_report(tmp_path, made, measured, monkeypatch):
     assessing.assess(study, str(path))
     findings, rows = assessing.find(study, str(path)), assessing.report(study, str(path))
     expected = contents(path / 'private' / 'report')
-    assert set(expected) == {'report.html', 'report.json'}
+    assert set(expected) == {'audit.json', 'report.html', 'report.json'}
     shutil.rmtree(path / 'private' / 'report')
     monkeypatch.setattr(assessing, 'find', lambda *given: findings)  # what is dear and writes nothing
     monkeypatch.setattr(assessing, 'frontier', lambda *given: rows[:-1])

@@ -7,7 +7,7 @@ nothing is filled in.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -72,6 +72,10 @@ class Cells:
         ways = [cell for (source, _, _, who), cell in sorted(self._cells.items()) if (source, who) == ('base', student)]
         return max(ways, key=lambda cell: np.mean([o.accuracy for o in cell.values()]), default={})
 
+    def ways(self, student: str) -> int:
+        """In how many ways the student that was not distilled was asked."""
+        return sum((source, who) == ('base', student) for source, _, _, who in self._cells)
+
     def fewest_settings(self, arm: str, student: str) -> int:
         """Of how many optimiser settings the least tuned one was chosen, among an arm's students and the clean ones."""
         sides = [
@@ -110,6 +114,7 @@ def join(**sides: dict[int, Outcome]) -> Joined:
         reason = _unequal([side[seed] for side in sides.values()])
         notes += [f'seed {seed} dropped: {reason}'] if reason else []
         kept += [] if reason else [seed]
+    notes += _unequal_steps({name: [side[seed] for seed in kept] for name, side in sides.items()})
     for name, side in sides.items():
         diverged = sum(side[seed].diverged for seed in kept)
         notes += [f'{diverged} of {len(kept)} {name} diverged'] if diverged else []
@@ -126,6 +131,20 @@ def _unequal(outcomes: Sequence[Outcome]) -> str:
         if outcome.source in ('defended', 'clean'):
             budgets[outcome.attack].add((outcome.threat.queries, outcome.threat.samples))
     return 'unequal queries or samples' if any(len(budget) > 1 for budget in budgets.values()) else ''
+
+
+def _unequal_steps(sides: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """The best setting of each side may train for longer than another's: a difference is then of both."""
+    of_attack: dict[str, dict[str, set[int]]] = {}
+    for name, side in sides.items():
+        for outcome in side:
+            if outcome.source in ('defended', 'clean'):
+                of_attack.setdefault(outcome.attack, {}).setdefault(name, set()).add(outcome.threat.steps)
+    return [
+        'unequal steps: ' + ', '.join(f'{name} {"/".join(map(str, sorted(counts)))}' for name, counts in steps.items())
+        for steps in of_attack.values()
+        if len(set().union(*steps.values())) > 1
+    ]
 
 
 def missing(**sides: dict[int, Outcome]) -> str:

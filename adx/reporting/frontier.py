@@ -8,7 +8,6 @@ value and with the reason.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,40 +16,19 @@ import numpy as np
 from adx import statistics
 from adx.outcomes import Outcome, Quality
 from adx.reporting.cells import Cells, Joined, at_equal, join, missing
+from adx.reporting.headlines import headlines
 from adx.reporting.ladder import cost_rows
-from adx.reporting.rows import MEASURED, NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
-from adx.reporting.slices import Slices, halves, worst_slice
+from adx.reporting.plan import Plan
+from adx.reporting.rates import student_rows
+from adx.reporting.rows import NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.slices import halves, worst_slice
 from adx.reporting.utility import quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
 MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
-LEAST_GRID = 6  # optimiser settings, 3 learning rates x 2 budgets, that an arm of a headline was tuned over
 MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation
 Sides = dict[str, dict[int, Outcome]]
 NO_TEACHER = 'own resources alone reach the clean student: the teacher is irrelevant to this attacker'
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the report promises, stated before the outcomes are known.
-
-    attacks: all that are promised; passive: the one of them that adapts to nothing, whose own resources are the base
-    student. undefended: the arm of the clean traces' Quality; temperatures: arms of the temperature baseline.
-    ladder: attacks of rising cost, the first at D = Q = 1; they are none of `attacks`.
-    slices: of the prompts that students are graded on. family: the figures over whose defence rows Holm adjusts.
-    selective: arms that are about some slices only, 'name=label'. split: what is read; only 'test' carries headlines.
-    """
-
-    attacks: tuple[str, ...]
-    passive: str = 'sft'
-    undefended: str = 'undefended'
-    temperatures: tuple[str, ...] = ()
-    ladder: tuple[str, ...] = ()
-    slices: Slices = dataclasses.field(default_factory=dict)
-    selective: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    family: tuple[str, ...] = ('damage', 'damage_adaptive')
-    split: str = 'test'
-    level: float = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +71,17 @@ def frontier(
         rows += _references(sheet, student, seen)
         for arm, role in roles.items():
             of = Subject(arm, role, student, seen, is_eligible(arm, verdicts))
-            rows += [_accuracy(sheet, of), *_points_lost(sheet, of), *_damages(sheet, of), _excess(sheet, of)]
+            rows += [*_accuracies(sheet, of), *_points_lost(sheet, of), *_damages(sheet, of), _excess(sheet, of)]
             attacked = [_attacked(sheet, of, attack) for attack in plan.attacks]
+            attacked += _left_out(plan, of)
             rows += [*attacked, _adaptive(sheet, of, attacked)]
             rows += [_recovered(sheet, of, attack) for attack in plan.attacks if attack != plan.passive]
             rows += cost_rows(sheet.cells, of, plan.ladder)
-    return _headlines(rows, sheet)
+    return headlines(rows, plan, sheet.cells)
+
+
+def _left_out(plan: Plan, of: Subject) -> list[Row]:
+    return [of.row('damage_attacked', name, reason=f'not run: {why}') for name, why in plan.left_out.items()]
 
 
 def _references(sheet: Sheet, student: str, seen: bool) -> list[Row]:
@@ -111,8 +94,16 @@ def _references(sheet: Sheet, student: str, seen: bool) -> list[Row]:
     return rows
 
 
-def _accuracy(sheet: Sheet, of: Subject) -> Row:
-    return _level(sheet, of, sheet.cells.defended(of.arm, sheet.plan.passive, of.student))
+def _accuracies(sheet: Sheet, of: Subject) -> list[Row]:
+    """Of the arm's students under the passive attack, and as they are under those of the others that were run."""
+    plan, cells = sheet.plan, sheet.cells
+    side = cells.defended(of.arm, plan.passive, of.student)
+    rows = [_level(sheet, of, side), *student_rows(of, plan.passive, side, plan.level)]
+    for attack in plan.attacks:
+        if attack != plan.passive and (side := cells.defended(of.arm, attack, of.student)):
+            found = statistics.t_interval([100 * one.accuracy for one in side.values()], plan.level)
+            rows.append(of.measured('student_accuracy_attacked', attack, found, len(side), unit='points'))
+    return rows
 
 
 def _level(sheet: Sheet, of: Subject, side: dict[int, Outcome]) -> Row:
@@ -286,33 +277,3 @@ def neighbours(baseline: Mapping[str, float], accuracy: float) -> tuple[dict[str
         return {below[1]: 1.0}, ''
     share = (accuracy - below[0]) / gap
     return {below[1]: 1 - share, above[1]: share}, ''
-
-
-def _headlines(rows: Sequence[Row], sheet: Sheet) -> list[Row]:
-    """Holm over the family, and which of its rows may carry a headline; the others say what they lack."""
-    plan = sheet.plan
-    members = [i for i, row in enumerate(rows) if row.figure in plan.family and row.role == 'defence']
-    adjusted = statistics.holm([1.0 if (p := rows[i].p) is None else p for i in members])
-    ran = {(row.arm, row.attack) for row in rows if row.figure == 'damage_attacked' and row.status != NOT_RUN}
-    result = list(rows)
-    for i, p in zip(members, adjusted, strict=True):
-        row, lacks = rows[i], []
-        if row.value is None:
-            continue
-        lacks += [] if row.eligible else ['not eligible']
-        lacks += [] if row.status == MEASURED else [f'{row.n} seeds only screen']
-        lacks += ['a proxy was of this family'] if row.seen else []
-        lacks += [] if plan.split == 'test' else [f'read on {plan.split}']
-        never = [attack for attack in plan.attacks if (row.arm, attack) not in ran and row.figure == 'damage_adaptive']
-        lacks += [f'never run: {", ".join(never)}'] if never else []
-        grid = sheet.cells.fewest_settings(row.arm, row.student)
-        lacks += [] if grid >= LEAST_GRID else [f'tuned over {grid} settings, fewer than {LEAST_GRID}']
-        if p > 1 - plan.level:
-            lacks.append(f'p = {p:.2g} after Holm over {len(members)} rows')
-        elif row.low is None or not 0 < row.low < math.inf:  # what is claimed is the lower end
-            lacks.append('the interval reaches 0')
-        if not lacks and row.arm in plan.temperatures:
-            lacks.append('it is the baseline that only samples hotter')
-        reason = '; '.join(part for part in (row.reason, f'no headline: {", ".join(lacks)}' if lacks else '') if part)
-        result[i] = dataclasses.replace(row, p=p, headline=not lacks, reason=reason)
-    return result

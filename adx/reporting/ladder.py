@@ -9,21 +9,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adx.outcomes import Outcome, ThreatModel
+from adx.outcomes import Outcome
 from adx.reporting.cells import Cells
 from adx.reporting.rows import CENSORED, NOT_RUN, Row, Subject, status_of
 
 REACHES = 0.95  # of the clean student's accuracy on the first rung
-COSTS: dict[str, Callable[[ThreatModel], int]] = {
-    'cost_multiplier': lambda threat: threat.queries * threat.samples + threat.scored,  # texts of the teacher
-    'cost_multiplier_tokens': lambda threat: threat.tokens,
-    'cost_multiplier_steps': lambda threat: threat.steps,
+COSTS: dict[str, Callable[[Outcome], float]] = {
+    'cost_multiplier': lambda one: one.threat.queries * one.threat.samples + one.threat.scored,  # texts of the teacher
+    'cost_multiplier_tokens': lambda one: one.threat.tokens,
+    'cost_multiplier_steps': lambda one: one.threat.steps,
+    'cost_multiplier_seconds': lambda one: one.seconds,  # of training, on the machines of the study
 }
 
 
 def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
-    """What the teacher answered and scored, training tokens and optimiser steps, over those of the clean student on the
-    first rung.
+    """What the teacher answered and scored, training tokens, optimiser steps and seconds of training, over those of the
+    clean student on the first rung.
 
     value: by the mean accuracy over the seeds that all rungs share; low and high: of single seeds, None where one of
     them never gets there. Censored where no rung does.
@@ -43,7 +44,9 @@ def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
 
 def _row(of: Subject, figure: str, clean: Sequence[Outcome], rungs: Sequence[Sequence[Outcome]]) -> Row:
     cost = COSTS[figure]
-    multiples = [cost(rung[0].threat) / cost(clean[0].threat) for rung in rungs]
+    if not cost(clean[0]):
+        return of.row(figure, '', unit='x', status=NOT_RUN, reason='not run: it was not recorded')
+    multiples = [cost(rung[0]) / cost(clean[0]) for rung in rungs]
     reached = _cheapest(multiples, [_mean(rung) for rung in rungs], _mean(clean))
     each = [_cheapest(multiples, [rung[i].accuracy for rung in rungs], clean[i].accuracy) for i in range(len(clean))]
     known = [value for value in each if value is not None]

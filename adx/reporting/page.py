@@ -31,7 +31,7 @@ class Facts:
 
     proxies: arm -> families of its proxies, for the matrix against the students' families. transfer: (arm, proxy,
     model, rank correlation with its interval) of the transfer matrix. environments: changes of what tokens depend on.
-    unjudged: arm -> why its eligibility is not known.
+    unjudged: arm -> why its eligibility is not known. rewrites: (seed, name, its `drafting.counts`).
     """
 
     testbed: str
@@ -45,6 +45,7 @@ class Facts:
     proxies: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     environments: Sequence[str] = ()
     unjudged: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rewrites: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
 
 
 def sentence(rows: Sequence[Row], testbed: str) -> str:

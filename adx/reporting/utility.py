@@ -9,6 +9,7 @@ import numpy as np
 
 from adx import statistics
 from adx.outcomes import Quality
+from adx.reporting import rates
 from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible
 from adx.reporting.slices import halves, worst_slice
 
@@ -24,7 +25,8 @@ def quality_rows(
     quality: Qualities, roles: Mapping[str, str], undefended: str, verdicts: Verdicts, level: float,
     selective: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> list[Row]:  # fmt: skip
-    """Accuracy of every arm's traces; its loss in the mean and in the worst slice, and the cost a token, by pairs.
+    """Accuracy of every arm's traces and what stands beside it (rates.py); its loss in the mean and in the worst slice,
+    and the cost a token, by pairs.
 
     selective: arm -> the slices 'name=label' that it is about: its losses inside and outside of them too.
     """
@@ -38,8 +40,10 @@ def quality_rows(
             continue
         found = statistics.t_interval([100 * float(np.mean(one.correct)) for one in cell.values()], level)
         rows.append(of.measured('teacher_accuracy', '', found, len(cell), unit='points'))
+        rows += rates.trace_rows(of, cell, level)
         if arm != undefended:
             rows += _against(of, cell, quality.get(undefended, {}), level, selective.get(arm, ()))
+            rows += rates.length_rows(of, verdicts.get(arm, ()), len(cell))
     return rows
 
 

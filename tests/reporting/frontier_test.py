@@ -9,7 +9,8 @@ from adx import statistics
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
-from adx.reporting.frontier import NO_TEACHER, Plan, frontier, neighbours
+from adx.reporting.frontier import NO_TEACHER, frontier, neighbours
+from adx.reporting.plan import Plan
 
 THREAT = ThreatModel(queries=100, samples=1, traces=100, tokens=1000, student='wide', steps=50, settings=6)
 PLAN = Plan(attacks=('sft', 'prefill'), temperatures=('hot',))
@@ -126,6 +127,57 @@ def test_a_seed_of_one_arm_only_drops_its_pair_and_says_so():
 def test_unlike_pairs_are_never_compared(change, reason):
     given = [dataclasses.replace(o, **change) if o.arm == 'ads' and o.seed == 0 else o for o in outcomes()]
     assert find(rows(given), 'damage').reason.startswith(f'seed 0 dropped: {reason}')
+
+
+def test_students_that_trained_for_unequal_steps_are_named():
+    longer = dataclasses.replace(THREAT, steps=100)
+    given = [
+        dataclasses.replace(o, threat=longer) if (o.source, o.attack) == ('clean', 'sft') else o for o in outcomes()
+    ]
+    assert find(rows(given), 'damage').reason == 'unequal steps: clean 100, ads 50'
+    assert 'unequal' not in find(rows(given), 'damage_attacked', attack='prefill').reason
+    assert find(rows(), 'damage').reason == ''
+
+
+def test_how_answers_were_read_stands_beside_the_accuracies():
+    given = [dataclasses.replace(o, rates={'unparsed': 0.25}) if o.arm == 'ads' else o for o in outcomes()]
+    judged = {'ads': [Criterion('tokens', 1.1, 1.0, 1.2, (0.8, 1.25), True)]}
+    found = rows(given, verdicts=judged)
+    assert find(found, 'student_unparsed').value == 0.25
+    assert find(found, 'student_accuracy_attacked', attack='prefill').value == pytest.approx(65.5)
+    assert (find(found, 'length_ratio').value, find(found, 'length_ratio').high) == (1.1, 1.2)
+    assert find(found, 'lenient_accuracy').value == pytest.approx(94.5)
+    assert find(found, 'truncated', 'undefended').value == 0
+    unknown = [dataclasses.replace(one, kl_mean=float('nan')) for one in QUALITY]
+    row = next(r for r in frontier(given, unknown, PLAN, judged) if r.figure == 'kl_mean')
+    assert (row.value, row.status) == (None, 'not_run')
+
+
+def test_what_was_left_out_is_an_empty_row_and_takes_headlines_on_attacks():
+    found = rows(plan=dataclasses.replace(PLAN, left_out={'paraphrase': 'no model follows instructions'}))
+    assert find(found, 'damage_attacked', attack='paraphrase').reason == 'not run: no model follows instructions'
+    assert find(found, 'damage').headline
+    row = find(found, 'damage_adaptive')
+    assert not row.headline
+    assert 'never run: paraphrase' in row.reason
+
+
+def test_the_worst_attacks_were_run_on_the_family_of_a_headline():
+    other = [dataclasses.replace(o, student='biased') for o in outcomes() if o.attack != 'prefill']
+    both = rows([*outcomes(), *other])
+    found = {row.student: row for row in both if (row.figure, row.arm) == ('damage_adaptive', 'ads')}
+    assert found['wide'].headline
+    assert not found['biased'].headline
+    assert 'not run on this family: prefill, which leave the least' in found['biased'].reason
+
+
+def test_no_headline_of_a_family_that_rules_were_searched_on_or_whose_base_was_asked_one_way():
+    row = find(rows(plan=dataclasses.replace(PLAN, searched=('wide',))), 'damage')
+    assert not row.headline
+    assert 'rules were searched on this family' in row.reason
+    row = find(rows([o for o in outcomes() if o.attack != 'few_shot']), 'damage')
+    assert not row.headline
+    assert 'the base student was asked in one way only' in row.reason
 
 
 def test_headlines_need_every_rule():

@@ -11,12 +11,14 @@ FACTORS = dict(zip(LADDER, (1, 2, 4), strict=True))
 PAID = {name: dataclasses.replace(THREAT, queries=100 * n, steps=50 * n) for name, n in FACTORS.items()}
 
 
-def ladder(*rights, clean=80, seeds=2):
+def ladder(*rights, clean=80, seeds=2, seconds=2.0):
     """right answers of the defended student by rung, one number or one a seed."""
-    given = [outcome('clean', clean, seed, attack='one', threat=PAID['one']) for seed in range(seeds)]
+    paid = {'threat': PAID['one'], 'seconds': seconds}
+    given = [outcome('clean', clean, seed, attack='one', **paid) for seed in range(seeds)]
     for name, right in zip(LADDER, rights, strict=False):
         by_seed = right if isinstance(right, tuple) else (right,) * seeds
-        given += [outcome('defended', r, s, 'ads', name, threat=PAID[name]) for s, r in enumerate(by_seed)]
+        took = {'threat': PAID[name], 'seconds': 3.0 * FACTORS[name]}
+        given += [outcome('defended', r, s, 'ads', name, **took) for s, r in enumerate(by_seed)]
     found = rows([*outcomes(), *given], dataclasses.replace(PLAN, ladder=LADDER))
     return {row.figure: row for row in found if row.figure.startswith('cost_multiplier') and row.arm == 'ads'}
 
@@ -25,6 +27,8 @@ def test_the_cheapest_rung_that_reaches_95_percent():
     found = ladder(60, 76, 79)
     assert found['cost_multiplier'].value == found['cost_multiplier_steps'].value == 2.0
     assert found['cost_multiplier_tokens'].value == 1.0  # all rungs have the tokens of the first
+    assert found['cost_multiplier_seconds'].value == 3.0  # 6 against 2
+    assert ladder(60, 76, 79, seconds=0.0)['cost_multiplier_seconds'].reason == 'not run: it was not recorded'
     assert ladder(60, 75, 79)['cost_multiplier'].value == 4.0
     assert ladder(76, 60, 60)['cost_multiplier'].value == 1.0
 
