@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from adx.answers import Reader
-from adx.datasets.prompting import Questions
+from adx.datasets.prompting import Questions, categories
 from adx.datasets.rows import Row, Rows, Source, read_source, row_id, string
 from adx.errors import InputError
 from adx.grading import extract, math_grade
@@ -40,6 +40,11 @@ class CompetitionMath(Questions):
                 raise InputError(f'{self.pool}: two problems of its files have the id {row.id!r}; make ids unique')
         return Source(Rows(tuple(rows.values()), more.pool.skipped + more.test.skipped), source.test)
 
+    def slices(self, question: str) -> dict[str, str]:
+        """'subject' and 'level' of the problem as it is asked; '' where the files do not say."""
+        subject, _, level = categories(self).get(question, '').rpartition('/')
+        return {'subject': subject, 'level': level}
+
     def grade(self, text: str, gold: str) -> bool:
         """What runs out of time is wrong."""
         try:
@@ -58,4 +63,11 @@ def parse(record: Any) -> Row:
     worked = isinstance(solution, str) and extract(solution) is not None
     if not worked and 'answer' not in record:
         raise ValueError("the record has no 'answer' and no 'solution' with a \\boxed answer; it needs one")
-    return Row(problem, string(record, 'solution' if worked else 'answer'), id=row_id(record))
+    answer = string(record, 'solution' if worked else 'answer')
+    return Row(problem, answer, id=row_id(record), category=_category(record))
+
+
+def _category(record: Any) -> str:
+    """'subject/level', as 'Algebra/3': files say 'type' for the subject too, and 'Level 3'."""
+    subject, level = record.get('subject', record.get('type', '')), str(record.get('level', ''))
+    return f'{subject}/{level.removeprefix("Level ")}' if subject or level else ''

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import io
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from adx.datasets.prompting import Questions, chat
+from adx.datasets.prompting import Questions, categories
 from adx.datasets.rows import (
     Record,
     Row,
@@ -56,18 +55,10 @@ class Mmlu(Questions):
 
     def slices(self, question: str) -> dict[str, str]:
         """'subject': of the question as it is asked; '' where the files do not say."""
-        return {'subject': _subjects(self).get(question, '')}
+        return {'subject': categories(self).get(question, '')}
 
     def grade(self, text: str, gold: str) -> bool:
         return extract_choice(text) == gold
-
-
-@functools.cache
-def _subjects(dataset: Mmlu) -> dict[str, str]:
-    """Every question as it is asked -> its subject; of one that two have, the first by name."""
-    source = dataset.source()
-    rows = sorted((*source.pool.rows, *source.test.rows), key=lambda row: row.category, reverse=True)
-    return {chat(row, dataset.instruction)[-1]['content']: row.category for row in rows}
 
 
 def has_csv(place: epath.Path, folders: tuple[str, ...]) -> bool:

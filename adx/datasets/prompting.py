@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from adx.datasets.rows import Messages, Row, Source
 from adx.datasets.splits import SPLITS, Splits, split_source
 from adx.grading import extract
@@ -14,6 +16,14 @@ def chat(row: Row, instruction: str) -> Messages:
         return row.messages
     content = f'{row.question}\n\n{instruction}' if instruction else row.question
     return ({'role': 'user', 'content': content},)
+
+
+@functools.cache
+def categories(dataset: Questions) -> dict[str, str]:
+    """Every question as it is asked -> its category; of one that two rows ask, the first by name."""
+    source = dataset.source()
+    rows = sorted((*source.pool.rows, *source.test.rows), key=lambda row: row.category, reverse=True)
+    return {chat(row, dataset.instruction)[-1]['content']: row.category for row in rows}
 
 
 def gold_answer(reference: str) -> str:

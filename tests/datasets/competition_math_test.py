@@ -45,6 +45,18 @@ def test_gold_answers_and_grading(folders):
             assert prompt.messages[0]['content'].endswith(dataset.instruction)
 
 
+def test_slices_are_the_subject_and_the_level_however_files_name_them(tmp_path):
+    rows = [
+        {'problem': 'What is $1$?', 'answer': '1', 'subject': 'Algebra', 'level': 2},
+        {'problem': 'What is $2$?', 'answer': '2', 'type': 'Algebra', 'level': 'Level 5'},
+        {'problem': 'What is $3$?', 'answer': '3'},
+    ]
+    (tmp_path / 'test.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    dataset = CompetitionMath(str(tmp_path))
+    found = {one.answer: tuple(dataset.slices(one.messages[-1]['content']).values()) for one in dataset.prompts('test')}
+    assert found == {'1': ('Algebra', '2'), '2': ('Algebra', '5'), '3': ('', '')}
+
+
 def test_without_a_pool_there_is_test_only(folders):
     assert len(CompetitionMath(folders[0]).prompts('test')) == 10
     with pytest.raises(InputError, match="math: split 'train' has no rows"):
