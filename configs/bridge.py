@@ -8,7 +8,8 @@ Command: python -m tools.train_bridge --out=$HOME/.cache/adx
              --beside=/data/screen
 Cost:    work for a GPU; --dry_run prints how many students it trains. --beside names the workdir of the testbed's
          screen, with which the report compares.
-Result:  not run: no GPU was at hand.
+Result:  not run: no GPU was at hand. Of the two students only `gemma` is unseen; the judge is what teacher and proxy
+         were fine-tuned from.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ def study() -> Study:
         derivative=dataclasses.replace(screen.experiment.derivative, max_new_tokens=320),
     )  # fmt: skip
     students = (
-        Student('pruned', ModelSource('bridge-student')),
+        Student('pruned', ModelSource('bridge-student'), seen=True),  # its layers are the proxy's, and more of them
         Student('gemma', ModelSource('bridge-student-gemma')),
     )
     return dataclasses.replace(

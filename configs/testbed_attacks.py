@@ -7,25 +7,12 @@ Cost:    --dry_run prints how many students it trains, and `distil` how many min
          --stages=distil --attacks=sft,soft takes two attacks, another process others, in one workdir.
 Result:  tools/bench/results/frontier.json, study testbed_attacks, rendered in the README: six of the attacks, the
          others not run. Damage left is -0.05 [-0.14, 0.02] under canonicalise and 0.02 [-0.14, 0.15] under prefill.
-
-Left out: paraphrase, reconstruction and query augmentation want a model that follows instructions (canonicalise is all
-that a paraphrase can undo); accounts are one where all are served alike; best of k is in configs/testbed_ladder.py.
 """
 
 import dataclasses
 
-from adx.attacks import (
-    AnswerOnly,
-    Attack,
-    Canonicalise,
-    CorrectnessFilter,
-    Deduplicate,
-    MixClean,
-    PerplexityFilter,
-    Prefill,
-    Reweight,
-    ShuffledPrompts,
-)  # fmt: skip
+from adx import attacks as menu
+from adx.attacks import Attack
 from adx.experiment import ModelSource
 from adx.study import Student, Study
 from configs import testbed_screen
@@ -34,20 +21,25 @@ FINALISTS = ('cross_soft',)  # at most three, by the rule of the screen
 ATTACKS = (
     Attack('sft'),
     Attack('longer', longer=4.0),
-    Attack('deduplicate', (Deduplicate(),)),
-    Attack('perplexity_filter', (PerplexityFilter(),)),
-    Attack('correctness_filter', (CorrectnessFilter(),)),
-    Attack('prefill', (Prefill('the question is'),)),
-    Attack('mix_clean', (MixClean(),)),
-    Attack('reweight_aligned', (Reweight('aligned'),)),
-    Attack('reweight_opposed', (Reweight('opposed'),)),
-    Attack('reweight_random', (Reweight('random'),)),
-    Attack('canonicalise', (Canonicalise(),)),
+    Attack('deduplicate', (menu.Deduplicate(),)),
+    Attack('perplexity_filter', (menu.PerplexityFilter(),)),
+    Attack('correctness_filter', (menu.CorrectnessFilter(),)),
+    Attack('prefill', (menu.Prefill('the question is'),)),
+    Attack('mix_clean', (menu.MixClean(),)),
+    Attack('reweight_aligned', (menu.Reweight('aligned'),)),
+    Attack('reweight_opposed', (menu.Reweight('opposed'),)),
+    Attack('reweight_random', (menu.Reweight('random'),)),
+    Attack('canonicalise', (menu.Canonicalise(),)),
     Attack('soft', loss='soft', arguments=(('candidates', 16),)),
     Attack('features', loss='features'),
     Attack('on_policy', loss='on_policy', arguments=(('candidates', 16),)),
-    Attack('answer_only', (AnswerOnly(),)),
-    Attack('shuffled_prompts', (ShuffledPrompts(),)),
+    Attack('answer_only', (menu.AnswerOnly(),)),
+    Attack('shuffled_prompts', (menu.ShuffledPrompts(),)),
+)
+LEFT_OUT = (
+    *((name, 'no model here follows instructions') for name in ('paraphrase', 'inversion', 'solo', 'augment_queries')),
+    ('accounts', 'all accounts are served alike'),
+    ('best_of_k', 'more samples a prompt are rungs of configs/testbed_ladder.py'),
 )
 
 
@@ -57,4 +49,5 @@ def study() -> Study:
     return dataclasses.replace(
         screen, experiment=dataclasses.replace(screen.experiment, arms=arms), students=screen.students[:1],
         attacks=ATTACKS, own=Student('own', ModelSource('testbed-student-wide')), controls=(), temperatures=(),
+        left_out=LEFT_OUT,
     )  # fmt: skip

@@ -6,7 +6,8 @@ Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/dat
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
 Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: passive students only, the
-         two worst attacks not run. Damage 0.01 [-0.03, 0.05] in `wide`, 0.04 [-0.03, 0.12] in `biased`.
+         two worst attacks, answers alone and shuffled prompts not run. Damage 0.01 [-0.03, 0.05] in `wide`,
+         0.04 [-0.03, 0.12] in `biased`.
 
 2,500 prompts, eight samples each, say whether the teacher loses accuracy. The control spends as much KL as the rule
 does, on words that are drawn by chance.
@@ -21,6 +22,7 @@ from adx.study import Study
 from configs import testbed_attacks, testbed_screen
 
 WORST = ('canonicalise', 'prefill')  # of testbed_attacks, those that recover most
+CONTROLS = ('answer_only', 'shuffled_prompts')
 
 
 def study() -> Study:
@@ -31,8 +33,9 @@ def study() -> Study:
     experiment = dataclasses.replace(
         screen.experiment, dataset=Arithmetic(seed=1), limit=2500, arms=(arms['plain'], rule, control)
     )  # fmt: skip
-    attacks = tuple(attack for attack in testbed_attacks.ATTACKS if attack.name in ('sft', *WORST))
+    attacks = tuple(attack for attack in testbed_attacks.ATTACKS if attack.name in ('sft', *WORST, *CONTROLS))
     return dataclasses.replace(
         screen, experiment=experiment, attacks=attacks, own=testbed_attacks.study().own, seeds=tuple(range(100, 108)),
-        split='test', controls=('soft_control',), temperatures=(),
+        split='test', controls=('soft_control',), temperatures=(), left_out=testbed_attacks.LEFT_OUT,
+        searched=('wide',),
     )  # fmt: skip

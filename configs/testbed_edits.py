@@ -13,7 +13,7 @@ from adx.datasets.arithmetic_problems import NAMES, OPERATIONS
 from adx.drafting import Rewrite
 from adx.rewriters.gradient import Gradient
 from adx.study import Study
-from configs import testbed_screen
+from configs import testbed_rewrites, testbed_screen
 
 FIXED = (*OPERATIONS, *NAMES, *(f'{name}:' for name in NAMES))
 
@@ -28,4 +28,6 @@ def study() -> Study:
         Rewrite('chance', 'plain', Gradient('random', protected=FIXED)),
     )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
-    return dataclasses.replace(screen, experiment=experiment, controls=('chance',), temperatures=())
+    return dataclasses.replace(
+        screen, experiment=experiment, attacks=testbed_rewrites.ATTACKS, controls=('chance',), temperatures=()
+    )

@@ -15,7 +15,7 @@ student learns without any reasoning.
 
 import dataclasses
 
-from adx.attacks import AnswerOnly, Attack
+from adx.attacks import AnswerOnly, Attack, Canonicalise, ShuffledPrompts
 from adx.drafting import Rewrite
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
@@ -24,6 +24,12 @@ from configs import testbed_screen
 
 FINALIST = 'cross_soft'  # of the screen
 WORST = Selected(Rendered(8))
+ATTACKS = (  # of every study of rewrites
+    Attack('sft'),
+    Attack('answer_only', (AnswerOnly(),)),
+    Attack('shuffled_prompts', (ShuffledPrompts(),)),
+    Attack('canonicalise', (Canonicalise(),)),
+)
 
 
 def study() -> Study:
@@ -35,5 +41,4 @@ def study() -> Study:
         Rewrite('both', FINALIST, WORST),
     )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
-    attacks = (Attack('sft'), Attack('answer_only', (AnswerOnly(),)))
-    return dataclasses.replace(screen, experiment=experiment, attacks=attacks, controls=('told',), temperatures=())
+    return dataclasses.replace(screen, experiment=experiment, attacks=ATTACKS, controls=('told',), temperatures=())

@@ -18,7 +18,7 @@ from adx.drafting import Rewrite
 from adx.gates import Gates
 from adx.rewriters.rendered import Rendered
 from adx.study import Study
-from configs import testbed_screen
+from configs import testbed_rewrites, testbed_screen
 
 OPEN = Gates(retention=0.1, fluency=10.0)
 
@@ -29,5 +29,6 @@ def study() -> Study:
     rewrites = tuple(Rewrite(voice, 'plain', Rendered(1, voice), OPEN) for voice in VOICES)
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
     return dataclasses.replace(
-        screen, experiment=experiment, students=screen.students[:1], controls=tuple(VOICES), temperatures=()
-    )
+        screen, experiment=experiment, students=screen.students[:1], attacks=testbed_rewrites.ATTACKS,
+        controls=tuple(VOICES), temperatures=(),
+    )  # fmt: skip
