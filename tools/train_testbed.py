@@ -215,7 +215,9 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     seconds, found = time.monotonic() - began, examine(model, params, tokenizer, OPERATING)
     checkpoints.save_hf(str(place), model, jax.device_get(cast(params, 'float16')), write_tokenizer)
     steps = sum(plan.recipe.steps for plan in plans)
-    record = {'parameters': model.num_params, 'shard': shard, 'steps': steps, 'seconds': seconds}
+    command = f'python -m tools.train_testbed --out=DIR --only={name}'  # the shard is the seed of weights and order too
+    record = {'command': command, 'seed': shard, 'parameters': model.num_params, 'shard': shard, 'steps': steps}
+    record['seconds'] = seconds
     print(json.dumps({'model': name} | record | found))
     (place / 'testbed.json').write_text(json.dumps(record | {'accuracy': found}, indent=1))
 

@@ -10,6 +10,7 @@ import pytest
 from studies import make_study, write_students, write_traces
 
 from adx import assessing, distilling
+from adx.attacks import AnswerOnly, Attack
 from adx.drafting import Rewrite
 from adx.errors import InputError
 from adx.rewriters.rendered import Rendered
@@ -56,10 +57,21 @@ def test_studies_stand_beside_each_other_and_one_is_replaced(study, findings, pu
 
 def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, published):
     of = dataclasses.replace(study.experiment, rewrites=(Rewrite('told', 'plain', Rendered()),))
-    frontier.publish('two', dataclasses.replace(study, experiment=of), findings, 'python -m publish', published)
+    bare = dataclasses.replace(study, experiment=of)
+    with pytest.raises(InputError, match='no AnswerOnly among its attacks'):
+        frontier.publish('two', bare, findings, 'python -m publish', published)
+    beside = dataclasses.replace(bare, attacks=(*study.attacks, Attack('answer_only', (AnswerOnly(),))))
+    frontier.publish('two', beside, findings, 'python -m publish', published)
     for table, name in (('frontier.json', 'one'), ('rewriting.json', 'two')):
         assert {row['study'] for row in json.loads((published / table).read_text())} == {name}
     frontier.verify(published)
+
+
+def test_rows_are_written_anew_from_the_raw_files(published):
+    before = frontier.read(published)
+    (published / 'frontier.json').write_text(json.dumps([row | {'value': None} for row in before[:3]]))
+    frontier.republish(published)
+    assert frontier.read(published) == before
 
 
 @pytest.mark.parametrize('field', ['value', 'low', 'n', 'status', 'eligible'])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import json
 import random
@@ -16,6 +17,7 @@ from adx import checkpoints
 from adx.datasets import Arithmetic
 from adx.datasets.arithmetic_grammar import read_question
 from adx.datasets.chat import Prompting, encode_conversation
+from adx.datasets.splits import normalise
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import ConfigError
 from adx.models import family_of
@@ -55,6 +57,32 @@ def test_a_word_is_a_token(tokenizer):
 def test_every_model_has_a_family_that_other_programs_read(name):
     assert family_of(PRESETS[name])
     assert make_model(PRESETS[name]).num_params < 1.1e6
+
+
+@pytest.mark.slow  # it writes all that the proxies have read: a minute or two
+def test_no_question_that_a_proxy_read_is_one_of_a_study(tokenizer, monkeypatch):
+    read, draw = set(), train_testbed.draw_lesson
+
+    def noted(*given):
+        question, text = draw(*given)
+        read.add(normalise(question))
+        return question, text
+
+    monkeypatch.setattr(train_testbed, 'draw_lesson', noted)
+    with flagsaver.flagsaver(steps=0):
+        for shard, name in enumerate(PRESETS):
+            if 'proxy' in name:
+                (plan,) = train_testbed.make_plans(name, shard)
+                lessons = train_testbed.Lessons(plan, tokenizer)
+                for step in range(plan.recipe.steps):
+                    lessons(step)
+    assert len(read) > 50_000
+    asked = {
+        normalise(prompt.messages[-1]['content'])
+        for seed, split in itertools.product((0, 1), ('train', 'test'))  # of the screen and of the confirmation
+        for prompt in dataclasses.replace(train_testbed.TARGET, seed=seed, size=2500).prompts(split)
+    }
+    assert not read & asked
 
 
 def test_weights_fit_in_what_may_be_shipped():

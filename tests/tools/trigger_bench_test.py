@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
 
 import pytest
 from absl import flags
+from storage_test import make_trace
 
+from adx.datasets import Gsm8k
 from adx.errors import InputError
 from tools.bench import figures, trigger
 
@@ -47,6 +51,25 @@ def test_bounds_are_over_all_verdicts_and_samples_are_students(tmp_path, monkeyp
     assert found['marked_traces'] == [198, 200]
     assert 0.93 < found['power_low'][0] < 0.95  # 125 of 126 alone would bound it by 0.96
     assert 0.06 < found['false_alarm_upper'][0] < 0.07  # 3 of 189 by 0.04
+
+
+def test_what_marks_cost_a_reader_is_of_the_traces_that_carry_one(tmp_path, monkeypatch):
+    """Of 50 prompts 40 carry a mark, under each of ten customers; one of them is wrong with it and right without."""
+    texts = ['So it is so.\n#### 7'] * 50
+    traces = [make_trace(row, text=text, gold='7') for row, text in enumerate(texts)]
+
+    def mark(traces, seed, customer):
+        said = [f'{one.text[:-1]}{8 if i == 3 else 7}' for i, one in enumerate(traces)]
+        return [dataclasses.replace(one, text=said[i]) if i < 40 else one for i, one in enumerate(traces)], 40
+
+    trainer = types.SimpleNamespace(traces=lambda i: (0, traces), mark=mark)
+    rows: dict[str, list[float]] = {}
+    monkeypatch.setattr(trigger, 'Trainer', lambda *given: trainer)
+    monkeypatch.setattr(trigger.figures, 'append', lambda *a, **k: rows.update({a[1]: list(a[2])}))
+    study = types.SimpleNamespace(experiment=types.SimpleNamespace(dataset=Gsm8k()))
+    trigger.honest(study, '', tmp_path)
+    assert rows['honest_accuracy_lost'] == [pytest.approx(2.5)]
+    assert 2.5 < rows['honest_accuracy_lost_upper'][0] < 8.0
 
 
 def test_bounds_are_of_verdicts_or_of_students_whichever_claim_less():

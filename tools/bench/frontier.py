@@ -5,7 +5,8 @@ of a report. `raw` names a file with the graded students and traces of one study
 `verify`, which a test runs.
 
     python -m tools.bench.frontier --config=configs/testbed_screen.py --workdir=/data/screen    # publishes a study
-    python -m tools.bench.frontier --render=README.md                                           # renders the table
+    python -m tools.bench.frontier --again               # after a change of the figures: all rows, from the raw files
+    python -m tools.bench.frontier --render=README.md    # renders the tables
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import gzip
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
 
 from adx.assessing import Findings, find
+from adx.attacks import AnswerOnly
+from adx.defences import Undefended
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
-from adx.reporting.frontier import Plan
 from adx.reporting.page import number
+from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row
 from adx.study import Study
 from launch.config import load_config
@@ -43,6 +46,7 @@ BITS = ('correct', 'forced', 'lenient')
 
 _CONFIG = flags.DEFINE_string('config', '', 'The config of the study to publish.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with outcomes and quality.', allow_override=True)
+_AGAIN = flags.DEFINE_bool('again', False, 'Write the rows of every published study anew, from its raw file.')
 _RENDER = flags.DEFINE_string(
     'render', '', 'File whose <!-- frontier:STUDY --> blocks are rewritten.', allow_override=True
 )
@@ -50,6 +54,9 @@ _RENDER = flags.DEFINE_string(
 
 def publish(name: str, study: Study, findings: Findings, command: str, results: pathlib.Path = RESULTS) -> list[dict]:
     """Writes the raw file and the rows of a study in place of its earlier ones, and returns the rows."""
+    learned = [transform for attack in study.attacks for transform in attack.transforms]
+    if study.experiment.rewrites and not any(isinstance(one, AnswerOnly) for one in learned):
+        raise InputError(f'study {name!r} has rewrites and no AnswerOnly among its attacks; they are held against it')
     if not findings.outcomes:
         raise InputError(f'study {name!r} has no graded student; run --stages=distil first')
     raw = f'raw/frontier_{name}.json.gz'
@@ -71,9 +78,17 @@ def read(results: pathlib.Path = RESULTS, tables: Sequence[str] = TABLES) -> lis
     return [row for path in paths if path.exists() for row in json.loads(path.read_text('utf-8'))]
 
 
-def verify(results: pathlib.Path = RESULTS) -> None:
-    """Computes every row again from its raw file. Raises InputError naming what differs."""
-    rows = read(results)
+def republish(results: pathlib.Path = RESULTS) -> None:
+    """Writes the rows of every published study anew, from its raw file."""
+    for table in TABLES:
+        rows = [row for _, _, again in _computed(results, (table,)) for row in again]
+        if rows:
+            (results / table).write_text(json.dumps(rows, indent=1, allow_nan=False) + '\n', 'utf-8')
+
+
+def _computed(results: pathlib.Path, tables: Sequence[str] = TABLES) -> Iterator[tuple[str, list[dict], list[dict]]]:
+    """Study, its rows as they are stated, and as they follow from its raw file. Raises InputError for another file."""
+    rows = read(results, tables)
     for name in dict.fromkeys(row['study'] for row in rows):
         mine = [row for row in rows if row['study'] == name]
         about, source = ({k: mine[0][k] for k in keys} for keys in (ABOUT, SOURCE))
@@ -81,7 +96,12 @@ def verify(results: pathlib.Path = RESULTS) -> None:
         data = path.read_bytes() if path.exists() else b''
         if sha256(data) != source['raw']['sha256']:
             raise InputError(f'{path.name} is not the file whose hash study {name!r} states; publish it again')
-        again = [_row(row, about, source) for row in _from_json(json.loads(gzip.decompress(data))).rows()]
+        yield name, mine, [_row(row, about, source) for row in _from_json(json.loads(gzip.decompress(data))).rows()]
+
+
+def verify(results: pathlib.Path = RESULTS) -> None:
+    """Computes every row again from its raw file. Raises InputError naming what differs."""
+    for name, mine, again in _computed(results):
         if len(again) != len(mine):
             raise InputError(f'study {name!r} has {len(mine)} rows; its raw file gives {len(again)}')
         for stated, computed in zip(mine, again, strict=True):
@@ -151,6 +171,28 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
     return '\n'.join(lines)
 
 
+METHODS = ('teacher_lost', 'cost_per_token', 'damage')  # of the arms, then of the arms' students
+
+
+def methods(name: str, results: pathlib.Path = RESULTS) -> str:
+    """A line for every rule of a study, as configs/<name>.py has it: its price and what it takes from each family."""
+    rows = {(r['figure'], r['defence'], r['student']): r for r in read(results) if r['study'] == name}
+    students = list(dict.fromkeys(student for figure, _, student in rows if figure == 'damage'))
+    columns = [(figure, '') for figure in METHODS[:-1]] + [(METHODS[-1], student) for student in students]
+    titles = ' | '.join(' '.join(column).strip() for column in columns)
+    lines = [f'| rule | arm | {titles} |', '|---' * (len(columns) + 2) + '|']
+    for arm in load_config(str(RESULTS.parents[2] / 'configs' / f'{name}.py')).experiment.arms:
+        if not isinstance(arm.defence, Undefended):
+            cells = [_cell(rows.get((figure, arm.name, student))) for figure, student in columns]
+            lines.append(f'| {" | ".join([f"`{_rule(arm.defence)}`", arm.name, *cells])} |')
+    return '\n'.join(lines)
+
+
+def _rule(defence: Any) -> str:
+    inside = getattr(defence, 'rule', None)
+    return type(defence).__name__ + (f'({_rule(inside)})' if inside is not None else '')
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return number(None)
@@ -159,7 +201,8 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
-    """`text` with the table of each <!-- frontier:STUDY --> ... <!-- /frontier --> block rendered anew."""
+    """`text` with the table of each <!-- frontier:STUDY --> and <!-- methods:STUDY --> block rendered anew."""
+    text = rewrite_blocks(text, 'methods', lambda name: methods(name, results))
     return rewrite_blocks(text, 'frontier', lambda name: render(name, results))
 
 
@@ -170,6 +213,8 @@ def main(argv: Sequence[str]) -> None:
         command = f'python -m tools.bench.frontier --config={_CONFIG.value} --workdir=DIR'
         for row in publish(name, study, find(study, _WORKDIR.value), command):
             print(row['figure'], row['defence'], row['attack'], row['student'], _cell(row))
+    if _AGAIN.value:
+        republish()
     verify()
     if _RENDER.value:
         page = pathlib.Path(_RENDER.value)

@@ -2,6 +2,7 @@
 
     python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger
     python -m tools.bench.trigger --out=/data/trigger --publish
+    python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger --honest
 
 --workdir: of a study whose traces of its clean arm are there. Marked students, each of another customer, are asked for
 their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
@@ -27,6 +28,7 @@ from typing import Any
 from absl import app, flags
 
 from adx import detecting, drafting, files, keys, marks, study_traces
+from adx.answers import reader_of
 from adx.batching import Corpus
 from adx.detecting import Case
 from adx.detectors.trigger import Trigger
@@ -39,12 +41,12 @@ from adx.models.transformer import Params
 from adx.objectives import Hard
 from adx.rewriters.marked import MOST, Marked
 from adx.settings import ModelSource
-from adx.statistics import Interval, binomial_interval, t_interval
+from adx.statistics import Interval, binomial_interval, paired_upper, t_interval
 from adx.study import Study
 from adx.study_traces import seed_path
 from adx.suspects import Held
 from adx.teaching import Classroom, Job
-from adx.types import Trace
+from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 from launch.config import load_config
 from tools.bench import figures
@@ -56,6 +58,7 @@ PUBLISH = flags.DEFINE_bool('publish', False, 'Publish what is there.', allow_ov
 _MARKED = flags.DEFINE_integer('marked_students', 10, 'Marked students.', allow_override=True)
 _CLEAN = flags.DEFINE_integer('clean_students', 7, 'Students of unmarked traces.', allow_override=True)
 VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', allow_override=True)
+_HONEST = flags.DEFINE_bool('honest', False, 'Publish what marks cost a reader; trains nothing.', allow_override=True)
 _PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
 _PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
 KINDS = ('marked', 'clean', 'sibling')
@@ -98,13 +101,17 @@ class Trainer:
             held = Held.load(ModelSource(SIBLINGS[i]))
             return dataclasses.replace(held, decode=self.study.experiment.decode), {'source': SIBLINGS[i]}
         number = i if kind == 'marked' else _MARKED.value + i
-        seed = self.study.seeds[number % len(self.study.seeds)]
-        traces = study_traces.read(self.study, self.path, seed)[self.study.clean]
+        seed, traces = self.traces(number)
         about: dict[str, Any] = {'student': family.student.name, 'seed': seed}
         if kind == 'marked':
             traces, about['marked'] = self.mark(traces, seed, f'customer{i}')
         lessons = [from_trace(one, knows_gold=True) for one in traces]
         return self.held(family, self.teach(family, lessons, number)), about
+
+    def traces(self, number: int) -> tuple[int, list[Trace]]:
+        """The seed that a student is of, and its clean traces."""
+        seed = self.study.seeds[number % len(self.study.seeds)]
+        return seed, study_traces.read(self.study, self.path, seed)[self.study.clean]
 
     def family(self, i: int) -> Family:
         return self.families[i % len(self.families)]
@@ -171,6 +178,26 @@ def work(study: Study, path: str, out: pathlib.Path, count: int) -> None:
         print(name, about, f'detected of {count}: {shown}', flush=True)
 
 
+def honest(study: Study, path: str, out: pathlib.Path) -> None:
+    """Publishes what marks cost a reader: the accuracy of the traces that carry one, before and after, in points.
+
+    The upper end is the one-sided 95 % bound over prompts, which occur under several customers.
+    """
+    trainer, reader = Trainer(study, path, out), reader_of(study.experiment.dataset)
+    before, after, prompts = list[float](), list[float](), list[Any]()
+    for i in range(_MARKED.value):
+        seed, traces = trainer.traces(i)
+        for old, new in zip(traces, trainer.mark(traces, seed, f'customer{i}')[0], strict=True):
+            if new is not old:
+                prompts.append(RequestId.parse(old.request_id)[:3])
+                for side, one in ((before, old), (after, new)):
+                    side.append(float(reader.read(one.text, one.gold or '').strict))
+    lost = 100 * (sum(before) - sum(after)) / len(before)
+    put = functools.partial(figures.append, TABLE, unit='points', goal='<= 0.5', command=f'{COMMAND} --honest')
+    put('honest_accuracy_lost', [lost])
+    put('honest_accuracy_lost_upper', [100 * paired_upper(before, after, clusters=prompts)])
+
+
 def read(out: pathlib.Path, kinds: Collection[str] = KINDS) -> dict[str, dict[str, Any]]:
     """Student -> its record; those of other benches may lie beside them."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob('*_*.json'))}
@@ -215,6 +242,8 @@ def main(argv: Sequence[str]) -> None:
     out = pathlib.Path(OUT.value)
     if PUBLISH.value:
         record(out)
+    elif _HONEST.value:
+        honest(load_config(CONFIG.value), WORKDIR.value, out)
     else:
         work(load_config(CONFIG.value), WORKDIR.value, out, VERDICTS.value)
 
