@@ -105,7 +105,7 @@ def test_every_name_of_adx_is_there_and_another_is_an_error():
 
 
 def test_importing_starts_no_backend_and_loads_what_few_need_later():
-    later = {'orbax', 'grain', 'tensorflow_datasets', 'array_record', 'safetensors', 'gguf', 'pyarrow', 'tqdm', 'scipy'}
+    later = {'orbax', 'tensorflow_datasets', 'array_record', 'safetensors', 'gguf', 'pyarrow', 'tqdm', 'scipy'}
     heavy = later | {'jax', 'flax', 'optax', 'tokenizers', 'jinja2'}
     code = (
         'import sys, adx, launch.run, launch.program, adx.errors; '
