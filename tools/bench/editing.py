@@ -36,7 +36,7 @@ from launch.config import load_config
 from tools.bench import figures
 from tools.bench.timers import timer
 
-_CONFIG = flags.DEFINE_string('config', '', 'Has a rewrite by gradient; its first is timed.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', '', 'Has a rewrite by flips for harm; the first is timed.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Of finished traces.', allow_override=True)
 _COUNT = flags.DEFINE_integer('count', 256, 'Traces of a repeat.', lower_bound=1, allow_override=True)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'After one that compiles.', lower_bound=1, allow_override=True)
@@ -92,9 +92,10 @@ def main(argv: Sequence[str]) -> None:
     del argv
     loaded = load_config(_CONFIG.value)
     experiment = getattr(loaded, 'experiment', loaded)
-    settings = next((one.rewriter for one in experiment.rewrites if isinstance(one.rewriter, Gradient)), None)
+    searches = [one.rewriter for one in experiment.rewrites if isinstance(one.rewriter, Gradient)]
+    settings = next((one for one in searches if (one.objective, one.step) == ('harm', 'flip')), None)
     if settings is None:
-        raise ConfigError(f'{_CONFIG.value} has no rewrite by Gradient')
+        raise ConfigError(f"{_CONFIG.value} has no rewrite by Gradient('harm', 'flip'), whose passes are counted here")
     shop = Workshop(experiment, _WORKDIR.value)
     traces = [one for one in Workdir(_WORKDIR.value).traces() if one.defence['type'] == 'undefended'][: _COUNT.value]
     ensemble = shop.plan.ensemble
