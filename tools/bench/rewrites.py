@@ -1,4 +1,4 @@
-"""What rewriting leaves of a run's traces: what passes the gates, and what that does to likelihoods.
+"""What rewriting leaves of a run: what passes the gates, and what it does to likelihoods.
 
     python -m launch.run --config=configs/smollm2_rewrites.py --workdir=DIR --set=limit=4 \
         --stages=prepare,generate,rewrite
