@@ -18,7 +18,7 @@ from adx import influence
 from adx.batching import Batch, bucket
 from adx.influence import Bilevel, Chance, Difference, Harm, Loss, Objective
 from adx.models.transformer import Model, Params
-from adx.numerics import log_softmax
+from adx.numerics import MASKED, log_softmax
 from adx.rewriters.gradient import Gradient, best_flips, nearest_words, nested_edits, single_edits
 from adx.types import Array
 
@@ -129,7 +129,7 @@ class Editor:
         places_BM, words_BM, gains_BM = best_flips(slopes_BLV, tokens_BL, open_BLV, self.settings.edits)
         same_BM = jnp.take_along_axis(tokens_BL, places_BM, axis=-1)
         # What an ascent of many steps found is for the exact values to judge, not for a slope at its start.
-        least = -jnp.inf if self.settings.step == 'embedding' else 0.0
+        least = MASKED if self.settings.step == 'embedding' else 0.0
         return places_BM, jnp.where(gains_BM > least, words_BM, same_BM)
 
     def _slopes(self, weights: Sequence[_Weights], batch: Batch) -> Array:
