@@ -5,7 +5,8 @@ Command: python -m launch.run --config=configs/smollm2_rewrites.py --workdir=/tm
              --stages=prepare,generate,rewrite
          The weights are those of ./tools/demo, which fetches them.
 Cost:    the traces of configs/smollm2_ads.py and as many answers to instructions; every stage shows how far it is.
-Result:  the last stage prints, per rewrite, how many traces were rewritten and why drafts were refused;
+Result:  tools/bench/results/rewrites.json, of --set=limit=4, rendered in the README: no paraphrase passes the gates
+         (most state another answer), three of four traces are changed by flips;
          python -m tools.show_traces --workdir=/tmp/rewrites --limit=0 shows them side by side.
 """
 
