@@ -80,6 +80,7 @@ def run(*arguments, program=('-m', 'launch.run'), code=0):
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow  # kill_points_test kills a run on a store at every call
 def test_a_run_on_a_store_is_killed_goes_on_and_is_released(place):
     given = (f'--config={place.config}', '--workdir=gs://adx-test/run')
     run(*given, program=('-c', PROGRAM.format(die_after=4)), code=-signal.SIGKILL)

@@ -103,6 +103,7 @@ def wait_for_a_checkpoint(process, workdir: pathlib.Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # half a minute; keeping_test stops students in its own process
 def test_a_student_that_is_stopped_is_saved_and_the_same_command_goes_on(place):
     """By SIGTERM in the middle; what it passed before, a mark of its curve, is read again."""
     slow = ('-c', PROGRAM.format(at=0, pace=0.3))

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from storage_test import make_trace
 
 from adx import rewriting
@@ -66,5 +67,8 @@ def test_a_workdir_without_rewrites_is_named(tmp_path, made, monkeypatch):
     run, _ = made
     flags.FLAGS.mark_as_parsed()
     monkeypatch.setattr(rewrites, 'load_config', lambda path: run)
-    with pytest.raises(rewrites.InputError, match='none of the rewrites'):
+    with (
+        flagsaver.flagsaver(config='c', workdir=str(tmp_path), name='tiny'),
+        pytest.raises(rewrites.InputError, match='none of the rewrites'),
+    ):
         rewrites.main([])
