@@ -92,6 +92,17 @@ def test_rewrite_touches_the_block_only(table):
     assert '| `step_gpu` | not run |' in new
 
 
+def test_precision_is_a_line_for_every_proxy_format_and_step(tmp_path):
+    for kind, value in (('sin', 0.25), ('step', 2e-5), ('changed', 0.5)):
+        figures.append('speed', f'precision_{kind}_a_b_float16_1em02', [value], results=tmp_path, **ABOUT)
+    figures.not_run('speed', 'precision_sin_a_b_float32_1em02', results=tmp_path, **ABOUT)
+    page = '<!-- precision:speed -->\n<!-- /precision -->\n<!-- figures:speed -->\n<!-- /figures -->\n'
+    new = figures.rewrite(page, tmp_path)
+    assert '| a_b | float16 | 1e-02 | 0.25 | 2e-05 | 0.5 |' in new
+    assert '| a_b | float32 | 1e-02 | not run | not run | not run |' in new
+    assert 'precision_sin' not in new
+
+
 @pytest.mark.parametrize('name', figures.tables())
 def test_published_table_verifies(name):
     figures.verify(name)

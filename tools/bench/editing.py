@@ -113,7 +113,10 @@ def main(argv: Sequence[str]) -> None:
         seconds = time.perf_counter() - began
         speeds.append(len(traces) / seconds)
         shares.append(meter.operations / rate() / seconds)
-    command = f'python -m tools.bench.editing --config={_CONFIG.value} --workdir=DIR --name={_NAME.value}'
+    command = (
+        f'python -m tools.bench.editing --config={_CONFIG.value} --workdir=DIR --name={_NAME.value} '
+        f'--count={_COUNT.value} --repeats={_REPEATS.value}'
+    )
     goals = {'testbed': '>= 20'}
     for figure, samples, unit, goal in (
         (f'gradient_traces_per_second_{_NAME.value}', speeds, 'traces/s', goals.get(_NAME.value, '')),

@@ -165,9 +165,11 @@ def _verify_row(row: dict[str, Any], where: str, results: pathlib.Path) -> None:
 
 
 def render(name: str, results: pathlib.Path = RESULTS) -> str:
-    """The table in markdown, without a line break at its end."""
+    """The table in markdown, without a line break at its end; but for what `precision` renders."""
     lines = ['| figure | median | range | n | goal | machine | commit |', '|---|---|---|---|---|---|---|']
     for row in read(name, results):
+        if _PRECISION.fullmatch(row['figure']):
+            continue
         if row['status'] == MEASURED:
             value, spread = f'{row["value"]:.3g} {row["unit"]}', f'{row["low"]:.3g} to {row["high"]:.3g}'
         else:
@@ -185,8 +187,27 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
     return '\n'.join(lines)
 
 
+_PRECISION = re.compile(r'precision_(sin|step|changed)_(\w+)_(float32|bfloat16|float16)_1em(\d+)')
+
+
+def precision(name: str, results: pathlib.Path = RESULTS) -> str:
+    """What tools/precision.py recorded in a table, a line for every proxy, format and step."""
+    found: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in read(name, results):
+        if match := _PRECISION.fullmatch(row['figure']):
+            found.setdefault(match.groups()[1:], {})[match[1]] = row
+    lines = ['| proxy | format | eps | sine | step | changed | commit |', '|---|---|---|---|---|---|---|']
+    for (proxy, dtype, eps), rows in sorted(found.items(), key=lambda one: one[0][0]):
+        known = {kind: row for kind, row in rows.items() if row['status'] == MEASURED}
+        cells = [f'{known[kind]["value"]:.3g}' if kind in known else 'not run' for kind in ('sin', 'step', 'changed')]
+        commits = sorted({row['commit'] for row in known.values()})
+        lines.append(f'| {" | ".join([proxy, dtype, f"1e-{eps}", *cells, ", ".join(commits)])} |')
+    return '\n'.join(lines)
+
+
 def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
-    """`text` with the table of each <!-- figures:NAME --> ... <!-- /figures --> block rendered anew."""
+    """`text` with the table of each <!-- figures:NAME --> and <!-- precision:NAME --> block rendered anew."""
+    text = rewrite_blocks(text, 'precision', lambda name: precision(name, results))
     return rewrite_blocks(text, 'figures', lambda name: render(name, results))
 
 
