@@ -25,6 +25,7 @@ from adx.study import Student, check
 pytestmark = pytest.mark.usefixtures('shared_trainers')
 
 
+@pytest.mark.slow  # a quarter of a minute
 def test_attackers_ask_again_and_judge_by_a_model_of_their_own(students, tmp_path):
     # A random model paraphrases into nothing that ends in the same answer: no lesson is left, so no student either.
     kinds = Prefill('find', samples=2), PerplexityFilter(keep=0.5), Reweight(), Paraphrase()

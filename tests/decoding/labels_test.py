@@ -70,6 +70,7 @@ def test_inside_protected_spans_the_teacher_is_labelled():
     check(engine, requests, done)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason='needs eight devices')
 def test_on_a_mesh():
     check(*decoded(RULES['derivatives'], fakes.make_ensemble(make_mesh(2, 2, 2), directions=2)))
