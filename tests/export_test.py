@@ -10,8 +10,9 @@ import subprocess
 import sys
 
 import pytest
+from bucket_test import bucket  # noqa: F401  (a fixture)
 from etils import epath
-from storage_test import bucket, make_trace, open_workdir  # noqa: F401  (bucket is a fixture)
+from storage_test import make_trace, open_workdir
 
 from adx import export as export_lib
 from adx.datasets.chat import Prompting, encode_conversation, render
