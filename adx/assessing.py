@@ -34,7 +34,7 @@ from adx import (
     timing,
     transfer,
 )
-from adx.answers import reader_of
+from adx.answers import Reader, reader_of
 from adx.bystander import Bystander
 from adx.errors import ConfigError, InputError, StorageError, malformed
 from adx.experiment import Experiment
@@ -238,6 +238,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
     has its report: the ranks of damages are compared.
     """
     findings, shown = find(study, path), _shown(study, path)
+    reader = reader_of(study.experiment.dataset)
     rows = findings.rows()
     rows.append(agreement(damages(rows), *_reported(beside)))
     proxies = tuple(epath.Path(source.source).name for source in study.experiment.proxies)
@@ -249,7 +250,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
         commands=commands,
         licence=study.experiment.licence,
         disclosure=study.experiment.disclosure,
-        samples=_samples(study, shown),
+        samples=_samples(study.clean, shown, reader),
         transfer=[
             (one.arm, one.predictor, one.model, f'{one.rho.value:.2f} [{one.rho.low:.2f}, {one.rho.high:.2f}]')
             for one in transfer.read(path)
@@ -262,7 +263,6 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
         rewrites=list(_tallies(study, path)),
         proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
     )
-    reader = reader_of(study.experiment.dataset)
     audits = {arm: audit(list(traces.values()), reader, study.seeds[0]) for arm, traces in shown.items()}
     _write(path, rows, findings.outcomes, findings.verdicts, facts, audits)
     return rows
@@ -296,16 +296,13 @@ def _shown(study: Study, path: str) -> dict[str, dict[str, Trace]]:
     return {arm: study_traces.one_each(traces) for arm, traces in made.items()}
 
 
-def _samples(study: Study, by_arm: Mapping[str, Mapping[str, Trace]]) -> list[page.Sample]:
-    """Traces of the first prompts that every arm has answered."""
-    if not by_arm:
-        return []
-    reader = reader_of(study.experiment.dataset)
-    common = [name for name in by_arm[study.clean] if all(name in traces for traces in by_arm.values())]
+def _samples(clean: str, by_arm: Mapping[str, Mapping[str, Trace]], reader: Reader) -> list[page.Sample]:
+    """Traces of the first prompts that every arm has answered. clean: the arm that comes first."""
+    common = [name for name in by_arm.get(clean, ()) if all(name in traces for traces in by_arm.values())]
     found = []
     for name in common[:SHOWN]:
         shown = {arm: traces[name] for arm, traces in by_arm.items()}
-        first, gold = shown[study.clean], shown[study.clean].gold or ''
+        first, gold = shown[clean], shown[clean].gold or ''
         said = {arm: (one.text, bool(gold) and reader.read(one.text, gold).strict) for arm, one in shown.items()}
         found.append(page.Sample(question(first.messages), gold, said))
     return found

@@ -34,8 +34,8 @@ def sums_directions(defence: Defence) -> bool:
     return bool(joins) and all(join.how == 'mean' for join in joins)
 
 
-def sum_directions(experiment: Experiment) -> bool:
-    """Whether all of its rules that want derivatives do, so that the other directions need not be held."""
+def one_direction(experiment: Experiment) -> bool:
+    """Whether one for each proxy is all that the run's rules read: each of them takes the mean."""
     return all(sums_directions(arm.defence) for arm in experiment.arms if arm.defence.wants_tangents)
 
 
@@ -60,7 +60,7 @@ def planned(ensemble: Ensemble, experiment: Experiment) -> Ensemble:
         return ensemble
     groups = tuple(differentiated(group, experiment.derivative) for group in ensemble.groups)
     whole = dataclasses.replace(ensemble, groups=groups)
-    return _summed(whole) if sum_directions(experiment) else whole
+    return _summed(whole) if one_direction(experiment) else whole
 
 
 def differentiated(group: Group, derivative: Derivative) -> Group:

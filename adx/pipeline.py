@@ -212,7 +212,7 @@ def load_models(experiment: Experiment, path: str, plan: loading.Blueprint) -> g
     if not experiments.wants_tangents(experiment):
         return models
     models = directions.load(experiment, path, plan, models)
-    if models.ensemble.directions == 1 or not needs.sum_directions(experiment):
+    if models.ensemble.directions == 1 or not needs.one_direction(experiment):
         return models
     ensemble, weights = needs.summed(models.ensemble, models.weights)
     return dataclasses.replace(models, ensemble=ensemble, weights=weights)

@@ -23,7 +23,7 @@ from adx.gates import Senses
 from adx.hashing import content_hash
 from adx.loading import Blueprint
 from adx.marks import Pair
-from adx.models.transformer import Params
+from adx.models.transformer import Model, Params
 from adx.rewriters import gradient
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.marked import Marked
@@ -136,9 +136,7 @@ class Workshop:
     def _edit(self, traces: Sequence[Trace], settings: Gradient) -> list[list[Draft]]:
         ensemble, by_id = self.plan.ensemble, {one.request_id: one for one in traces}
         models = [ensemble.teacher, *(group.model for group in ensemble.groups)]
-        limit = min(model.config.max_length for model in models)
-        examples = [self._example(one.request_id, one, one.text) for one in traces]
-        fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
+        fitting = _fitting([self._example(one.request_id, one, one.text) for one in traces], models)
         found: dict[str, list[Draft]] = {}
         longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
         for inside, batch in batches(fitting, rows_at_once(longest, self.plan.vocab_rows)):
@@ -222,14 +220,13 @@ class Workshop:
         """The mean over the proxies, and their directions, of each text's harm, see selection.py; nan, which is above
         nothing, where a proxy's window does not hold it.
         """
-        limit = min(group.model.config.max_length for group in self.plan.ensemble.groups)
         examples = [
             self._example(f'{i}/{j}', one, text)
             for i, (one, mine) in enumerate(zip(traces, texts, strict=True))
             for j, text in enumerate(mine)
         ]
         scores = {example.id: math.nan for example in examples}
-        fitting = [x for x in examples if len(x.prompt) + len(x.completion) <= limit]
+        fitting = _fitting(examples, [group.model for group in self.plan.ensemble.groups])
         for inside, batch in batches(fitting, ROWS):
             values_B = np.mean(self._scorer(batch), axis=0).tolist()
             scores |= zip((example.id for example in inside), values_B, strict=False)
@@ -239,3 +236,9 @@ class Workshop:
     def _scorer(self) -> Callable[[Batch], np.ndarray]:
         weights = self._directed.weights
         return Scorer(self.plan.ensemble, weights.groups, weights.directions, self.plan.members)
+
+
+def _fitting(examples: Sequence[Example], models: Sequence[Model]) -> list[Example]:
+    """Those that every model's window holds."""
+    limit = min(model.config.max_length for model in models)
+    return [one for one in examples if len(one.prompt) + len(one.completion) <= limit]

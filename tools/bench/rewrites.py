@@ -61,11 +61,10 @@ def measured(shop: Workshop, found: Sequence[Pair]) -> dict[str, tuple[list[floa
     under = {'teacher': shop.nll} | {
         f'proxy{i}': functools.partial(proxy_nll, shop, i) for i in range(len(shop.experiment.proxies))
     }
+    texts = [(old, one.text) for old, new in changed for one in (old, new)]
     for model, nll in under.items():
-        before, after = (nll([(old, one.text) for old, one in side]) for side in (
-            [(old, old) for old, _ in changed], changed
-        ))  # fmt: skip
-        result[f'nll_added_{model}'] = [b - a for a, b in zip(before, after, strict=True)], 'nats a token'
+        both = nll(texts)
+        result[f'nll_added_{model}'] = [b - a for a, b in zip(both[::2], both[1::2], strict=True)], 'nats a token'
     return result
 
 
