@@ -35,7 +35,7 @@ from adx.scaling import Machine
 from adx.types import Defence
 from launch import program
 from tools.bench import figures
-from tools.bench.bound import copy_bandwidth
+from tools.bench.bound import read_bandwidth
 from tools.bench.derivative import EPS, pass_timer
 from tools.bench.timers import CONTEXT, STEPS, ChunkTimer, timer
 
@@ -136,7 +136,7 @@ def main() -> None:
     )
     teacher, proxy = (small(TEACHER), small(PROXY)) if _TRIAL.value else (TEACHER, PROXY)
     ensemble, weights = models(teacher, proxy)
-    machine = Machine(matrix_rate(256 if _TRIAL.value else 8192), copy_bandwidth())
+    machine = Machine(matrix_rate(256 if _TRIAL.value else 8192), read_bandwidth())
     for batch in map(int, _BATCHES.value):
         append = show if _TRIAL.value else keep
         steps(ensemble, weights, batch, machine, append)

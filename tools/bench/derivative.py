@@ -31,7 +31,7 @@ from adx.models.transformer import Params
 from adx.scaling import Machine
 from adx.session import prepare
 from tools.bench import figures, workload
-from tools.bench.bound import copy_bandwidth
+from tools.bench.bound import read_bandwidth
 from tools.bench.timers import BATCH, CONTEXT, STEPS, ChunkTimer, matmul_timer
 from tools.bench.workload import REPEATS, Bench
 
@@ -134,7 +134,7 @@ def bound(bench: Any) -> None:
     undefended = Arm('plain', Undefended(), bench.arm.sampling)
     plain = bench.engine_of(undefended)
     teacher, ads = bench.timer(undefended, plain), bench.timer()
-    products, bandwidth, length = matmul_timer(bench.models), copy_bandwidth(), ads.caches.teacher.length
+    products, bandwidth, length = matmul_timer(bench.models), read_bandwidth(), ads.caches.teacher.length
     weights = bench.models.ensemble.teacher.num_params + bench.proxy[0].model.num_params
     teacher(), ads(), products()
     measured, bounds = [], []
