@@ -6,22 +6,23 @@ Holm's procedure over the customers bounds the probability that any of them is.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
 
-from adx import locks
-from adx.detecting import is_signed, read_verdicts, sign
-from adx.errors import InputError
+from adx import files, locks, verdicts
+from adx.errors import InputError, StorageError
+from adx.journal import to_json
 from adx.statistics import log_holm
 
 COUNTS = ('customer', 'epoch', 'keyed_hits', 'keyed', 'decoy_hits', 'decoys', 'exploratory')
 
 
 def attribute(paths: Sequence[epath.PathLike], signer: bytes) -> dict[str, Any]:
-    """The signed joint verdict on the latest verdict of every case.
+    """The signed joint verdict on the latest verdict of every case, which is kept in each of them.
 
     Raises InputError for a case without one, one that another key signed, cases of several suspects, whatever they are
     called, or levels, and two of one customer and epoch.
@@ -40,15 +41,26 @@ def attribute(paths: Sequence[epath.PathLike], signer: bytes) -> dict[str, Any]:
         for one, log_p in zip(latest, adjusted, strict=True)
     ]
     about = {'suspect': suspect, 'answered_by': answered_by, 'level': level}
-    content = about | {'cases': cases, 'issued': locks.utc_now()}
-    return sign(content | {'summary': summary(content)}, signer)
+    with contextlib.ExitStack() as held, files.os_errors(StorageError, 'a joint verdict was not written'):
+        for case in sorted({files.absolute(files.path_of(path)) for path in paths}):  # in one order, so that two end
+            held.enter_context(locks.exclusive(case / 'verdicts.lock'))
+        before = {path: verdicts.read(path, verdicts.JOINT) for path in paths}
+        content = about | {'cases': cases, 'issued': locks.utc_now(), 'issued_before': _distinct(before.values())}
+        signed = verdicts.sign(content | {'summary': summary(content)}, signer)
+        for path in paths:
+            verdicts.keep(path, [*before[path], signed], verdicts.JOINT)
+    return signed
+
+
+def _distinct(issued: Iterable[Sequence[dict[str, Any]]]) -> int:
+    return len({to_json(one) for some in issued for one in some})
 
 
 def _latest(path: epath.PathLike, signer: bytes) -> dict[str, Any]:
-    issued = read_verdicts(path)
+    issued = verdicts.read(path)
     if not issued:
         raise InputError(f'{path} has no verdict; issue one with --do=verdict first')
-    if not is_signed(issued[-1], sign({}, signer)['public_key']):
+    if not verdicts.is_signed(issued[-1], verdicts.sign({}, signer)['public_key']):
         raise InputError(f'the last verdict of {path} was signed by another key, or changed since; issue it again')
     return issued[-1]['verdict']
 
@@ -75,5 +87,7 @@ def summary(content: dict[str, Any]) -> str:
         if named
         else f'None is found, at level {content["level"]:.2g} for all of them together. '
     )
+    before = f'Joint verdicts on any of these cases issued before: {content["issued_before"]}; the level is of one. '
     note = f'Exploratory, for nothing was committed to: {", ".join(explores)}. ' if explores else ''
-    return (asked + says + note + 'This does not say who collected the text or by which path it got there.').strip()
+    limits = 'This does not say who collected the text or by which path it got there.'
+    return asked + says + before + note + limits

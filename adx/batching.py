@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from adx import struct
+from adx.mesh import Layout
 
 SHORTEST = 64  # tokens of the shortest batch
 HALVED = 256  # from here on there is a length between one and its double
@@ -28,6 +31,10 @@ class Batch(NamedTuple):
 
     tokens_BL: Any
     targets_BL: Any
+
+    def on(self, layout: Layout) -> Batch:
+        """On the devices, its rows split; each process has all of it."""
+        return Batch(*(layout.place(x, 'B.') for x in self))
 
 
 def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example], Batch]]:
@@ -49,6 +56,22 @@ def one_batch(examples: Iterable[Example]) -> Batch:
     """All examples, at least one, as the rows of one batch."""
     ordered = sorted(examples)
     return _pad(ordered, len(ordered), bucket(max(map(_size, ordered))))
+
+
+def map_rows(f: Callable[[Any], Any], rows: Any, ways: int) -> Any:
+    """f of all rows, `ways` at a time, so that what is large in between exists for those alone.
+
+    rows: arrays [B, ...], which may be split over devices into `ways` pieces: f has one row of each. f: of arrays
+    [ways, ...] to arrays [ways, ...].
+    """
+
+    def dealt(x: Any) -> Any:
+        return jnp.moveaxis(jnp.reshape(x, (ways, -1, *x.shape[1:])), 0, 1)
+
+    def joined(x: Any) -> Any:
+        return jnp.reshape(jnp.moveaxis(x, 1, 0), (-1, *x.shape[2:]))
+
+    return jax.tree.map(joined, lax.map(f, jax.tree.map(dealt, rows)))
 
 
 def bucket(size: int) -> int:

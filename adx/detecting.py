@@ -7,6 +7,7 @@ A case is a directory, private as a workdir is:
     suspect.json      which model answers
     answers/          journals: one line a question; of one that was asked again the last line counts
     verdicts.jsonl    every verdict that was issued, signed
+    joint.jsonl       those on several cases, this among them, see attributing.py and verdicts.py
 
 Repeating a case discloses the customer's key of one epoch, never the master.
 """
@@ -24,10 +25,10 @@ from typing import Any
 
 from etils import epath
 
-from adx import files, locks, marks
+from adx import files, locks, marks, verdicts
 from adx.detectors.trigger import Block, Trigger, Verdict
 from adx.errors import ConfigError, InputError, StorageError, malformed
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, from_json, read_object, read_records, to_json
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_object, read_records, to_json
 from adx.lessons import Messages
 from adx.marks import Forge, Pair
 from adx.suspects import PASSING, Question, Suspect
@@ -213,12 +214,11 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
         files.os_errors(StorageError, f'{directory} was not written'),
         locks.exclusive(directory / 'verdicts.lock'),  # each counts those before it
     ):
-        before, others = read_verdicts(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
+        before, others = verdicts.read(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
         content |= {'issued_before': len(before), 'issued_beside': len(others)}
         content['others'] = [{name: one['verdict'].get(name) for name in NAMED} for one in (*before, *others)]
-        signed = sign(content | {'summary': summary(content, found)}, signer)
-        lines = ''.join(f'{to_json(one)}\n' for one in [*before, signed])
-        files.write_private(directory / 'verdicts.jsonl', lines.encode())
+        signed = verdicts.sign(content | {'summary': summary(content, found)}, signer)
+        verdicts.keep(path, [*before, signed])
     return signed
 
 
@@ -236,18 +236,9 @@ def _of_suspect(directory: epath.Path, suspect: str, model: str) -> list[dict[st
     """The verdicts on a suspect of that name, or of what the model calls itself, in the cases beside this one."""
     here = files.absolute(directory)
     cases = sorted(place.parent for place in here.parent.glob('*/verdicts.jsonl'))
-    issued = [one for case in cases if case != here for one in read_verdicts(case)]
+    issued = [one for case in cases if case != here for one in verdicts.read(case)]
     said = [(one, of) for one in issued if isinstance(of := one.get('verdict'), dict)]
     return [one for one, of in said if of.get('suspect') == suspect or (model and of.get('answered_by') == model)]
-
-
-def read_verdicts(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The signed verdicts of a case, the first issued first. Raises InputError where they cannot be read."""
-    place = epath.Path(path) / 'verdicts.jsonl'
-    try:
-        return [from_json(line) for line in place.read_bytes().splitlines()] if place.exists() else []
-    except (OSError, ValueError) as error:
-        raise InputError(f'{place} cannot be read: {error}; restore it') from error
 
 
 def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Block]:
@@ -315,35 +306,3 @@ def summary(content: dict[str, Any], found: Verdict) -> str:
     )
     explores = ' Nothing was committed to beforehand: this is exploratory.' if content['exploratory'] else ''
     return asked + says + null + before + explores
-
-
-def sign(content: dict[str, Any], signer: bytes) -> dict[str, Any]:
-    """The content with its Ed25519 signature and the public key."""
-    ed25519 = _ed25519()
-    private = ed25519.Ed25519PrivateKey.from_private_bytes(signer)
-    public = private.public_key().public_bytes_raw().hex()
-    return {'verdict': content, 'signature': private.sign(_canonical(content)).hex(), 'public_key': public}
-
-
-def is_signed(signed: dict[str, Any], public_key: str) -> bool:
-    """Whether a verdict is word for word what the holder of the key signed."""
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        public = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        public.verify(bytes.fromhex(signed['signature']), _canonical(signed['verdict']))
-    except (InvalidSignature, ValueError, KeyError, TypeError):
-        return False
-    return True
-
-
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
-
-
-def _ed25519() -> Any:
-    try:
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError as error:
-        raise ConfigError("verdicts are signed by cryptography; run: pip install 'adx[detect]'") from error
-    return ed25519

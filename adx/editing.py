@@ -17,6 +17,7 @@ from einops import rearrange
 from adx import influence
 from adx.batching import Batch, bucket
 from adx.influence import Bilevel, Chance, Difference, Harm, Loss, Objective
+from adx.mesh import Layout
 from adx.models.transformer import Model, Params
 from adx.numerics import MASKED, log_softmax
 from adx.rewriters.gradient import Gradient, best_flips, nearest_words, nested_edits, single_edits
@@ -52,20 +53,23 @@ class Found(NamedTuple):
 
 
 def rows_at_once(longest: int, vocab: int) -> int:
-    """How many traces are searched together, none longer than `longest` tokens."""
+    """How many traces a device searches together, none longer than `longest` tokens."""
     return max(1, min(MOST_ROWS, ELEMENTS // (bucket(longest) * vocab)))
 
 
 class Editor:
     """The compiled search. teacher: the model that says which words fit.
 
-    words_V: bool, the words that may be exchanged for one another.
+    words_V: bool, the words that may be exchanged for one another. layout: by which rows are split over the devices
+    that hold the weights; absent for one device.
     """
 
     def __init__(
-        self, settings: Gradient, proxies: Sequence[Proxy], teacher: tuple[Model, Params], words_V: np.ndarray
-    ):
-        self.settings, self.words_V = settings, words_V
+        self, settings: Gradient, proxies: Sequence[Proxy], teacher: tuple[Model, Params], words_V: np.ndarray,
+        layout: Layout | None = None,
+    ):  # fmt: skip
+        self.settings, self.words_V, self._layout = settings, words_V, layout
+        self._ways = layout.ways('B') if layout else 1
         self._objective = OBJECTIVES[settings.objective](settings)
         self._models = [proxy.model for proxy in proxies]
         self._teacher = teacher[0]
@@ -74,7 +78,9 @@ class Editor:
         self._values = jax.jit(self._valued)
 
     def __call__(self, batch: Batch, editable_BL: np.ndarray) -> Found:
-        """Rounds until the last, or until none of the rows gains. editable_BL: the places that may change."""
+        """Rounds until the last, or until none of the rows gains, whose number is a multiple of the pieces that the
+        layout splits rows into. editable_BL: the places that may change.
+        """
         tokens_BL = np.asarray(batch.tokens_BL)
         best_B = self._value(batch, tokens_BL[:, None])[:, 0]
         states, values = [tokens_BL], [best_B]
@@ -87,7 +93,8 @@ class Editor:
         return Found(np.stack(states), np.stack(values))
 
     def _round(self, batch: Batch, editable_BL: np.ndarray, best_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        places_BM, words_BM = map(np.asarray, self._propose(*self._weights, batch, editable_BL))
+        found = self._propose(*self._weights, self._placed(batch), editable_BL)
+        places_BM, words_BM = map(np.asarray, found)
         single_BML = single_edits(batch.tokens_BL, places_BM, words_BM)
         single_BM = self._value(batch, single_BML)
         nested_BKL = nested_edits(batch.tokens_BL, places_BM, words_BM, single_BM - best_B[:, None])
@@ -102,14 +109,18 @@ class Editor:
     def _value(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
         """J of every candidate [B, C]: all in one pass where their logits have room, else as many columns as do."""
         rows, count, length = tokens_BCL.shape
-        at_once = max(1, min(count, ELEMENTS // (rows * length * len(self.words_V))))
+        at_once = max(1, min(count, ELEMENTS * self._ways // (rows * length * len(self.words_V))))
         pieces = [tokens_BCL[:, start : start + at_once] for start in range(0, count, at_once)]
         return np.concatenate([self._value_at_once(batch, piece_BCL) for piece_BCL in pieces], axis=1)
 
     def _value_at_once(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
         targets_RL = np.repeat(np.asarray(batch.targets_BL), tokens_BCL.shape[1], axis=0)
-        values_R = self._values(self._weights[0], Batch(rearrange(tokens_BCL, 'B C L -> (B C) L'), targets_RL))
+        batch = Batch(rearrange(tokens_BCL, 'B C L -> (B C) L'), targets_RL)
+        values_R = self._values(self._weights[0], self._placed(batch))
         return rearrange(np.asarray(values_R), '(B C) -> B C', C=tokens_BCL.shape[1])
+
+    def _placed(self, batch: Batch) -> Batch:
+        return batch.on(self._layout) if self._layout else batch
 
     def _valued(self, weights: Sequence[_Weights], batch: Batch) -> Array:
         each = [self._objective.values(model, *w, batch) for model, w in zip(self._models, weights, strict=True)]

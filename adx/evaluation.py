@@ -27,11 +27,11 @@ from adx.defences import Undefended
 from adx.errors import ConfigError
 from adx.hashing import content_hash
 from adx.lessons import Lesson
-from adx.mesh import teacher_layout
+from adx.mesh import Layout, teacher_layout
 from adx.models.transformer import Model, Params
 from adx.types import Array, Prompt, Request, RequestId, Sampling
 
-ROWS = 8  # traces of one scoring batch
+ROWS = 8  # traces of one scoring batch, per piece of the mesh that rows are split into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +172,18 @@ def _grade(engine: Engine, exam: Exam) -> Evaluation:
 class Likelihood:
     """The compiled NLL of models of one architecture on completions, as sums in nats and counts of tokens."""
 
-    def __init__(self, model: Model):
-        self._sums = jax.jit(lambda params, batch: _row_sums(_token_losses(model, params, batch), batch))
+    def __init__(self, model: Model, layout: Layout | None = None):
+        """layout: by which rows are split over the devices that hold the params; absent for one device."""
+        self._layout, ways = layout, layout.ways('B') if layout else 1
+        self._rows = ROWS * ways
+        self._sums = jax.jit(lambda params, batch: _row_sums(_token_losses(model, params, batch, ways), batch))
 
     def rows(self, params: Params, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """(nats, tokens) of each example's completion, in order. Ids must differ."""
         found: dict[str, tuple[float, int]] = {}
-        for inside, batch in batching.batches(examples, ROWS):
-            sums_B, counts_B = map(np.asarray, self._sums(params, batch))
+        for inside, batch in batching.batches(examples, self._rows):
+            here = batch.on(self._layout) if self._layout else batch
+            sums_B, counts_B = map(np.asarray, self._sums(params, here))
             numbers = zip(sums_B.tolist(), counts_B.tolist(), strict=True)
             found |= zip((example.id for example in inside), numbers, strict=False)  # rows without targets pad a batch
         return [found[example.id] for example in examples]
@@ -241,15 +245,15 @@ def hidden(model: Model, params: Params, batch: Batch) -> Array:
     return model.apply(params, tokens_BL, positions_BL, method='hidden')[0]
 
 
-def _token_losses(model: Model, params: Params, batch: Batch) -> Array:
-    """losses_BL; logits exist a row at a time."""
+def _token_losses(model: Model, params: Params, batch: Batch, ways: int) -> Array:
+    """losses_BL; logits exist `ways` rows at a time."""
 
-    def row(xs: tuple[Array, Array, Array]) -> Array:
-        x_LD, tokens_L, targets_L = xs
-        logits_BLV = model.apply(params, x_LD[None], method='unembed')
-        return losses.token_losses(logits_BLV, tokens_L[None], targets_L[None])[0]
+    def few(rows: tuple[Array, Array, Array]) -> Array:
+        x_BLD, tokens_BL, targets_BL = rows
+        return losses.token_losses(model.apply(params, x_BLD, method='unembed'), tokens_BL, targets_BL)
 
-    return lax.map(row, (hidden(model, params, batch), jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)))
+    given = hidden(model, params, batch), jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
+    return batching.map_rows(few, given, ways)
 
 
 def _row_sums(values_BL: Array, batch: Batch) -> tuple[Array, Array]:

@@ -139,10 +139,8 @@ class Differentiator:
         return {path: self.layout.shard(x, self.model.axes[path]) for path, x in g.items()}
 
     def _place(self, batch: Batch) -> Batch:
-        """The batch on the devices, its rows split; each process has all of it."""
         pace.step()
-        sharding = self.layout.sharding('B.')
-        return Batch(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in batch))
+        return batch.on(self.layout)
 
 
 def push(model: Model, params: Params, direction: Params, tokens_BL: Array) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.layout import Format
 from jax.experimental.layout import Layout as DeviceLayout
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -66,6 +67,10 @@ class Layout:
     def shard(self, x: jax.Array, axes: str) -> jax.Array:
         """Constrains x inside jit. `axes` has one letter per dimension; '.' is an unsplit one."""
         return jax.lax.with_sharding_constraint(x, self.sharding(axes))
+
+    def place(self, x: np.ndarray, axes: str) -> jax.Array:
+        """x on the devices, split by `axes`. Each process has all of it."""
+        return jax.make_array_from_callback(x.shape, self.sharding(axes), x.__getitem__)
 
     def ways(self, axis: str) -> int:
         """Into how many pieces `axis` is split."""

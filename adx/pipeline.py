@@ -44,7 +44,8 @@ NOT_FINITE = 'the teacher gave nan or inf after {} tokens; mend its checkpoint, 
 class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
-    left_out: what the data did without, see `generation.left_out`. terms: licence -> traces decoded under a policy.
+    left_out: what the data did without, see `generation.left_out`. terms: licence -> traces under a policy, also those
+    that were there.
     fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the environment, as
     `environments.changes` says them. without_weights: as `loading.Blueprint` says it.
     """
@@ -116,9 +117,10 @@ def generate(experiment: Experiment, path: str, place: Place, progress: Progress
     with contextlib.ExitStack() as stack:
         workdir, opened = processes.together(lambda: _open(experiment, path, place, made, stack))
         # Only the process that writes needs to see the workdir.
-        left, total, rejected = json.loads(processes.gather(json.dumps(opened))[0])
+        left, total, rejected, terms = json.loads(processes.gather(json.dumps(opened))[0])
         pending = [made.requests[id_] for id_ in left]
         report = Report(total, total - rejected - len(pending), rejected, job.left_out)
+        report.terms.update(terms)
         report.without_weights = job.plan.without_weights
         stack.enter_context(processes.ending_together())
         traces = _traces(experiment, path, job, pending, report)
@@ -155,14 +157,14 @@ def _prepare(experiment: Experiment, path: str, place: Place) -> _Job:
 
 def _open(
     experiment: Experiment, path: str, place: Place, made: generation.Requests, stack: contextlib.ExitStack
-) -> tuple[WorkdirWriter | None, tuple[list[str], int, int]]:
-    """The workdir, closed with `stack`, the requests not finished in it, and how many there are and are rejected but
-    for forgotten ones; nothing of that on a process that does not write.
+) -> tuple[WorkdirWriter | None, tuple[list[str], int, int, dict[str, int]]]:
+    """The workdir, closed with `stack`, the requests not finished in it, how many there are and are rejected but for
+    forgotten ones, and those finished by licence; nothing of that on a process that does not write.
 
     Records the policy and the rejected rows.
     """
     if not place.writes:
-        return None, ([], 0, 0)
+        return None, ([], 0, 0, {})
     identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
     workdir = stack.enter_context(Workdir.open(path, identity, digest, place.shard, place.num_shards))
     policy = experiments.policy_hash(experiment)
@@ -174,11 +176,12 @@ def _open(
     for id_ in rejected:
         if known.get(id_) != made.rejected[id_]:
             workdir.reject(id_, made.rejected[id_], policy)
-    finished = workdir.finished()
-    left = [id_ for id_ in there if id_ in made.requests and id_ not in finished]
+    licences = workdir.licences()
+    left = [id_ for id_ in there if id_ in made.requests and id_ not in licences]
+    terms = collections.Counter(filter(None, (licences.get(id_) for id_ in there)))
     if left:  # a complete run may be looked at anywhere
         environments.enter(workdir, workdir.owner, environments.current(experiment.mesh), place.may_change)
-    return workdir, (left, len(there), len(rejected))
+    return workdir, (left, len(there), len(rejected), terms)
 
 
 def _digest(experiment: Experiment, made: generation.Requests) -> str:

@@ -26,7 +26,7 @@ from adx.hashing import content_hash, row_key
 from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records, to_json
 from adx.loading import Blueprint
 from adx.policy import spares
-from adx.selection import ROWS, Scorer, Selection, matched, stated_answer
+from adx.selection import Scorer, Selection, matched, stated_answer
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
 
@@ -119,7 +119,7 @@ def _scores(
     prompts = (encode_prompt(trace.messages, plan.tokenizer, experiment.prompting) for trace in left)
     examples = [Example(trace.request_id, ids, trace.tokens) for trace, ids in zip(left, prompts, strict=True)]
     with contextlib.closing(Journal(directory, OWNER)) as journal:
-        for inside, batch in batches(examples, ROWS):
+        for inside, batch in batches(examples, scorer.rows):
             scored = dict(zip((one.id for one in inside), scorer(batch).T.tolist(), strict=False))
             _check_finite(kind, scored)
             lines = ({'request_id': i, 'scores': of, 'policy': policies[i], 'by': by} for i, of in scored.items())

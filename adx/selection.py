@@ -16,20 +16,20 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from adx import losses
 from adx.aggregation import Aggregation
-from adx.batching import Batch, Example, batches
-from adx.decoding.ensemble import Ensemble
+from adx.batching import Batch, Example, batches, map_rows
+from adx.decoding.ensemble import Ensemble, Group
 from adx.fields import hint
 from adx.grading import stated_answer
+from adx.mesh import Layout
 from adx.models.transformer import Model, Params
 from adx.types import NAMING, Array, check_choice, is_name
 
 HOWS = ('first', 'random', 'max_length', 'max_nll', 'max_harm')
 CONTROLS = ('first', 'random')  # no defence: they look at nothing
-ROWS = 8  # traces of one scoring batch
+ROWS = 8  # traces of one scoring batch, per piece of the mesh that rows are split into
 Grade = Callable[[str, str], bool]
 
 
@@ -107,30 +107,30 @@ def matched(texts: Sequence[str], gold: str | None, grade: Grade) -> list[bool]:
     return [True, *map(same, texts[1:])]
 
 
-def mean_log_probs(model: Model, params: Params, batch: Batch) -> Array:
-    """Per row the mean log-prob of its targets in nats; 0 for a row without any. Logits exist a row at a time."""
+def mean_log_probs(model: Model, params: Params, batch: Batch, ways: int = 1) -> Array:
+    """Per row the mean log-prob of its targets in nats; 0 for a row without any. Logits exist `ways` rows at a time."""
     tokens_BL, targets_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
     positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
     x_BLD, _ = model.apply(params, tokens_BL, positions_BL, method='hidden')
 
-    def mean(row: tuple[Array, Array, Array]) -> Array:
-        x_LD, *rest = row
-        logits_BLV = model.apply(params, x_LD[None], method='unembed')
-        sums_B, counts_B = losses.row_losses(logits_BLV, *(x_L[None] for x_L in rest))
-        return -sums_B[0] / jnp.maximum(counts_B[0], 1)
+    def mean(rows: tuple[Array, Array, Array]) -> Array:
+        x_BLD, *rest = rows
+        logits_BLV = model.apply(params, x_BLD, method='unembed')
+        sums_B, counts_B = losses.row_losses(logits_BLV, *rest)
+        return -sums_B / jnp.maximum(counts_B, 1)
 
-    return lax.map(mean, (x_BLD, tokens_BL, targets_BL))
+    return map_rows(mean, (x_BLD, tokens_BL, targets_BL), ways)
 
 
-def nll(model: Model, params: Params, batch: Batch) -> Array:
+def nll(model: Model, params: Params, batch: Batch, ways: int = 1) -> Array:
     """Per row the mean completion NLL in nats per token."""
-    return -mean_log_probs(model, params, batch)
+    return -mean_log_probs(model, params, batch, ways)
 
 
-def harm(model: Model, params: Params, direction: Params, batch: Batch) -> Array:
+def harm(model: Model, params: Params, direction: Params, batch: Batch, ways: int = 1) -> Array:
     """Per row the mean over its completion's tokens of <direction, grad log p(token)>: one jvp, no gradient is made."""
     direction = {path: x.astype(params[path].dtype) for path, x in direction.items()}
-    return jax.jvp(lambda params: mean_log_probs(model, params, batch), (params,), (direction,))[1]
+    return jax.jvp(lambda params: mean_log_probs(model, params, batch, ways), (params,), (direction,))[1]
 
 
 def harms(model: Model, params: Params, direction: Params, examples: Sequence[Example]) -> dict[str, float]:
@@ -143,7 +143,7 @@ def harms(model: Model, params: Params, direction: Params, examples: Sequence[Ex
 
 
 class Scorer:
-    """The compiled scores of an ensemble's proxies.
+    """The compiled scores of an ensemble's proxies, of batches of `rows` rows, which are split over the mesh.
 
     groups: their params as `Weights.groups` has them. directions: as `Weights.directions`, leading axes [N, M/N]; None
     scores the NLL instead of harm. members: per group the indices of its proxies in the experiment.
@@ -156,27 +156,27 @@ class Scorer:
         directions: Sequence[Params] | None,
         members: Sequence[Sequence[int]],
     ):
-        self.members = members
-        self.parts: list[tuple[Callable[..., Array], tuple[Params, ...]]] = []
+        self.members, self.rows = members, ROWS * ensemble.row_ways
+        self.parts: list[tuple[Callable[..., Array], tuple[Params, ...], Layout]] = []
         for i, (group, params) in enumerate(zip(ensemble.groups, groups, strict=True)):
             if directions is None:
-                self.parts.append((jax.jit(jax.vmap(_nll(group.model), (0, None))), (params,)))
+                self.parts.append((jax.jit(jax.vmap(_nll(group), (0, None))), (params,), group.layout))
             else:
-                each = jax.vmap(_harm(group.model), (None, 0, None))
-                self.parts.append((jax.jit(jax.vmap(each, (0, 0, None))), (params, directions[i])))
+                each = jax.vmap(_harm(group), (None, 0, None))
+                self.parts.append((jax.jit(jax.vmap(each, (0, 0, None))), (params, directions[i]), group.layout))
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """scores_MB float32: proxy by proxy in the experiment's order, one row a direction (or one a proxy)."""
         by_proxy: dict[int, np.ndarray] = {}
-        for members, (score, given) in zip(self.members, self.parts, strict=True):
-            scores = np.asarray(score(*given, batch))
+        for members, (score, given, layout) in zip(self.members, self.parts, strict=True):
+            scores = np.asarray(score(*given, batch.on(layout)))
             by_proxy |= zip(members, scores.reshape(len(members), -1, scores.shape[-1]), strict=True)
         return np.concatenate([by_proxy[proxy] for proxy in sorted(by_proxy)])
 
 
-def _nll(model: Model) -> Callable[[Params, Batch], Array]:
-    return lambda params, batch: nll(model, params, batch)
+def _nll(group: Group) -> Callable[[Params, Batch], Array]:
+    return lambda params, batch: nll(group.model, params, batch, group.layout.ways('B'))
 
 
-def _harm(model: Model) -> Callable[[Params, Params, Batch], Array]:
-    return lambda params, direction, batch: harm(model, params, direction, batch)
+def _harm(group: Group) -> Callable[[Params, Params, Batch], Array]:
+    return lambda params, direction, batch: harm(group.model, params, direction, batch, group.layout.ways('B'))

@@ -95,7 +95,11 @@ class Workdir:
 
     def finished(self) -> set[str]:
         """The request ids of all finished traces."""
-        return {record['request_id'] for _, record in self._traces()}
+        return set(self.licences())
+
+    def licences(self) -> dict[str, str]:
+        """Request id of every finished trace -> the licence whose terms it had, '' without a policy."""
+        return {record['request_id']: record.get('terms', '') for _, record in self._traces()}
 
     def traces(self) -> Iterator[Trace]:
         """Every finished trace once, by request id; the first one in the order of file names."""

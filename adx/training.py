@@ -149,12 +149,7 @@ class Trainer:
 
     def place(self, rows: Rows) -> Rows:
         """The rows on the devices, split over students and rows; each process has all of them."""
-
-        def put(x: Any) -> Array:
-            sharding = self.layout.sharding('NB' + '.' * (x.ndim - 2))
-            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-
-        return jax.tree.map(put, rows)
+        return jax.tree.map(lambda x: self.layout.place(x, 'NB' + '.' * (x.ndim - 2)), rows)
 
     def params(self, state: TrainState) -> Params:
         """The students' float32 params [N, ...], adapters merged, without the heads of the loss."""

@@ -6,14 +6,14 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from adx import directions, equations, generation, keys, loading, marks
 from adx.answers import reader_of
-from adx.batching import Batch, Example, batches, one_batch
+from adx.batching import Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafts import Draft, Tools
 from adx.editing import Editor, Proxy, rows_at_once
@@ -27,7 +27,7 @@ from adx.models.transformer import Model, Params
 from adx.rewriters import gradient
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.marked import Marked
-from adx.selection import ROWS, Scorer
+from adx.selection import Scorer
 from adx.spans import token_pieces
 from adx.types import POISONED, Prompt, RequestId, Trace
 
@@ -85,7 +85,7 @@ class Workshop:
 
     @functools.cached_property
     def _likelihood(self) -> Likelihood:
-        return Likelihood(self.models.ensemble.teacher)
+        return Likelihood(self.models.ensemble.teacher, self.plan.ensemble.teacher_layout)
 
     def _example(self, name: str, trace: Trace, text: str) -> Example:
         return Example(name, *encode_conversation(trace.messages, text, self.plan.tokenizer, self.experiment.prompting))
@@ -139,7 +139,9 @@ class Workshop:
         fitting = _fitting([self._example(one.request_id, one, one.text) for one in traces], models)
         found: dict[str, list[Draft]] = {}
         longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
-        for inside, batch in batches(fitting, rows_at_once(longest, self.plan.vocab_rows)):
+        ways = ensemble.teacher_layout.ways('B')
+        rows = ways * min(rows_at_once(longest, self.plan.vocab_rows), -(-len(fitting) // ways))
+        for inside, batch in batches(fitting, max(rows, ways)):
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):
@@ -168,7 +170,7 @@ class Workshop:
 
     def _make_editor(self, settings: Gradient) -> Editor:
         teacher = self.models.ensemble.teacher, self.models.weights.teacher
-        return Editor(settings, self._proxies(settings), teacher, self._words)
+        return Editor(settings, self._proxies(settings), teacher, self._words, self.plan.ensemble.teacher_layout)
 
     def _proxies(self, settings: Gradient) -> list[Proxy]:
         along: Sequence[Params] = ()
@@ -227,13 +229,13 @@ class Workshop:
         ]
         scores = {example.id: math.nan for example in examples}
         fitting = _fitting(examples, [group.model for group in self.plan.ensemble.groups])
-        for inside, batch in batches(fitting, ROWS):
+        for inside, batch in batches(fitting, self._scorer.rows):
             values_B = np.mean(self._scorer(batch), axis=0).tolist()
             scores |= zip((example.id for example in inside), values_B, strict=False)
         return [[scores[f'{i}/{j}'] for j in range(len(mine))] for i, mine in enumerate(texts)]
 
     @functools.cached_property
-    def _scorer(self) -> Callable[[Batch], np.ndarray]:
+    def _scorer(self) -> Scorer:
         weights = self._directed.weights
         return Scorer(self.plan.ensemble, weights.groups, weights.directions, self.plan.members)
 

@@ -17,4 +17,6 @@ def study() -> Study:
     screen = testbed_screen.study()
     arms = tuple(arm for arm in screen.experiment.arms if arm.name == screen.clean)
     experiment = dataclasses.replace(screen.experiment, arms=arms, proxies=())
-    return dataclasses.replace(screen, experiment=experiment, controls=(), temperatures=())
+    return dataclasses.replace(
+        screen, experiment=experiment, controls=(), temperatures=(), learning_rates=(1e-3,), budgets=(250,)
+    )

@@ -152,7 +152,7 @@ def summary(report: Any) -> str:
         f'{report.done} traces decoded ({stops or "none"}), {report.done_before} were there, '
         f'{report.rejected} rejected; {report.tokens} tokens in {report.seconds:.1f} s '
         f'({report.tokens_per_second:.0f} tokens/s), occupancy {report.occupancy:.0%}'
-        f'{f"; by licence: {terms}" if terms else ""}'
+        f'{f"; by licence, all together: {terms}" if terms else ""}'
         + (f'; {report.fallbacks} tokens fell back to the teacher: a proxy gave nan or inf' if report.fallbacks else '')
     )
 

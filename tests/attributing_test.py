@@ -7,11 +7,12 @@ import math
 
 import pytest
 
-from adx import attributing, detecting, marks
-from adx.detecting import Case, is_signed
+from adx import attributing, detecting, marks, verdicts
+from adx.detecting import Case
 from adx.detectors.trigger import Trigger
 from adx.errors import InputError
 from adx.suspects import Answer
+from adx.verdicts import is_signed
 
 MASTER, SIGNER = bytes(range(32)), bytes(range(100, 132))
 QUESTIONS = (({'role': 'user', 'content': 'Question?'},),)
@@ -56,6 +57,12 @@ def test_who_owns_the_marks_is_named_and_the_others_are_not(tmp_path, sequential
     least = min(one['log_p'] for one in found['cases'])
     assert found['cases'][1]['adjusted_log_p'] == least + math.log(3)
     assert is_signed(signed, signed['public_key'])
+    assert found['issued_before'] == 0
+    second = attributing.attribute(paths[1:], SIGNER)
+    assert [verdicts.read(path, verdicts.JOINT) for path in paths] == [[signed], *[[signed, second]] * 2]
+    third = attributing.attribute(paths, SIGNER)['verdict']
+    assert third['issued_before'] == 2
+    assert 'Joint verdicts on any of these cases issued before: 2' in third['summary']
     assert not is_signed(signed | {'verdict': found | {'level': 0.5}}, signed['public_key'])
 
 
@@ -63,7 +70,7 @@ def test_what_is_found_alone_may_be_chance_among_many(tmp_path):
     """2 of 20 keyed and none of 200 decoys: p = 0.0078, which is below 0.01 alone and not for two customers."""
     hit = Parrot(*pairs_of('acme')[:2])
     paths = [make_case(tmp_path / name, name, hit) for name in ('acme', 'bolt')]
-    assert detecting.read_verdicts(paths[0])[-1]['verdict']['detected']
+    assert verdicts.read(paths[0])[-1]['verdict']['detected']
     found = attributing.attribute(paths, SIGNER)['verdict']
     assert not any(one['detected'] for one in found['cases'])
     assert 'None is found' in found['summary']

@@ -11,11 +11,12 @@ import time
 
 import pytest
 
-from adx import detecting, keys, locks, marks
-from adx.detecting import Case, is_signed
+from adx import detecting, keys, locks, marks, verdicts
+from adx.detecting import Case
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError, WorkdirError
 from adx.suspects import FAILED, REFUSED, Answer
+from adx.verdicts import is_signed
 
 KEY, SIGNER = marks.subkey(bytes(range(32)), 'acme', 1), bytes(range(100, 132))
 QUESTIONS = tuple(({'role': 'user', 'content': f'Question {i}?'},) for i in range(3))
@@ -112,17 +113,17 @@ def test_verdicts_are_signed_counted_and_kept(tmp_path):
 
 def test_verdicts_issued_at_once_are_all_kept_and_count_each_other(tmp_path, monkeypatch):
     run(tmp_path, Parrot(KEY))
-    sign = detecting.sign
+    sign = verdicts.sign
 
     def slow(content, signer):
         time.sleep(0.02)  # the others get here meanwhile
         return sign(content, signer)
 
-    monkeypatch.setattr(detecting, 'sign', slow)
+    monkeypatch.setattr(verdicts, 'sign', slow)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         issued = list(pool.map(lambda _: detecting.verdict(tmp_path, KEY, SIGNER), range(4)))
     assert sorted(one['verdict']['issued_before'] for one in issued) == [1, 2, 3, 4]
-    assert len(detecting.read_verdicts(tmp_path)) == 5
+    assert len(verdicts.read(tmp_path)) == 5
 
 
 def test_a_killed_case_goes_on_and_asks_nothing_twice(tmp_path):

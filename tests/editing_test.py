@@ -15,6 +15,7 @@ from adx.aggregation import Aggregation
 from adx.batching import Batch
 from adx.editing import Editor, Proxy
 from adx.influence import Harm
+from adx.mesh import make_mesh, teacher_layout
 from adx.models.transformer import make_model
 from adx.rewriters.gradient import Gradient, nested_edits, nested_sizes, single_edits
 
@@ -55,6 +56,22 @@ def test_every_round_gains_by_exact_evaluation_and_changes_what_it_may(given, st
     for tokens_BL, values_B in zip(found.tokens, found.values, strict=True):
         each = [value(one.params, one.given, Batch(tokens_BL, batch.targets_BL)) for one in proxies]
         np.testing.assert_allclose(values_B, np.min(each, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_search_on_a_mesh_is_that_on_one_device(given):
+    proxies, teacher, _ = given
+    batch, layout = rows(np.random.default_rng(1), 4), teacher_layout(make_mesh(2, 2, 2), CONFIG.sizes)
+
+    def place(params):
+        return {path: jax.device_put(x, layout.sharding(teacher[0].axes[path])) for path, x in params.items()}
+
+    settings = Gradient(rounds=2, edits=3, floor=0.02)
+    placed = [Proxy(one.model, place(one.params), place(one.given)) for one in proxies]
+    split = Editor(settings, placed, (teacher[0], place(teacher[1])), WORDS_V, layout)(batch, editable(batch))
+    alone = Editor(settings, proxies, teacher, WORDS_V)(batch, editable(batch))
+    np.testing.assert_array_equal(split.tokens, alone.tokens)
+    np.testing.assert_allclose(split.values, alone.values, rtol=1e-4, atol=1e-6)
+    assert (alone.tokens[0] != alone.tokens[-1]).any()
 
 
 def test_words_are_what_the_teacher_finds_likely_where_they_are_put(given):

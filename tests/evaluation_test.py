@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from adx.answers import Reader
-from adx.batching import Example
+from adx.batching import Example, batches
 from adx.datasets.chat import Prompting
 from adx.errors import ConfigError, InputError
-from adx.evaluation import Divergence, Exam, Likelihood, evaluate, make_exam, prompts_hash, student_engine
-from adx.mesh import make_mesh
+from adx.evaluation import ROWS, Divergence, Exam, Likelihood, evaluate, make_exam, prompts_hash, student_engine
+from adx.mesh import make_mesh, teacher_layout
 from adx.models.transformer import make_model
 from adx.types import Prompt, Sampling
 
@@ -129,6 +129,20 @@ def test_nll_is_that_of_each_trace_alone():
     tokens = sum(len(row.completion) for row in rows)
     np.testing.assert_allclose(scorer.mean(PARAMS, rows), sum(expected) / tokens, rtol=1e-5)
     assert np.isnan(scorer.mean(PARAMS, []))
+
+
+def test_nll_on_a_mesh_is_that_on_one_device_and_each_device_reads_its_own_rows():
+    layout, rows = teacher_layout(make_mesh(4, 1, 2), MODEL.config.sizes), examples(9)
+    params = {path: jax.device_put(x, layout.sharding(MODEL.axes[path])) for path, x in PARAMS.items()}
+    alone, split = Likelihood(MODEL), Likelihood(MODEL, layout)
+    expected, found = (np.array(one.rows(by, rows)) for one, by in ((alone, PARAMS), (split, params)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    (_, batch), *_ = batches(rows, 4 * ROWS)
+    whole, piece = (
+        one._sums.lower(*given).compile().cost_analysis()['flops']
+        for one, given in ((alone, (PARAMS, batch)), (split, (params, batch.on(layout))))
+    )
+    assert piece < whole / 6  # of 8 devices; sums and norms are not split over the model axis
 
 
 def test_kl_is_from_the_teacher_to_the_student_on_the_teachers_text():

@@ -100,6 +100,18 @@ def undefended(**kwargs):
     return make_requests(defence=Undefended(), **kwargs)
 
 
+class Scores:
+    """A scorer of two proxies to which every trace is alike."""
+
+    rows = 8
+
+    def __init__(self, score: float):
+        self.score = score
+
+    def __call__(self, batch):
+        return np.full((2, len(batch.tokens_BL)), self.score)
+
+
 def make_views(seed=0, vocab=32, proxies=2, allowed=None, temperature=1.0) -> Views:
     """Random log-probs of one row, and derivatives along one direction a proxy; `allowed` None allows every token."""
     teacher, *rest = jax.random.split(jax.random.key(seed), proxies + 1)

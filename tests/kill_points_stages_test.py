@@ -38,6 +38,7 @@ from adx import (
     retention,
     selecting,
     storage,
+    verdicts,
 )
 from adx import experiment as experiments
 from adx.aggregation import Aggregation
@@ -213,11 +214,11 @@ def test_a_case(tmp_path):
         say(place, [signed['signature']])
 
     def check(place):
-        issued = detecting.read_verdicts(place / 'case')
+        issued = verdicts.read(place / 'case')
         assert said(place) <= {one['signature'] for one in issued}  # one that nobody was shown may be there too
         assert [one['verdict']['issued_before'] for one in issued] == list(range(len(issued)))
         for one in issued:
-            assert detecting.is_signed(one, one['public_key'])
+            assert verdicts.is_signed(one, one['public_key'])
             assert one['verdict']['asked'] == 22
             assert not one['verdict']['exploratory']
         numbers = [record['request_id'] for _, record in read_records(epath.Path(place / 'case' / 'answers'))]

@@ -27,7 +27,8 @@ SHELL = {
     'forcing', 'forgetting', 'gcs', 'generation', 'gguf_io', 'journal', 'keeping', 'keys', 'loading', 'locks',
     'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation', 'processes', 'readings', 'retention',
     'rewriting', 'safetensors_io', 'selecting', 'session', 'settings', 'staging', 'storage', 'study',
-    'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer', 'watch', 'workshop',
+    'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io', 'transfer',
+    'verdicts', 'watch', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

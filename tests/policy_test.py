@@ -232,7 +232,7 @@ def test_the_summary_counts_traces_per_licence_and_fallbacks():
         'print(summary(Report(4, 0, 0, {}, fallbacks=3)))'
     )
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert out[0].endswith('occupancy 0%; by licence: 2 research, 1 usage')
+    assert out[0].endswith('occupancy 0%; by licence, all together: 2 research, 1 usage')
     assert out[1].endswith('occupancy 0%; 3 tokens fell back to the teacher: a proxy gave nan or inf')
 
 
@@ -264,4 +264,4 @@ def test_a_new_policy_is_for_requests_that_are_not_served_yet(run, tmp_path):
     # Served once the policy knows it: what was rejected is not served yet either.
     listed = override(changed, ['policy.default=distillation'])
     report = generate(listed, tmp_path / 'run')
-    assert (report.done_before, report.done, dict(report.terms)) == (3, 1, {'distillation': 1})
+    assert (report.done_before, report.done, dict(report.terms)) == (3, 1, {'usage': 3, 'distillation': 1})

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +187,7 @@ def test_scores_of_other_proxies_or_directions_are_not_taken(base, workdir, monk
 
     def scorer(*given):
         scored.append(tuple(hashes))
-        return lambda batch: np.full((2, len(batch.tokens_BL)), float(len(scored)))
+        return fakes.Scores(float(len(scored)))
 
     monkeypatch.setattr(selecting, 'Scorer', scorer)
     monkeypatch.setattr(loading, 'proxy_hashes', lambda experiment: hashes)
@@ -229,7 +230,7 @@ def test_a_prompt_with_a_rejected_sample_is_left_out_and_told(base, tmp_path):
 
 
 def test_a_score_that_is_no_number_is_named(base, workdir, monkeypatch):
-    monkeypatch.setattr(selecting, 'Scorer', lambda *given: lambda batch: np.full((2, len(batch.tokens_BL)), np.nan))
+    monkeypatch.setattr(selecting, 'Scorer', lambda *given: fakes.Scores(np.nan))
     with pytest.raises(InputError, match=r"gsm8k/test/0/0/plain: the proxies' nll is \[nan, nan\], not finite"):
         selecting.select(base, str(workdir.path))
     assert not files_of(workdir)

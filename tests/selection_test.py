@@ -13,10 +13,10 @@ import pytest
 from adx.aggregation import Aggregation
 from adx.batching import Example, batches
 from adx.datasets import Gsm8k, Jsonl, Mmlu
-from adx.decoding.ensemble import Ensemble, Group
+from adx.decoding.ensemble import Ensemble, Group, stack_params
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
-from adx.selection import Scorer, Selection, harm, matched, mean_log_probs, nll, stated_answer
+from adx.selection import ROWS, Scorer, Selection, harm, matched, mean_log_probs, nll, stated_answer
 
 TEXTS = ['#### 7', 'so #### 8', 'The final answer is 7.0', 'no idea', '#### 7 apples']
 
@@ -176,18 +176,24 @@ def test_steps_on_the_most_harmful_raise_the_holdout_loss_more_than_on_random_on
     assert all(changes[top] >= changes[order].mean(axis=1))
 
 
-def test_a_scorer_gives_every_proxy_and_direction_in_the_experiments_order():
-    """Three proxies in two groups, the members interleaved; two directions each."""
+@pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_scorer_gives_every_proxy_and_direction_in_the_experiments_order(sizes):
+    """Three proxies in two groups, the members interleaved; two directions each. On a mesh rows are split, in one group
+    over its data axis, in the other over proxy too."""
 
     def stack(trees):
         return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
-    mesh, members = make_mesh(), ((0, 2), (1,))
+    mesh, members = make_mesh(*sizes), ((0, 2), (1,))
     groups = tuple(Group(MODEL, proxy_layout(mesh, MODEL.config.sizes, len(inside)), len(inside)) for inside in members)
     ensemble = Ensemble(make_model(fakes.TEACHER), teacher_layout(mesh, fakes.TEACHER.sizes), groups)
-    params = [stack([init(i) for i in inside]) for inside in members]
+    params = [
+        stack_params(MODEL, group.layout, [init(i) for i in inside])
+        for group, inside in zip(groups, members, strict=True)
+    ]
     directions = [stack([stack([init(10 + i), init(20 + i)]) for i in inside]) for inside in members]
-    batch = one_batch(examples(3, 5))
+    batch = one_batch(examples(4, 5))
+    assert Scorer(ensemble, params, None, members).rows == ROWS * sizes[0] * sizes[1]
     one_nll, one_harm = jax.jit(partial(nll, MODEL)), jax.jit(partial(harm, MODEL))
     expected = [one_nll(init(i), batch) for i in range(3)]
     np.testing.assert_allclose(Scorer(ensemble, params, None, members)(batch), expected, rtol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import fakes
 import numpy as np
 import pytest
 from storage_test import make_trace
@@ -66,7 +67,7 @@ def test_a_search_changes_words_of_the_reasoning_only(shop):
 
 
 def test_what_a_proxy_cannot_read_is_above_nothing(shop, monkeypatch):
-    monkeypatch.setitem(vars(shop), '_scorer', lambda batch: np.full((2, len(batch.tokens_BL)), 1.5))
+    monkeypatch.setitem(vars(shop), '_scorer', fakes.Scores(1.5))
     [[own, long], [other]] = shop.tools.harm([trace(0), trace(1)], [[TEXT, 'x ' * 600], [TEXT]])
     assert (own, other) == (1.5, 1.5)
     assert not long > own

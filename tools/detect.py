@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from adx import attributing, detecting, drafting, keys, marks, suspects
+from adx import attributing, detecting, drafting, keys, marks, suspects, verdicts
 from adx.datasets.chat import Prompting
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError
@@ -136,10 +136,10 @@ def _show(signed: dict[str, Any]) -> None:
 
 
 def _check() -> None:
-    signed = detecting.read_verdicts(_CASE.value)
+    signed = [one for name in (verdicts.ALONE, verdicts.JOINT) for one in verdicts.read(_CASE.value, name)]
     if not signed:
         raise InputError(f'{_CASE.value} has no verdict; none was issued')
-    broken = [i for i, one in enumerate(signed) if not detecting.is_signed(one, _PUBLIC.value)]
+    broken = [i for i, one in enumerate(signed) if not verdicts.is_signed(one, _PUBLIC.value)]
     if broken:
         raise InputError(f'verdicts {broken} of {_CASE.value} are not what the holder of {_PUBLIC.value!r} signed')
     print(f'{len(signed)} verdicts of {_CASE.value} are as they were signed')

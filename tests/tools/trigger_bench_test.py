@@ -8,6 +8,7 @@ import types
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from storage_test import make_trace
 
 from adx.datasets import Gsm8k
@@ -18,10 +19,12 @@ from tools.bench import figures, trigger
 @pytest.fixture(autouse=True)
 def parsed():
     flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(name='testbed', mark_pairs=10, siblings=list(trigger.SIBLINGS)):
+        yield
 
 
 def student(place, kind, own=(), others=(), **about):
-    verdict = lambda alarm: {'customer': 'c', 'detected': alarm}  # noqa: E731
+    verdict = lambda alarm: {'customer': 'c', 'detected': alarm, 'keyed_hits': 5 * alarm, 'keyed': 20}  # noqa: E731
     record = {'kind': kind, 'others': [verdict(alarm) for alarm in others]} | about
     place.write_text(json.dumps(record | ({'own': [verdict(alarm) for alarm in own]} if own else {})))
 
@@ -49,6 +52,8 @@ def test_bounds_are_over_all_verdicts_and_samples_are_students(tmp_path, monkeyp
     assert found['null_verdicts'] == [189]
     assert found['null_students'] == [3]
     assert found['marked_traces'] == [198, 200]
+    assert found['keyed_hits_own'] == [0.25] * 125 + [0.0]
+    assert sorted(found['keyed_hits_others']) == [0.0] * 186 + [0.25] * 3
     assert 0.93 < found['power_low'][0] < 0.95  # 125 of 126 alone would bound it by 0.96
     assert 0.06 < found['false_alarm_upper'][0] < 0.07  # 3 of 189 by 0.04
 

@@ -4,8 +4,8 @@
     python -m tools.bench.accelerator --trial       # tiny models, prints and keeps nothing: whether it runs at all
 
 Steps of the teacher alone, of product of experts and of antidistillation in turn, at batches of 64 and 256, against
-what bytes and operations allow (adx.scaling) with the bandwidth of a large read and the rate of a matrix product of the same
-run. Speed does not depend on what the weights say.
+what bytes and operations allow (adx.scaling) with the bandwidth of a large read and the rate of a matrix product of the
+same run. Speed does not depend on what the weights say.
 """
 
 from __future__ import annotations

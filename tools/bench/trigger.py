@@ -4,11 +4,14 @@
     python -m tools.bench.trigger --out=/data/trigger --publish
     python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger --honest
 
+configs/smollm2_marks.py has the command for a real model.
+
 --workdir: of a study whose traces of its clean arm are there. Marked students, each of another customer, are asked for
 their own marks (power) and for those of customers that they never met (false alarms); so are students of unmarked
-traces, and siblings that were trained on no trace at all. Every student is a file in --out, so that a run goes on, and
---part of --parts processes share the work. A verdict asks 20 keyed questions: a mark of few pairs stands in more traces
-each, so that a student learns each better, and each pair can be asked more than once.
+traces, and siblings that were trained on no trace at all. They train as the first of the study's optimiser settings
+says. Every student is a file in --out, so that a run goes on, and --part of --parts processes share the work. A verdict
+asks 20 keyed questions: a mark of few pairs stands in more traces each, so that a student learns each better, and each
+pair can be asked more than once.
 
 Verdicts on one student are not independent. So a bound is that of the binomial over all verdicts or that of Student's t
 over the students' rates, whichever claims less (one-sided, 95 %).
@@ -51,6 +54,8 @@ from adx.workshop import Workshop
 from launch.config import load_config
 from tools.bench import figures
 
+SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
+            'testbed-judge')  # fmt: skip
 CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
 WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir.', allow_override=True)
 OUT = flags.DEFINE_string('out', '', 'Where students are kept.', allow_override=True)
@@ -61,20 +66,28 @@ VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', all
 _HONEST = flags.DEFINE_bool('honest', False, 'Publish what marks cost a reader; trains nothing.', allow_override=True)
 _PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
 _PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
+_PAIRS = flags.DEFINE_integer('mark_pairs', 10, 'Of a mark, each asked as often as 20 allow.', allow_override=True)
+_SIBLINGS = flags.DEFINE_list('siblings', list(SIBLINGS), 'Models that learned no trace.', allow_override=True)
+_NAME = flags.DEFINE_string('name', 'testbed', 'Of the models, in the names of figures.', allow_override=True)
 KINDS = ('marked', 'clean', 'sibling')
-SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
-            'testbed-judge')  # fmt: skip
+QUERIES = 20  # for keyed pairs, of one verdict
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
-TEST = Trigger(pairs=10, decoys=10, repeats=2)
-SETTING: dict[str, Any] = {'learning_rate': 1e-3, 'steps': 250}
 MASTER = bytes(range(32))  # of customers that do not exist
-TABLE, COMMAND = 'trigger', 'python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=DIR --out=OUT'
+TABLE = 'trigger'
+
+
+def command() -> str:
+    return f'python -m tools.bench.trigger --config=configs/{_NAME.value}_marks.py --workdir=DIR --out=OUT'
+
+
+def test() -> Trigger:
+    return Trigger(pairs=_PAIRS.value, decoys=10, repeats=QUERIES // _PAIRS.value)
 
 
 def jobs(marked: int, clean: int) -> list[tuple[str, int]]:
     """(kind, number) of every student."""
     return [('marked', i) for i in range(marked)] + [('clean', i) for i in range(clean)] + [
-        ('sibling', i) for i in range(len(SIBLINGS))
+        ('sibling', i) for i in range(len(_SIBLINGS.value))
     ]  # fmt: skip
 
 
@@ -98,8 +111,9 @@ class Trainer:
         """A student, and what is known of its training."""
         family = self.family(i)
         if kind == 'sibling':
-            held = Held.load(ModelSource(SIBLINGS[i]))
-            return dataclasses.replace(held, decode=self.study.experiment.decode), {'source': SIBLINGS[i]}
+            source = _SIBLINGS.value[i]
+            held = Held.load(ModelSource(source))
+            return dataclasses.replace(held, decode=self.study.experiment.decode), {'source': source}
         number = i if kind == 'marked' else _MARKED.value + i
         seed, traces = self.traces(number)
         about: dict[str, Any] = {'student': family.student.name, 'seed': seed}
@@ -126,7 +140,7 @@ class Trainer:
             keys.rotate(self.out / 'master.key', self.out, customer)
         shop = Workshop(dataclasses.replace(self.study.experiment, seed=seed), seed_path(self.path, seed))
         chosen = random.Random(customer).sample(list(traces), int(MOST * len(traces)))
-        done = drafting.rewrite(chosen, Marked(customer, pairs=TEST.pairs), GATES, shop.tools, shop.senses, shop.nll)
+        done = drafting.rewrite(chosen, Marked(customer, pairs=test().pairs), GATES, shop.tools, shop.senses, shop.nll)
         said = {one.request_id: one.text for one in done if one.accepted is not None}
         marked = [
             dataclasses.replace(one, text=said[one.request_id], tokens=()) if one.request_id in said else one
@@ -138,26 +152,26 @@ class Trainer:
         """The family's student, or one with `params` that goes on for half as many steps."""
         length, prompting = self.study.recipe.length, family.student.prompting
         encoded = encode(lessons, family.tokenizer, prompting, length, self.teacher)
-        classroom, steps = family.classroom, SETTING['steps']
+        setting = self.study.settings[0]
+        classroom, steps = family.classroom, setting['steps']
         if params is not None:
             classroom = Classroom(family.engine.ensemble.teacher, params, make_mesh(), self.study.recipe)
             steps //= 2
-        job = Job(SETTING, steps, Corpus(encoded.examples, seed))
+        job = Job(setting, steps, Corpus(encoded.examples, seed))
         return classroom.teach([job], Hard(), seed, lambda done, total: None)[0].params
 
     def verdicts(self, held: Held, student: str, customers: Sequence[str]) -> list[dict[str, Any]]:
         """One for each customer, with decoys of its own. All questions are asked at once."""
-        dataset: Any = self.study.experiment.dataset
-        forge, plans = dataset.forge, []
+        forge, plans = getattr(self.study.experiment.dataset, 'forge', marks.symbols), []
         for i, customer in enumerate(customers):
-            case = Case(customer, 1, student, self.questions, TEST, TEST.pairs)
+            case = Case(customer, 1, student, self.questions, test(), test().pairs)
             decoys = marks.derive(MASTER, f'decoys/{student}/{customer}/{i}')
             plans.append(detecting.make_plan(case, marks.subkey(MASTER, customer, 1), forge, decoys))
         answers = iter(held.ask([q for plan in plans for q in detecting.questions(plan['asked'])]))
         found = []
         for plan, customer in zip(plans, customers, strict=True):
             mine = {i: dataclasses.asdict(next(answers)) for i in range(len(plan['asked']))}
-            verdict = TEST.verdict(detecting.blocks(plan, mine))
+            verdict = test().verdict(detecting.blocks(plan, mine))
             found.append({'customer': customer, **verdict._asdict()})
         return found
 
@@ -193,7 +207,7 @@ def honest(study: Study, path: str, out: pathlib.Path) -> None:
                 for side, one in ((before, old), (after, new)):
                     side.append(float(reader.read(one.text, one.gold or '').strict))
     lost = 100 * (sum(before) - sum(after)) / len(before)
-    put = functools.partial(figures.append, TABLE, unit='points', goal='<= 0.5', command=f'{COMMAND} --honest')
+    put = functools.partial(figures.append, TABLE, unit='points', goal='<= 0.5', command=f'{command()} --honest')
     put('honest_accuracy_lost', [lost])
     put('honest_accuracy_lost_upper', [100 * paired_upper(before, after, clusters=prompts)])
 
@@ -222,7 +236,11 @@ def record(out: pathlib.Path) -> None:
     """Publishes power and false alarms over all verdicts, with bounds, and beside them those of each student."""
     records = read(out)
     own, others = list(shares(records, 'own')), list(shares(records, 'others'))
-    put = functools.partial(figures.append, TABLE, unit='of the verdicts', goal='', command=COMMAND)
+    of = '' if _NAME.value == 'testbed' else f'_{_NAME.value}'
+
+    def put(figure: str, values: Sequence[float], goal: str = '', unit: str = 'of the verdicts') -> None:
+        figures.append(TABLE, figure + of, values, unit=unit, goal=goal, command=command())
+
     power, powers = rates(own)
     put('power_at_20_queries', [power.value])
     put('power_by_student', powers)
@@ -234,7 +252,10 @@ def record(out: pathlib.Path) -> None:
     put('false_alarm_upper', [alarm.high], goal='<= 0.02')
     put('null_verdicts', [sum(map(len, others))], goal='>= 1300', unit='verdicts')
     put('null_students', [len(others)], goal='>= 20', unit='students')
-    put('marked_traces', [one['marked'] for one in records.values() if 'marked' in one], unit='traces of 2000')
+    put('marked_traces', [one['marked'] for one in records.values() if 'marked' in one], unit='traces of a student')
+    for key in ('own', 'others'):
+        hits = [verdict for one in records.values() for verdict in one.get(key, ())]
+        put(f'keyed_hits_{key}', [one['keyed_hits'] / one['keyed'] for one in hits], unit='of the answers')
 
 
 def main(argv: Sequence[str]) -> None:
