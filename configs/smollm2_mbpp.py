@@ -1,4 +1,4 @@
-"""SmolLM2 on MBPP: what a budgeted defence costs where the answer is a program, whose code it leaves alone.
+"""SmolLM2 on MBPP: a budgeted defence where the answer is code, which it leaves alone.
 
 Claim:   none about students. Code fences are the teacher's own tokens: a function may differ by the words before it.
 Command: python -m launch.run --config=configs/smollm2_mbpp.py --set=dataset.path=mbpp.jsonl --workdir=/tmp/mbpp \

@@ -1,4 +1,4 @@
-"""SmolLM2 on MMLU: what a budgeted defence costs where one of four letters is the answer.
+"""SmolLM2 on MMLU: a budgeted defence where one of four letters is the answer.
 
 Claim:   none about students.
 Command: python -m launch.run --config=configs/smollm2_mmlu.py --set=dataset.path=DIR --workdir=/tmp/mmlu \
