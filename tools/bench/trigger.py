@@ -139,7 +139,8 @@ class Trainer:
         if not keys.epochs(self.out, customer):
             keys.rotate(self.out / 'master.key', self.out, customer)
         shop = Workshop(dataclasses.replace(self.study.experiment, seed=seed), seed_path(self.path, seed))
-        chosen = random.Random(customer).sample(list(traces), int(MOST * len(traces)))
+        ended = [one for one in traces if one.stop != 'length']  # the gates keep what has no end as it is
+        chosen = random.Random(customer).sample(ended, min(len(ended), int(MOST * len(traces))))
         done = drafting.rewrite(chosen, Marked(customer, pairs=test().pairs), GATES, shop.tools, shop.senses, shop.nll)
         said = {one.request_id: one.text for one in done if one.accepted is not None}
         marked = [
