@@ -244,7 +244,7 @@ STEP_WORDS, HELD_COPIES, STEP_WEIGHTS = 5, SearchCopies(0.0, 2.0, 5.0, 4.2), 4.5
 def search_bytes(models: Sequence[Member], objective: str, batch: tuple[int, int], holdout: int) -> int:
     """Peak bytes of a round of a search by gradient on one device, which holds all weights.
 
-    objective: of rewriters.gradient. batch: (its rows, tokens of each). holdout: rows that 'bilevel' reads after its step.
+    objective: of rewriters.gradient. batch: (rows, tokens of each). holdout: rows that 'bilevel' reads after its step.
     """
     (teacher, *_), proxies, (rows, length) = models[0], models[1:], batch
     reads = 2 if objective in ('harm', 'difference') else 1  # the direction of each
