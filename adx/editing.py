@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, Callable[[Gradient], Objective]] = {
 
 
 ELEMENTS = 2**26  # of one array [B, L, V]; how many of them a search holds is in planning.search_bytes
-MOST_ROWS = 64  # of a batch
+MOST_ROWS = 64  # of a batch, or as many as rows are split into
 _Weights = tuple[Params, Any]  # of a proxy, and what its objective reads beside them
 
 
@@ -52,9 +52,9 @@ class Found(NamedTuple):
     values: np.ndarray
 
 
-def rows_at_once(longest: int, vocab: int) -> int:
-    """How many traces a device searches together, none longer than `longest` tokens."""
-    return max(1, min(MOST_ROWS, ELEMENTS // (bucket(longest) * vocab)))
+def rows_at_once(longest: int, vocab: int, ways: int) -> int:
+    """How many traces each of `ways` pieces of a mesh searches together, none longer than `longest` tokens."""
+    return max(1, min(-(-MOST_ROWS // ways), ELEMENTS // (bucket(longest) * vocab)))
 
 
 class Editor:

@@ -40,7 +40,7 @@ def device_memory(device: Any) -> int | None:
 def search_lines(experiment: Experiment, plan: Blueprint) -> list[str]:
     """What each search by gradient among the rewrites takes, for the longest trace that the run allows."""
     length, lines = bucket(experiment.decode.buckets[-1] + experiment.max_new_tokens), []
-    rows = rows_at_once(length, plan.vocab_rows)
+    rows = rows_at_once(length, plan.vocab_rows, plan.ensemble.teacher_layout.ways('B'))
     for one in experiment.rewrites:
         settings: Any = one.rewriter
         while not isinstance(settings, Gradient) and hasattr(settings, 'rewriter'):
@@ -49,7 +49,7 @@ def search_lines(experiment: Experiment, plan: Blueprint) -> list[str]:
             taken = planning.search_bytes(
                 planning.members(plan.ensemble), settings.objective, (rows, length), settings.holdout
             )
-            lines.append(f'rewrite {one.name}: {rows} x {length} tokens at once, {_size(taken)} on one device')
+            lines.append(f'rewrite {one.name}: {rows} x {length} tokens at once and {_size(taken)} on one device')
     return lines
 
 

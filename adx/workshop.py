@@ -140,8 +140,7 @@ class Workshop:
         found: dict[str, list[Draft]] = {}
         longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
         ways = ensemble.teacher_layout.ways('B')
-        rows = ways * min(rows_at_once(longest, self.plan.vocab_rows), -(-len(fitting) // ways))
-        for inside, batch in batches(fitting, max(rows, ways)):
+        for inside, batch in batches(fitting, ways * rows_at_once(longest, self.plan.vocab_rows, ways)):
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):

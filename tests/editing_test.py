@@ -13,7 +13,7 @@ from influence_test import CONFIG, LENGTH, START, rows
 from adx import influence
 from adx.aggregation import Aggregation
 from adx.batching import Batch
-from adx.editing import Editor, Proxy
+from adx.editing import ELEMENTS, Editor, Proxy, rows_at_once
 from adx.influence import Harm
 from adx.mesh import make_mesh, teacher_layout
 from adx.models.transformer import make_model
@@ -72,6 +72,12 @@ def test_a_search_on_a_mesh_is_that_on_one_device(given):
     np.testing.assert_array_equal(split.tokens, alone.tokens)
     np.testing.assert_allclose(split.values, alone.values, rtol=1e-4, atol=1e-6)
     assert (alone.tokens[0] != alone.tokens[-1]).any()
+
+
+def test_rows_are_shared_by_the_pieces_of_a_mesh_and_fit_each():
+    assert [rows_at_once(100, 100, ways) for ways in (1, 8, 256)] == [64, 8, 1]
+    assert rows_at_once(500, 2**15, 1) == ELEMENTS // (512 * 2**15)
+    assert rows_at_once(10**6, 2**15, 2) == 1
 
 
 def test_words_are_what_the_teacher_finds_likely_where_they_are_put(given):
