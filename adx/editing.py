@@ -111,7 +111,8 @@ class Editor:
         rows, count, length = tokens_BCL.shape
         at_once = max(1, min(count, ELEMENTS * self._ways // (rows * length * len(self.words_V))))
         pieces = [tokens_BCL[:, start : start + at_once] for start in range(0, count, at_once)]
-        return np.concatenate([self._value_at_once(batch, piece_BCL) for piece_BCL in pieces], axis=1)
+        none_BC = np.zeros((rows, 0), np.float32)
+        return np.concatenate([none_BC, *(self._value_at_once(batch, piece_BCL) for piece_BCL in pieces)], axis=1)
 
     def _value_at_once(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
         targets_RL = np.repeat(np.asarray(batch.targets_BL), tokens_BCL.shape[1], axis=0)

@@ -132,7 +132,7 @@ def single_edits(tokens_BL: np.ndarray, places_BM: np.ndarray, words_BM: np.ndar
 def nested_edits(
     tokens_BL: np.ndarray, places_BM: np.ndarray, words_BM: np.ndarray, gains_BM: np.ndarray
 ) -> np.ndarray:
-    """tokens_BKL: each row with its 1, 2, 4, ... best exchanges together, those of positive gain only."""
+    """tokens_BKL: each row with its 2, 4, ... best exchanges together, those of positive gain only. K may be 0."""
     order_BM = np.argsort(-gains_BM, axis=1, kind='stable')
     places_BM, words_BM, gains_BM = (np.take_along_axis(x, order_BM, axis=1) for x in (places_BM, words_BM, gains_BM))
     sizes = nested_sizes(places_BM.shape[1])
@@ -146,6 +146,6 @@ def nested_edits(
 
 
 def nested_sizes(edits: int) -> list[int]:
-    """1, 2, 4, ... and all of them."""
-    sizes = [1 << i for i in range(edits.bit_length()) if 1 << i < edits]
-    return [*sizes, edits]
+    """2, 4, ... and all of them; none where there is but one, which was tried alone."""
+    sizes = [1 << i for i in range(1, edits.bit_length()) if 1 << i < edits]
+    return [*sizes, edits] if edits > 1 else []
