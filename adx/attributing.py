@@ -42,8 +42,8 @@ def attribute(paths: Sequence[epath.PathLike], signer: bytes) -> dict[str, Any]:
     ]
     about = {'suspect': suspect, 'answered_by': answered_by, 'level': level}
     with contextlib.ExitStack() as held, files.os_errors(StorageError, 'a joint verdict was not written'):
-        for case in sorted({files.absolute(files.path_of(path)) for path in paths}):  # in one order, so that two end
-            held.enter_context(locks.exclusive(case / 'verdicts.lock'))
+        for case in sorted(map(files.absolute, paths)):  # in one order, so that two at once end
+            held.enter_context(verdicts.locked(case))
         before = {path: verdicts.read(path, verdicts.JOINT) for path in paths}
         content = about | {'cases': cases, 'issued': locks.utc_now(), 'issued_before': _distinct(before.values())}
         signed = verdicts.sign(content | {'summary': summary(content)}, signer)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import lax
 
 from adx import struct
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
     tokens_BL: Any
     targets_BL: Any
 
-    def on(self, layout: Layout) -> Batch:
-        """On the devices, its rows split; each process has all of it."""
-        return Batch(*(layout.place(x, 'B.') for x in self))
+    def on(self, layout: Layout | None) -> Batch:
+        """On the devices, its rows split; each process has all of it. Without a layout it stays where it is."""
+        return Batch(*(layout.place(x, 'B.') for x in self)) if layout else self
 
 
 def batches(examples: Iterable[Example], rows: int) -> list[tuple[list[Example], Batch]]:
@@ -64,14 +64,8 @@ def map_rows(f: Callable[[Any], Any], rows: Any, ways: int) -> Any:
     rows: arrays [B, ...], which may be split over devices into `ways` pieces: f has one row of each. f: of arrays
     [ways, ...] to arrays [ways, ...].
     """
-
-    def dealt(x: Any) -> Any:
-        return jnp.moveaxis(jnp.reshape(x, (ways, -1, *x.shape[1:])), 0, 1)
-
-    def joined(x: Any) -> Any:
-        return jnp.reshape(jnp.moveaxis(x, 1, 0), (-1, *x.shape[2:]))
-
-    return jax.tree.map(joined, lax.map(f, jax.tree.map(dealt, rows)))
+    dealt = jax.tree.map(lambda x: rearrange(x, '(W B) ... -> B W ...', W=ways), rows)
+    return jax.tree.map(lambda x: rearrange(x, 'B W ... -> (W B) ...'), lax.map(f, dealt))
 
 
 def bucket(size: int) -> int:

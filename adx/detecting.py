@@ -212,7 +212,7 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
     content |= {'answered_by': answered_by(directory), 'asked': len(answers), 'issued': locks.utc_now()}
     with (
         files.os_errors(StorageError, f'{directory} was not written'),
-        locks.exclusive(directory / 'verdicts.lock'),  # each counts those before it
+        verdicts.locked(directory),
     ):
         before, others = verdicts.read(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
         content |= {'issued_before': len(before), 'issued_beside': len(others)}
@@ -235,7 +235,7 @@ def _check_drawn(plan: dict[str, Any], test: Trigger, key: bytes, forge: Forge) 
 def _of_suspect(directory: epath.Path, suspect: str, model: str) -> list[dict[str, Any]]:
     """The verdicts on a suspect of that name, or of what the model calls itself, in the cases beside this one."""
     here = files.absolute(directory)
-    cases = sorted(place.parent for place in here.parent.glob('*/verdicts.jsonl'))
+    cases = sorted(place.parent for place in here.parent.glob(f'*/{verdicts.ALONE}'))
     issued = [one for case in cases if case != here for one in verdicts.read(case)]
     said = [(one, of) for one in issued if isinstance(of := one.get('verdict'), dict)]
     return [one for one, of in said if of.get('suspect') == suspect or (model and of.get('answered_by') == model)]

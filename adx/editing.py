@@ -93,8 +93,7 @@ class Editor:
         return Found(np.stack(states), np.stack(values))
 
     def _round(self, batch: Batch, editable_BL: np.ndarray, best_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = self._propose(*self._weights, self._placed(batch), editable_BL)
-        places_BM, words_BM = map(np.asarray, found)
+        places_BM, words_BM = map(np.asarray, self._propose(*self._weights, batch.on(self._layout), editable_BL))
         single_BML = single_edits(batch.tokens_BL, places_BM, words_BM)
         single_BM = self._value(batch, single_BML)
         nested_BKL = nested_edits(batch.tokens_BL, places_BM, words_BM, single_BM - best_B[:, None])
@@ -117,11 +116,8 @@ class Editor:
     def _value_at_once(self, batch: Batch, tokens_BCL: np.ndarray) -> np.ndarray:
         targets_RL = np.repeat(np.asarray(batch.targets_BL), tokens_BCL.shape[1], axis=0)
         batch = Batch(rearrange(tokens_BCL, 'B C L -> (B C) L'), targets_RL)
-        values_R = self._values(self._weights[0], self._placed(batch))
+        values_R = self._values(self._weights[0], batch.on(self._layout))
         return rearrange(np.asarray(values_R), '(B C) -> B C', C=tokens_BCL.shape[1])
-
-    def _placed(self, batch: Batch) -> Batch:
-        return batch.on(self._layout) if self._layout else batch
 
     def _valued(self, weights: Sequence[_Weights], batch: Batch) -> Array:
         each = [self._objective.values(model, *w, batch) for model, w in zip(self._models, weights, strict=True)]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 
 from adx import answers, batching, losses, numerics
@@ -182,8 +181,7 @@ class Likelihood:
         """(nats, tokens) of each example's completion, in order. Ids must differ."""
         found: dict[str, tuple[float, int]] = {}
         for inside, batch in batching.batches(examples, self._rows):
-            here = batch.on(self._layout) if self._layout else batch
-            sums_B, counts_B = map(np.asarray, self._sums(params, here))
+            sums_B, counts_B = map(np.asarray, self._sums(params, batch.on(self._layout)))
             numbers = zip(sums_B.tolist(), counts_B.tolist(), strict=True)
             found |= zip((example.id for example in inside), numbers, strict=False)  # rows without targets pad a batch
         return [found[example.id] for example in examples]
@@ -222,13 +220,14 @@ class Divergence:
         def row(xs: tuple[Array, Array]) -> Array:
             pairs = zip((teacher, student), xs, strict=True)
             # Padded rows of a vocabulary may differ between the two; no token is there.
-            p_LV, q_LV = (
-                numerics.log_softmax(model.apply(params, x_LD[None], method='unembed')[0, :, : self.vocab])
-                for (model, params), x_LD in pairs
+            p_BLV, q_BLV = (
+                numerics.log_softmax(model.apply(params, x_BLD, method='unembed')[..., : self.vocab])
+                for (model, params), x_BLD in pairs
             )
-            return numerics.kl(p_LV, q_LV)
+            return numerics.kl(p_BLV, q_BLV)
 
-        kls_BL = lax.map(row, tuple(hidden(model, params, batch) for model, params in (teacher, student)))
+        given = tuple(hidden(model, params, batch) for model, params in (teacher, student))
+        kls_BL = batching.map_rows(row, given, ways=1)
         return jnp.where(losses.predicting(jnp.asarray(batch.targets_BL)), kls_BL, 0.0)
 
 

@@ -45,9 +45,8 @@ class Report:
     """How far a run is. Times in seconds since generation began; counts are of this process.
 
     left_out: what the data did without, see `generation.left_out`. terms: licence -> traces under a policy, also those
-    that were there.
-    fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the environment, as
-    `environments.changes` says them. without_weights: as `loading.Blueprint` says it.
+    that were there. fallbacks: tokens that were the teacher's because a proxy gave no finite numbers. changes: of the
+    environment, as `environments.changes` says them. without_weights: as `loading.Blueprint` says it.
     """
 
     total: int

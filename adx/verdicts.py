@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from adx import files
+from adx import files, locks
 from adx.errors import ConfigError, InputError
 from adx.journal import from_json, to_json
 
 ALONE, JOINT = 'verdicts.jsonl', 'joint.jsonl'  # on this case, and on several together
 
 
+def locked(path: epath.PathLike) -> contextlib.AbstractContextManager[Any]:
+    """While a verdict of this case is issued: each counts those before it."""
+    return locks.exclusive(files.absolute(path) / 'verdicts.lock')
+
+
 def keep(path: epath.PathLike, signed: Sequence[dict[str, Any]], name: str = ALONE) -> None:
-    """Writes the verdicts of a case, all of them, while `verdicts.lock` is held."""
+    """Writes the verdicts of a case, all of them, while it is `locked`."""
     lines = ''.join(f'{to_json(one)}\n' for one in signed)
     files.write_private(files.path_of(path) / name, lines.encode())
 

@@ -54,6 +54,7 @@ from adx.workshop import Workshop
 from launch.config import load_config
 from tools.bench import figures
 
+QUERIES = 20  # for keyed pairs, of one verdict
 SIBLINGS = ('testbed-student-wide', 'testbed-student-biased', 'testbed-proxy-deep', 'testbed-proxy-grouped',
             'testbed-judge')  # fmt: skip
 CONFIG = flags.DEFINE_string('config', '', 'The study.', allow_override=True)
@@ -66,11 +67,13 @@ VERDICTS = flags.DEFINE_integer('verdicts', 65, 'Of each student and kind.', all
 _HONEST = flags.DEFINE_bool('honest', False, 'Publish what marks cost a reader; trains nothing.', allow_override=True)
 _PART = flags.DEFINE_integer('part', 0, 'Which process this is.', allow_override=True)
 _PARTS = flags.DEFINE_integer('parts', 1, 'How many share the work.', allow_override=True)
-_PAIRS = flags.DEFINE_integer('mark_pairs', 10, 'Of a mark, each asked as often as 20 allow.', allow_override=True)
+_PAIRS = flags.DEFINE_integer(
+    'mark_pairs', 10, f'Of a mark; all together are asked {QUERIES} times.', lower_bound=1, upper_bound=QUERIES,
+    allow_override=True,
+)  # fmt: skip
 _SIBLINGS = flags.DEFINE_list('siblings', list(SIBLINGS), 'Models that learned no trace.', allow_override=True)
 _NAME = flags.DEFINE_string('name', 'testbed', 'Of the models, in the names of figures.', allow_override=True)
 KINDS = ('marked', 'clean', 'sibling')
-QUERIES = 20  # for keyed pairs, of one verdict
 GATES = Gates(fluency=2.0)  # a definition out of nowhere is no likely line
 MASTER = bytes(range(32))  # of customers that do not exist
 TABLE = 'trigger'
