@@ -79,7 +79,7 @@ def abstract_weights(ensemble: Ensemble) -> Weights:
     )
     groups = tuple(stacked(group, group.paths, (group.count,), 'N') for group in ensemble.groups)
     along = tuple(
-        stacked(group, group.paths, (group.count, group.directions), 'NM')
+        stacked(group, list(group.model.axes), (group.count, group.directions), 'NM')
         for group in ensemble.groups
         if group.directions
     )

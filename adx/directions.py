@@ -271,20 +271,17 @@ def attach(
 
     members: per group, the indices of its proxies; found: by index.
     """
-    groups, weights, along = [], [], []
-    for group, params, indices in zip(models.ensemble.groups, models.weights.groups, members, strict=True):
-        mine, group = [found[i] for i in indices], differentiated(group, derivative)
+    ensemble, weights, along = differentiated(models.ensemble, derivative), [], []
+    for group, params, indices in zip(ensemble.groups, models.weights.groups, members, strict=True):
+        g = _join(group, [found[i] for i in indices], derivative)
+        params = {path: params[path] for path in group.paths}
         if derivative.method == 'difference':
-            params = cast(params, derivative.dtype)
-        g = _join(group, params, mine, derivative)
-        if derivative.method == 'difference':
-            params, g = difference_weights(params, g, derivative.eps)
-        groups.append(group)
+            params, g = difference_weights(cast(params, derivative.dtype), g, derivative.eps)
         weights.append(params)
         along.append(g)
     return dataclasses.replace(
         models,
-        ensemble=dataclasses.replace(models.ensemble, groups=tuple(groups)),
+        ensemble=ensemble,
         weights=Weights(models.weights.teacher, tuple(weights), tuple(along)),
         hashes=models.hashes | {f'directions_{i}': directions.hash for i, directions in sorted(found.items())},
     )
@@ -295,16 +292,16 @@ def cast(params: Params, dtype: str) -> Params:
     return {path: x if path.endswith('.scale') else x.astype(dtype) for path, x in params.items()}
 
 
-def _join(group: Group, params: Params, mine: Sequence[Directions], derivative: Derivative) -> Params:
+def _join(group: Group, mine: Sequence[Directions], derivative: Derivative) -> Params:
     """[N, M / N, ...] each: a group's directions, scaled; of the params' dtypes, or float32 to be added to them."""
+    dtype = 'float32' if derivative.method == 'difference' else group.model.config.dtype
     scales = [one.deviations if derivative.scale == 'deviation' else (1.0,) * len(one.deviations) for one in mine]
 
     def join(path: str, gs: Sequence[Params]) -> Array:
         divisors = [np.reshape(np.array(scale, np.float32), (-1, *[1] * (gs[0][path].ndim - 1))) for scale in scales]
         scaled = [g[path] / divisor for g, divisor in zip(gs, divisors, strict=True)]
-        return jnp.stack(scaled).astype(jnp.float32 if derivative.method == 'difference' else params[path].dtype)
+        return jnp.stack(scaled)
 
-    shardings = {path: group.layout.sharding('N.' + group.model.axes[path]) for path in params}
-    return jax.jit(lambda gs: {path: join(path, gs) for path in params}, out_shardings=shardings)(
-        [one.params for one in mine]
-    )
+    shardings = {path: group.layout.sharding('N.' + letters) for path, letters in group.model.axes.items()}
+    joined = jax.jit(lambda gs: cast({path: join(path, gs) for path in shardings}, dtype), out_shardings=shardings)
+    return joined([one.params for one in mine])

@@ -178,19 +178,19 @@ def load_proxies(
     groups: list[Params] = []
     hashes: dict[str, str] = {}
     for i, (group, members) in enumerate(zip(plan.ensemble.groups, plan.members, strict=True)):
-        reads = running is not None and running[i].reads
-        loaded = [_load_member(experiment, plan, group, member, bool(reads)) for member in members]
+        whole = running is None or running[i].has_blocks
+        loaded = [_load_member(experiment, plan, group, member, whole) for member in members]
         hashes |= {f'proxy_{i}': identity for i, (_, identity) in zip(members, loaded, strict=True)}
         groups.append(stack_params(group.model, group.layout, [params for params, _ in loaded]))
     return tuple(groups), hashes
 
 
 def _load_member(
-    experiment: Experiment, plan: Blueprint, group: Group, index: int, reads: bool
+    experiment: Experiment, plan: Blueprint, group: Group, index: int, whole: bool
 ) -> tuple[Params, str]:
-    """The weights of proxy `index`, of an early exit that reads the teacher its translator alone, and its hash."""
+    """The weights of proxy `index`, or of an early exit without blocks its translator alone, and its hash."""
     source = experiment.proxies[index]
-    if not reads:
+    if whole:
         loaded = load_proxy(experiment, plan, index, group.layout)
         return loaded.params, loaded.identity
     file = resolve_translator(source.translator)

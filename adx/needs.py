@@ -23,7 +23,7 @@ def needed(ensemble: Ensemble, weights: Weights, defence: Defence) -> tuple[Ense
     # A difference holds no weights of the proxy itself: its two copies stand for it, to second order in eps.
     if defence.wants_tangents or any(group.difference for group in ensemble.groups):
         return ensemble, weights
-    groups = tuple(dataclasses.replace(group, directions=0) for group in ensemble.groups)
+    groups = tuple(dataclasses.replace(group, directions=0, shared=False) for group in ensemble.groups)
     return dataclasses.replace(ensemble, groups=groups), Weights(weights.teacher, weights.groups)
 
 
@@ -58,15 +58,29 @@ def planned(ensemble: Ensemble, experiment: Experiment) -> Ensemble:
     """What the neediest of the arms runs."""
     if not any(arm.defence.wants_tangents for arm in experiment.arms):
         return ensemble
-    groups = tuple(differentiated(group, experiment.derivative) for group in ensemble.groups)
-    whole = dataclasses.replace(ensemble, groups=groups)
+    whole = differentiated(ensemble, experiment.derivative)
     return _summed(whole) if one_direction(experiment) else whole
 
 
-def differentiated(group: Group, derivative: Derivative) -> Group:
-    """A group of proxies as it runs where its derivatives are wanted."""
+def differentiated(ensemble: Ensemble, derivative: Derivative) -> Ensemble:
+    """An ensemble as it runs where derivatives of its proxies are wanted."""
+    groups = [_differentiated(group, derivative) for group in ensemble.groups]
+    able = [i for i, group in enumerate(groups) if _can_share(ensemble, group)]
+    if able:  # one pass leads on to the teacher's: of several that could, the one that spares the most
+        deepest = max(able, key=lambda i: groups[i].exit)
+        groups[deepest] = dataclasses.replace(groups[deepest], shared=True)
+    return dataclasses.replace(ensemble, groups=tuple(groups))
+
+
+def _differentiated(group: Group, derivative: Derivative) -> Group:
     group = dataclasses.replace(group, directions=derivative.directions)
     if derivative.method == 'exact':
         return group
     config = dataclasses.replace(group.model.config, dtype=derivative.dtype)
     return dataclasses.replace(group, model=make_model(config), difference=derivative.eps)
+
+
+def _can_share(ensemble: Ensemble, group: Group) -> bool:
+    """Whether an early exit is one with the teacher's first blocks: a single proxy, split over the mesh as they are."""
+    split_alike = all(group.layout.ways(axis) == ensemble.teacher_layout.ways(axis) for axis in 'BVFHG')
+    return bool(group.exit and group.count == 1 and not group.difference and split_alike)

@@ -32,15 +32,21 @@ UPCAST_NOTE = 'a CPU computes bfloat16 in float32 and keeps float32 copies of we
 class Member(NamedTuple):
     """A model, or so many stacked ones, each with directions that are as large as it and have caches of their own.
 
-    reads: not 0 where the teacher runs its blocks (Group.reads): it has no cache. paths: the weights that it holds.
+    has_blocks: else the teacher's serve for it (Group.has_blocks), and of caches it has tangents only. paths: the
+    weights that it holds, beside its directions.
     """
 
     model: Model
     layout: Layout
     stacked: int
     directions: int = 0
-    reads: int = 0
+    has_blocks: bool = True
     paths: Sequence[str] | None = None
+
+    @property
+    def runs_blocks(self) -> bool:
+        """Also where those are the teacher's, along directions."""
+        return self.has_blocks or self.directions > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +96,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
     longest = config.buckets[-1]
     models = members(ensemble)
     weights = [weight_bytes(*member[:3], member.paths) for member in models]
-    directions = sum(size * member.directions for size, member in zip(weights, models, strict=True))
+    directions = sum(direction_bytes(member) for member in models)
     caches = sum(member_cache_bytes(member, config.slots, config.cache_length) for member in models)
     upcast = _upcasts(ensemble) if upcast is None else upcast
     return MemoryPlan(
@@ -99,7 +105,7 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
         directions=directions,
         caches=caches,
         prefix=sum(member_cache_bytes(member, config.prefill_rows, longest) for member in models),
-        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models if not m.reads)),
+        workspace=max(step_bytes(models, config), max(prefill_bytes(m, config) for m in models if m.runs_blocks)),
         float32_copies=2 * (sum(weights) + directions + caches) if upcast else 0,
         logits=sum(member.stacked for member in models) * _logits_bytes(models[0], config),
         notes=tuple(note for member in models for note in member.layout.notes) + (UPCAST_NOTE,) * upcast,
@@ -108,7 +114,9 @@ def plan_memory(ensemble: Ensemble, config: DecodeConfig, upcast: bool | None = 
 
 def members(ensemble: Ensemble) -> list[Member]:
     """The teacher and every group of proxies."""
-    groups = [Member(one.model, one.layout, one.count, one.directions, one.reads, one.paths) for one in ensemble.groups]
+    groups = [
+        Member(one.model, one.layout, one.count, one.directions, one.has_blocks, one.paths) for one in ensemble.groups
+    ]
     return [Member(ensemble.teacher, ensemble.teacher_layout, 1), *groups]
 
 
@@ -129,6 +137,11 @@ def weight_bytes(model: Model, layout: Layout, count: int, paths: Sequence[str] 
     return local * sum(sizes[path] // pieces(path) for path in (sizes if paths is None else paths))
 
 
+def direction_bytes(member: Member) -> int:
+    """Of all its directions on one device."""
+    return weight_bytes(*member[:3]) * member.directions
+
+
 def bytes_by_weight(model: Model) -> dict[str, int]:
     """Bytes of every weight, of all devices together."""
     item = jnp.dtype(model.config.dtype).itemsize
@@ -147,10 +160,8 @@ def cache_bytes(model: Model, layout: Layout, count: int, rows: int, length: int
 
 def member_cache_bytes(member: Member, rows: int, length: int) -> int:
     """Of all rows that a device holds, with the tangents."""
-    if member.reads:
-        return 0
     one = cache_bytes(*member[:3], local_size(member.layout, 'B', rows), length)
-    return one * (1 + member.directions)
+    return one * (member.has_blocks + member.directions)
 
 
 def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
@@ -162,7 +173,7 @@ def step_bytes(models: Sequence[Member], config: DecodeConfig) -> int:
     if tangents:
         each = TANGENT_COPIES if layout.ways('V') == 1 else SPLIT_TANGENT_COPIES
         copies = max(copies, each * (proxies + tangents) - 1)
-    attention = max(_attention_bytes(member, config) for member in models if not member.reads)
+    attention = max(_attention_bytes(member, config) for member in models if member.runs_blocks)
     return max(attention, per_copy * copies)
 
 

@@ -6,6 +6,8 @@ On one device, which holds a part of every model, of the rows and of the vocabul
     bytes      = weights + caches as allocated, once, and once more per direction or for a second copy
     operations = 2 x rows x weights, three times as many with a tangent (x W, dx W and x dW), twice for two copies
 
+An early exit without blocks of its own (Group.has_blocks) has neither bytes nor x W of them.
+
 What the model axis adds up between devices is said beside it (`exchange`): a layer waits for it, another model may not.
 """
 
@@ -47,11 +49,12 @@ class Machine:
         seconds = tensors * local * FLOAT32 / self.bandwidth
         differences = [0.0, *(group.difference for group in ensemble.groups)]
         for member, difference in zip(members, differences, strict=True):
-            weights = planning.weight_bytes(*member[:3], member.paths) * (1 + member.directions)
+            weights = planning.weight_bytes(*member[:3], member.paths) + planning.direction_bytes(member)
             moved = (weights + planning.member_cache_bytes(member, rows, length)) / self.bandwidth
-            passes = 1 + member.directions * (1 if difference else 2)
+            passes = member.directions * (1 if difference else 2)
+            products = _local_weights(member) + passes * _local_weights(member, derived=True)
             here = planning.local_size(member.layout, 'B', rows)
-            seconds += max(moved, passes * 2 * here * _local_weights(member) / self.rate)
+            seconds += max(moved, 2 * here * products / self.rate)
         return seconds
 
     def exchange_seconds(self, ensemble: Ensemble, rows: int) -> float:
@@ -124,22 +127,22 @@ def model_sums(num_layers: int) -> int:
 
 def _exchanged(member: Member, rows: int) -> float:
     """Bytes that a device sends in a step: a sum over m devices moves at least 2 (m - 1) / m of it."""
-    model, layout, stacked, directions, reads, _ = member
+    model, layout, stacked, directions, has_blocks, _ = member
     ways = layout.mesh.shape[MODEL]
-    c = model.config
-    here = planning.local_size(layout, 'B', rows) * planning.local_size(layout, 'N', stacked) * (1 + directions)
+    c, passes = model.config, has_blocks + directions
+    here = planning.local_size(layout, 'B', rows) * planning.local_size(layout, 'N', stacked) * passes
     size = here * c.embed_dim * jnp.dtype(c.dtype).itemsize
-    return 0.0 if reads else model_sums(c.num_layers) * size * 2 * (ways - 1) / ways
+    return model_sums(c.num_layers) * size * 2 * (ways - 1) / ways
 
 
-def _local_weights(member: Member) -> int:
-    """How many weights of a member a device multiplies with, directions left out. One that reads the teacher's hidden
-    states has its head too, whose bytes are the teacher's.
+def _local_weights(member: Member, derived: bool = False) -> int:
+    """How many weights of a member a device multiplies with, once, or `derived` along a direction, which is of all. One
+    without blocks has its head too, whose bytes are the teacher's.
     """
-    model, layout, stacked, *_, paths = member
+    model, layout, stacked, *_ = member
     pieces = {path: math.prod(layout.ways(letter) for letter in axes) for path, axes in model.axes.items()}
-    head = ['embed' if model.config.tied else 'head'] if member.reads else []
+    head = ['embed' if model.config.tied else 'head']
+    paths = model.shapes if member.has_blocks or derived else [*(member.paths or ()), *head]
     return planning.local_size(layout, 'N', stacked) * sum(
-        math.prod(model.shapes[path]) // pieces[path]
-        for path in (model.shapes if paths is None else [*paths, *head])
+        math.prod(model.shapes[path]) // pieces[path] for path in paths
     )

@@ -205,9 +205,10 @@ def test_attached_directions_are_stacked_and_scaled_per_group(scale, taken):
 
 
 def test_directions_have_the_dtypes_of_the_weights(taken):
-    models, _ = attached(taken)
-    half = {p: x if p.endswith('.scale') else x.astype(jnp.bfloat16) for p, x in models.weights.groups[0].items()}
-    models = dataclasses.replace(models, weights=models.weights._replace(groups=(half,)))
+    config = dataclasses.replace(fakes.PROXY, dtype='bfloat16')
+    ensemble, weights = fakes.make_ensemble(proxy=config)
+    half = {p: x if p.endswith('.scale') else x.astype(jnp.bfloat16) for p, x in weights.groups[0].items()}
+    models = Models(ensemble, weights._replace(groups=(half,)), None, {})
     found = directions.attach(models, [(0, 1)], {0: on_host(taken), 1: on_host(taken)}, Derivative())
     assert all(x.dtype == half[path].dtype for path, x in found.weights.directions[0].items())
 

@@ -78,6 +78,42 @@ def make_requests(count=8, defence=None, sampling=None, new=7, samples=1):
     ]  # fmt: skip
 
 
+def decoded(ensemble, weights, tokens_BL, prompt):
+    """(logits_LBV, logits_LNBV, tangents_LMBV) after every token from the prompt's last on: a prefill, then steps."""
+    rows, length = tokens_BL.shape
+
+    @jax.jit
+    def start(weights, tokens_BL):
+        index = jnp.arange(rows)
+        caches = ensemble.empty_caches(rows, length)
+        return caches.insert(ensemble.prefill(weights, tokens_BL), index, index)
+
+    step, caches, said = jax.jit(ensemble.step), start(weights, tokens_BL[:, :prompt]), []
+    for position in range(prompt - 1, length):
+        positions_B = np.full(rows, position, np.int32)
+        *one, caches = step(weights, caches, tokens_BL[:, position], positions_B)
+        said.append(one)
+    return tuple(np.stack(each) for each in zip(*said, strict=True))
+
+
+def dot_sizes(ensemble, weights) -> list[int]:
+    """Multiplications of every product in a decode step."""
+    caches = jax.eval_shape(lambda: ensemble.empty_caches(8, 16))
+    index_B = jax.ShapeDtypeStruct((8,), jnp.int32)
+    sizes = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == 'dot_general':
+                contracted = equation.params['dimension_numbers'][0][0]
+                shape = equation.invars[0].aval.shape
+                sizes.append(int(np.prod([shape[i] for i in contracted])) * equation.outvars[0].aval.size)
+            jax.tree.map(visit, list(jax.core.jaxprs_in_params(equation.params)))
+
+    visit(jax.make_jaxpr(ensemble.step)(weights, caches, index_B, index_B).jaxpr)
+    return sizes
+
+
 def check_agreement(done, expected):
     """A trace may leave the other program's path only where its rounding decides; until then log-probs agree.
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from adx.aggregation import Aggregation
-from adx.decoding.ensemble import Ensemble, Weights
+from adx.decoding.ensemble import Ensemble, Group, Weights
 from adx.defences import Antidistillation, Budget, EqualKl, Permutation, ProductOfExperts, Undefended
 from adx.experiment import Arm, Derivative
-from adx.needs import needed, planned, sums_directions
+from adx.mesh import abstract_mesh, proxy_layout, teacher_layout
+from adx.models.transformer import make_model
+from adx.needs import differentiated, needed, planned, sums_directions
 from tests import fakes
 
 LEAST = Aggregation(how='min')
@@ -87,3 +89,40 @@ def test_the_plan_is_of_the_neediest_arm():
     assert plan(Undefended(), Antidistillation(), directions=3) == (1, 0.0, 'float32')
     assert plan(Antidistillation(), Antidistillation(join=LEAST), directions=3) == (3, 0.0, 'float32')
     assert plan(Antidistillation(), method='difference', eps=0.1, dtype='bfloat16') == (1, 0.1, 'bfloat16')
+
+
+def exits(mesh=(1, 1, 1), counts=(1, 1), shard_weights=False):
+    """A teacher of three blocks and early exits of it, so many after its first and after its second."""
+    mesh, config = abstract_mesh(*mesh), dataclasses.replace(fakes.TEACHER, num_layers=3)
+    layout = teacher_layout(mesh, config.sizes, shard_weights)
+    models = [make_model(dataclasses.replace(config, num_layers=n)) for n in (1, 2)]
+    groups = tuple(
+        Group(model, proxy_layout(mesh, config.sizes, count), count, exit=n)
+        for n, (model, count) in enumerate(zip(models, counts, strict=True), 1)
+    )
+    return Ensemble(make_model(config), layout, groups)
+
+
+@pytest.mark.parametrize(
+    ('ensemble', 'shared'),
+    [
+        (exits(), [False, True]),  # one pass leads on to the teacher's, and the deeper one spares more
+        (exits(counts=(1, 2)), [True, False]),  # two of one depth are stacked
+        (exits((2, 2, 2)), [False, True]),
+        (exits((1, 2, 1), shard_weights=True), [False, False]),  # the teacher's weights are split in another way
+        (exits((1, 2, 1), counts=(1, 2)), [True, False]),
+        (fakes.make_ensemble(count=1)[0], [False]),
+    ],
+)
+def test_which_early_exit_takes_its_derivative_along_the_teachers_pass(ensemble, shared):
+    directed = differentiated(ensemble, Derivative(directions=2))
+    assert [group.shared for group in directed.groups] == shared
+    assert {group.directions for group in directed.groups} == {2}
+    two = differentiated(ensemble, Derivative(method='difference'))
+    assert not any(group.shared for group in two.groups)
+
+
+def test_without_derivatives_it_reads_the_teacher_again():
+    directed = differentiated(exits(), Derivative())
+    ensemble, _ = needed(directed, Weights({}, ({}, {}), ({}, {})), ProductOfExperts())
+    assert ensemble == exits()

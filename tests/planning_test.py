@@ -19,9 +19,11 @@ from adx.defences import ProductOfExperts, Undefended
 from adx.editing import Editor, Proxy
 from adx.mesh import abstract_mesh, make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import TransformerConfig, make_model
+from adx.needs import differentiated
 from adx.optimising import Recipe
 from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
 from adx.rewriters.gradient import Gradient
+from adx.settings import Derivative
 from adx.training import Trainer
 from tools.bench.memory import chunk_over_plan, peak_over_total
 
@@ -36,6 +38,7 @@ LOW, HIGH = 0.8, 1.2
 CHOICE = MODEL
 CACHES = (dataclasses.replace(MODEL, vocab_size=512), dataclasses.replace(DECODE, cache_length=1024))
 WEIGHTS = (dataclasses.replace(MODEL, vocab_size=512, embed_dim=256, mlp_dim=1024), DECODE)
+BRIEF = dataclasses.replace(DECODE, buckets=(4,))  # else a prefill, which is no part of a chunk, plans the workspace
 WORDY = dataclasses.replace(MODEL, vocab_size=16384, embed_dim=64, mlp_dim=1536, head_dim=64)
 
 
@@ -91,6 +94,23 @@ def test_the_plan_is_what_a_chunk_takes(model, config, mesh, proxies):
 )
 def test_the_plan_holds_directions_and_tangents(model, config, mesh, proxies, directions):
     ensemble = make_ensemble(model, mesh, proxies, directions)
+    assert LOW < chunk_over_plan(ensemble, config, fakes.Sloped()) < HIGH
+
+
+@pytest.mark.parametrize(
+    ('model', 'config', 'mesh', 'directions'),
+    [
+        (WEIGHTS[0], BRIEF, (1, 1, 1), 1),
+        (*CACHES, (1, 1, 1), 2),
+        pytest.param(CHOICE, DECODE, (2, 1, 4), 1, marks=SLOW),
+        pytest.param(WEIGHTS[0], BRIEF, (2, 1, 4), 2, marks=SLOW),
+    ],
+)
+def test_the_plan_of_derivatives_along_the_teachers_pass(model, config, mesh, directions):
+    ensemble = make_ensemble(model, mesh, 1)
+    groups = tuple(dataclasses.replace(group, exit=2) for group in ensemble.groups)
+    ensemble = differentiated(dataclasses.replace(ensemble, groups=groups), Derivative(directions=directions))
+    assert ensemble.groups[0].shared
     assert LOW < chunk_over_plan(ensemble, config, fakes.Sloped()) < HIGH
 
 

@@ -150,8 +150,10 @@ def test_generate_runs_along_them_and_names_them(experiment, prepared, monkeypat
     assert generate(experiment, path).done == 2
     (models,) = seen
     assert [group.directions for group in models.ensemble.groups] == [2, 2]  # the one is the teacher's early exit
-    for along, params in zip(models.weights.directions, models.weights.groups, strict=True):
-        assert all(g.shape == (1, 2, *params[name].shape[1:]) for name, g in along.items())
+    for along, group in zip(models.weights.directions, models.ensemble.groups, strict=True):
+        assert {name: g.shape for name, g in along.items()} == {
+            name: (1, 2, *shape) for name, shape in group.model.shapes.items()
+        }
     hashes = next(Workdir(path).traces()).models
     assert set(hashes) == {'teacher', 'proxy_0', 'proxy_1', 'directions_0', 'directions_1'}
     assert hashes['directions_0'] != hashes['directions_1']

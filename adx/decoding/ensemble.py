@@ -33,6 +33,7 @@ class Group:
     difference: eps of the central difference of two copies, or 0 for the exact derivative. With eps the params hold
       theta + eps g, and `Weights.directions` theta - eps g of the one direction that a proxy then has.
     exit: the proxies are early exits: their blocks are the first so many of the teacher's. 0 where they are not.
+    shared: of one such exit with exact derivatives: they are taken along the teacher's own pass through those blocks.
     """
 
     model: Model
@@ -41,17 +42,23 @@ class Group:
     directions: int = 0
     difference: float = 0.0
     exit: int = 0
+    shared: bool = False
 
     @property
     def reads(self) -> int:
-        """After how many of the teacher's blocks a proxy takes its hidden state, 0 where it runs blocks of its own: a
-        derivative is along their weights."""
+        """After how many of the teacher's blocks a proxy takes its hidden state, 0 where it has derivatives, which are
+        along the weights of its blocks."""
         return 0 if self.directions or self.difference else self.exit
 
     @property
+    def has_blocks(self) -> bool:
+        """Whether the proxies have blocks and caches of their own. The teacher's serve for others."""
+        return not (self.reads or self.shared)
+
+    @property
     def paths(self) -> list[str]:
-        """Of the model's weights those that a step of this group reads."""
-        return [path for path in self.model.axes if not self.reads or path.startswith('translator')]
+        """Of the model's weights those that this group holds. Its directions are of all."""
+        return [path for path in self.model.axes if self.has_blocks or path.startswith('translator')]
 
 
 class Weights(NamedTuple):
@@ -62,6 +69,15 @@ class Weights(NamedTuple):
     teacher: Params
     groups: tuple[Params, ...]
     directions: tuple[Params, ...] = ()
+
+
+class Said(NamedTuple):
+    """What a model makes of tokens: hidden states after its last block, logits where they are asked, and caches. Of
+    several proxies, or their derivatives, with a leading axis."""
+
+    hidden_BLD: Array
+    logits_BLV: Array | None
+    cache: Cache
 
 
 class Caches(NamedTuple):
@@ -83,6 +99,9 @@ class Caches(NamedTuple):
         some = lambda old, new: jax.vmap(one)(old, new) if old.layers else old  # noqa: E731
         groups, tangents = (tuple(map(some, *pair)) for pair in zip(self[1:], prefix[1:], strict=True))
         return Caches(one(self.teacher, prefix.teacher), groups, tangents)
+
+
+NO_CACHES: Any = Caches(None, ())  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,99 +137,98 @@ class Ensemble:
     def prefill(self, weights: Weights, tokens_BL: Array) -> Caches:
         """Caches of the prompts, right-padded to L. Touches no vocabulary-sized tensor."""
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-
-        def fill(model: Model, linear: Linear, params: Params) -> Cache:
-            return model.apply(params, tokens_BL, positions_BL, None, linear, method='hidden')[1]
-
-        groups, tangents = [], []
-        for group, params, directions in self._zip(weights.groups, weights.directions):
-            if group.reads:
-                groups.append(Cache(()))
-                continue
-            run = functools.partial(fill, group.model)
-            cache, tangent = _run(group, run, (params,), (directions,))
-            groups.append(cache)
-            tangents += [tangent] if group.directions else []
-        return self.place(Caches(fill(self.teacher, linear, weights.teacher), tuple(groups), tuple(tangents)))
+        return self.place(self._read(weights, tokens_BL, positions_BL, head=False)[-1])
 
     def step(self, weights: Weights, caches: Caches, token_B: Array, position_B: Array):
         """One token for every row: (teacher logits_BV, proxies' logits_NBV, their tangents_MBV, caches), float32.
 
         tangents_MBV: derivatives of the proxies' logits, proxy n's directions together; None if there are none.
         """
-        tokens_BL, positions_BL = token_B[:, None], position_B[:, None]
-        logits_BLV, exits, teacher = self._read(weights, tokens_BL, positions_BL, caches.teacher)
+        *said, caches = self._read(weights, token_B[:, None], position_B[:, None], caches)
+        (logits_BLV, proxies, slopes), last = said, lambda x: x[:, :, 0]
         logits_BV = self.teacher_layout.shard(logits_BLV[:, 0], 'BV')
-        logits, slopes, groups, tangents = [jnp.zeros((0, *logits_BV.shape), jnp.float32)], [], [], []
-        for group, params, cache, *others in self._zip(
-            weights.groups, caches.groups, weights.directions, caches.tangents
-        ):
-            if group.reads:
-                logits.append(self.teacher_layout.shard(next(exits)[:, :, 0], '.BV'))
-                groups.append(cache)
-                continue
-            run = lambda product, p, c, m=group.model: m.apply(p, tokens_BL, positions_BL, c, product)  # noqa: E731
-            z_NBV, dz_MBV, cache, tangent = _step(group, run, (params, cache), tuple(others))
-            logits.append(self._gather(group, z_NBV))
-            groups.append(cache)
-            if group.directions:
-                slopes.append(self._gather(group, dz_MBV))
-                tangents.append(tangent)
-        tangents_MBV = jnp.concatenate(slopes) if slopes else None
-        caches = self.place(Caches(teacher, tuple(groups), tuple(tangents)))
-        return logits_BV, jnp.concatenate(logits), tangents_MBV, caches
+        none_NBV = jnp.zeros((0, *logits_BV.shape), jnp.float32)
+        logits_NBV = jnp.concatenate([none_NBV, *map(self._gather, self.groups, map(last, proxies))])
+        tangents = [*map(self._gather, self.groups, map(last, slopes))]
+        return logits_BV, logits_NBV, jnp.concatenate(tangents) if tangents else None, self.place(caches)
 
     def whole(self, weights: Weights, tokens_BL: Array):
         """What `step` says at every token of texts, right-padded to L: (teacher logits_BLV, proxies' logits_NBLV, their
         tangents_MBLV or None), float32.
         """
         positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-
-        def read(model: Model, linear: Linear, params: Params) -> Array:
-            return model.apply(params, tokens_BL, positions_BL, None, linear)[0]
-
-        logits_BLV, exits, _ = self._read(weights, tokens_BL, positions_BL, None)
-        logits, slopes = [jnp.zeros((0, *logits_BLV.shape), jnp.float32)], []
-        for group, params, directions in self._zip(weights.groups, weights.directions):
-            if group.reads:
-                logits.append(next(exits))
-                continue
-            z_NBLV, dz_MBLV = _run(group, functools.partial(read, group.model), (params,), (directions,))
-            if group.difference:
-                z_NBLV, dz_MBLV = derivative.central(z_NBLV, dz_MBLV, group.difference)
-            logits.append(z_NBLV)
-            slopes += [dz_MBLV] if group.directions else []
-        return logits_BLV, jnp.concatenate(logits), jnp.concatenate(slopes) if slopes else None
+        logits_BLV, proxies, slopes, _ = self._read(weights, tokens_BL, positions_BL)
+        none_NBLV = jnp.zeros((0, *logits_BLV.shape), jnp.float32)
+        return logits_BLV, jnp.concatenate([none_NBLV, *proxies]), jnp.concatenate(slopes) if slopes else None
 
     def _read(
-        self, weights: Weights, tokens_BL: Array, positions_BL: Array, cache: Cache | None
-    ) -> tuple[Array, Iterator[Array], Cache]:
-        """The teacher's pass: (its logits_BLV, logits_NBLV of each group that reads its hidden states, its cache).
+        self, weights: Weights, tokens_BL: Array, positions_BL: Array, caches: Caches | None = None, head: bool = True
+    ) -> tuple[Any, list[Any], list[Any], Caches]:
+        """All models read tokens: (teacher logits_BLV, logits_NBLV of each group, derivatives_MBLV of each that has
+        directions, caches).
 
-        The head is read once for all of them.
+        Without caches these are the first tokens. Without a head there are no logits, but None.
         """
-        teacher = functools.partial(self.teacher.apply, weights.teacher)
-        x_BLD = teacher(tokens_BL, cache is not None, method='inputs')
-        states, cache = teacher(x_BLD, positions_BL, cache, method='states')
+        past, read, begun = caches or NO_CACHES, (tokens_BL, positions_BL), None
+        proxies: list[Any] = []
+        kept: list[Cache] = []
+        slopes: list[Said] = []
+        run = functools.partial(_forward, read, head)
+        given = weights.groups, past.groups, weights.directions, past.tangents
+        for group, params, cache, *tangents in self._zip(*given):
+            if group.reads:
+                proxies.append(None)
+                kept.append(Cache(()))
+                continue
+            if group.shared:
+                params, cache = _of_teacher(group, weights.teacher, params, past.teacher)
+            said, slope = _run(group, functools.partial(run, group.model), (params, cache), tuple(tangents))
+            begun = (group.exit, said) if group.shared else begun
+            proxies.append(said.logits_BLV)
+            kept.append(said.cache if group.has_blocks else Cache(()))
+            slopes += [slope] if group.directions else []
+        states, teacher = self._teacher(weights.teacher, read, past.teacher, begun)
+        logits_BLV, exits = self._unembed(weights, states) if head else (None, itertools.repeat(None))
+        proxies = [next(exits) if group.reads else z for group, z in zip(self.groups, proxies, strict=True)]
+        caches = Caches(teacher, tuple(kept), tuple(slope.cache for slope in slopes))
+        return logits_BLV, proxies, [slope.logits_BLV for slope in slopes], caches
+
+    def _teacher(
+        self, params: Params, read: tuple[Array, Array], cache: Cache | None, begun: tuple[int, Said] | None
+    ) -> tuple[list[Array], Cache]:
+        """The teacher's hidden states and its cache. begun: what a proxy's pass was along so many of its blocks."""
+        teacher = functools.partial(self.teacher.apply, params)
+        if begun is None:
+            x_BLD = teacher(read[0], cache is not None, method='inputs')
+            return teacher(x_BLD, read[1], cache, method='states')
+        first, said = begun
+        x_BLD, before = jax.tree.map(lambda x: x[0], (said.hidden_BLD, said.cache))
+        rest = None if cache is None else Cache(cache.layers[first:])
+        states, rest = teacher(x_BLD, read[1], rest, method='states', first=first)
+        return states, Cache((*before.layers, *rest.layers))
+
+    def _unembed(self, weights: Weights, states: list[Array]) -> tuple[Array, Iterator[Array]]:
+        """The teacher's logits_BLV and logits_NBLV of each group that reads its hidden states; its head is read once
+        for all of them."""
         exits_NBLD = [
             _exits(group, states[group.reads], params)
             for group, params in zip(self.groups, weights.groups, strict=True)
             if group.reads
         ]
-        unembed = functools.partial(teacher, method='unembed')
+        unembed = functools.partial(self.teacher.apply, weights.teacher, method='unembed')
         if not exits_NBLD:
-            return unembed(states[-1]), iter(()), cache
+            return unembed(states[-1]), iter(())
         together_NBLD = jnp.concatenate([states[-1][None], *exits_NBLD])
         logits_NBLV = jax.vmap(unembed)(self.teacher_layout.shard(together_NBLD, '.B..'))
         ends = list(itertools.accumulate((len(x) for x in exits_NBLD), initial=1))
-        return logits_NBLV[0], (logits_NBLV[a:b] for a, b in itertools.pairwise(ends)), cache
+        return logits_NBLV[0], (logits_NBLV[a:b] for a, b in itertools.pairwise(ends))
 
     def empty_caches(self, rows: int, length: int) -> Caches:
         def stacked(group: Group, count: int) -> Cache:
-            one = Cache(()) if group.reads else group.model.empty_cache(rows, length)
+            one = group.model.empty_cache(rows, length)
             return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), one)
 
-        groups = tuple(stacked(group, group.count) for group in self.groups)
+        groups = tuple(stacked(group, group.count) if group.has_blocks else Cache(()) for group in self.groups)
         tangents = tuple(stacked(group, group.count * group.directions) for group in self.groups if group.directions)
         return self.place(Caches(self.teacher.empty_cache(rows, length), groups, tangents))
 
@@ -247,7 +265,8 @@ class Ensemble:
         """Proxies' logits, or their derivatives, on the teacher's shards of rows and vocabulary, whatever split the
         proxies' own pass: there they are combined."""
         # Said twice: told only the teacher's shards, XLA gathers the proxies' heads instead of moving their logits.
-        return self.teacher_layout.shard(group.layout.shard(x_NBV, 'NBV'), '.BV')
+        own_NBV = x_NBV if group.reads else group.layout.shard(x_NBV, 'NBV')
+        return self.teacher_layout.shard(own_NBV, '.BV')
 
 
 def _exits(group: Group, x_BLD: Array, params: Params) -> Array:
@@ -257,35 +276,49 @@ def _exits(group: Group, x_BLD: Array, params: Params) -> Array:
     return _each(group, lambda own: translate(x_BLD, own['translator'], own['translator_bias']), params)
 
 
-def _step(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]):
-    """A group's decode step: (logits_NBV, derivatives_MBV, caches, tangent caches); None for derivatives not asked."""
-    (z_NBLV, cache), derivatives = _run(group, run, primals, tangents)
-    if not group.directions:
-        return z_NBLV[:, :, 0], None, cache, None
-    z_NBV, dz_MBV = z_NBLV[:, :, 0], derivatives[0][:, :, 0]
-    if group.difference:
-        z_NBV, dz_MBV = derivative.central(z_NBV, dz_MBV, group.difference)
-    return z_NBV, dz_MBV, cache, derivatives[1]
+def _of_teacher(group: Group, teacher: Params, own: Params, cache: Cache | None) -> tuple[Params, Cache | None]:
+    """The weights and the cache of an early exit that is one with the teacher's first blocks; leading axis 1."""
+    params = {path: own[path] if path in group.paths else teacher[path][None] for path in group.model.axes}
+    return params, cache and jax.tree.map(lambda x: x[None], Cache(cache.layers[: group.exit]))
 
 
-def _run(group: Group, run: derivative.Run, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """`run(linear, *primals)` of every proxy, and its derivatives or the other copy's results.
+def _forward(
+    read: tuple[Array, Array], head: bool, model: Model, linear: Linear, params: Params, cache: Cache | None
+) -> Said:
+    """read: tokens and their positions, [B, L]."""
+    x_BLD, cache = model.apply(params, *read, cache, linear, method='hidden')
+    return Said(x_BLD, model.apply(params, x_BLD, linear, method='unembed') if head else None, cache)
+
+
+def _run(group: Group, run: Callable[..., Said], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """(`run(linear, *primals)` of every proxy, its derivatives, None where they are not asked).
 
     primals, results: leading axis N. tangents: directions [N, M / N, ...] and tangent caches [M, ...]; derivatives
     [M, ...].
     """
     if not group.directions:
         return _each(group, functools.partial(run, linear), *primals), None
-    directions, *caches = tangents
+    directions, caches = tangents
+    if group.difference:
+        return _difference(group, run, primals, (directions, caches))
     if group.directions == 1:
         # No axis of size 1 within the step: XLA would copy caches and weights for the sake of its layout.
-        method = derivative.two_passes if group.difference else derivative.exact
         directions = jax.tree.map(lambda x: x.squeeze(1), directions)
-        return _each(group, functools.partial(method, run), primals, (directions, *caches))
+        return _each(group, functools.partial(derivative.exact, run), primals, (directions, caches))
     caches = jax.tree.map(lambda x: rearrange(x, '(N M) ... -> N M ...', N=group.count), caches)
     several = functools.partial(derivative.exact_several, run)
-    results, derivatives = _each(group, several, primals, (directions, *caches))
+    results, derivatives = _each(group, several, primals, (directions, caches))
     return results, jax.tree.map(lambda x: rearrange(x, 'N M ... -> (N M) ...'), derivatives)
+
+
+def _difference(group: Group, run: Callable[..., Said], primals: tuple[Any, ...], others: tuple[Any, ...]) -> Any:
+    """The same of two copies. Their caches stay apart."""
+    others = jax.tree.map(lambda x: x.squeeze(1), others[0]), others[1]
+    plus, minus = _each(group, functools.partial(derivative.two_passes, run), primals, others)
+    if plus.logits_BLV is None:
+        return plus, minus
+    logits, slopes = derivative.central(plus.logits_BLV, minus.logits_BLV, group.difference)
+    return plus._replace(logits_BLV=logits), minus._replace(logits_BLV=slopes)
 
 
 def _each(group: Group, run: Callable[..., Any], *stacked: Any) -> Any:

@@ -103,9 +103,7 @@ def softcap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attend(
-    q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None, linear: Linear = linear
-) -> Array:
+def attend(q_BLHK: Array, layer: LayerCache, mask_BLS: Array, cap: float | None, linear: Linear = linear) -> Array:
     """Grouped-query attention over a cache, softmax in float32; queries come scaled. Returns [B, L, H, K].
 
     The R query heads of a key/value head and the L positions are the rows of one matrix per (B, G).
@@ -252,14 +250,16 @@ class Transformer(nnx.Module):
         linear: Linear = linear,
         remat: bool = False,
         segments_BL: Array | None = None,
+        first: int = 0,
     ) -> tuple[list[Array], Cache]:
         """Hidden states [B, L, D] before the first block and after each, and the cache with what was read written.
 
         segments_BL: which example of a packed row a token belongs to, without a cache only: attention stays within one.
-        remat: a backward pass computes each block again and keeps what passes between blocks only.
+        remat: a backward pass computes each block again and keeps what passes between blocks only. first: the block at
+        which to begin, and of which the cache's first layer is.
         """
         states, layers = [x_BLD], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(list(self.blocks)[first:]):
             past = None if cache is None else cache.layers[i]
             run = functools.partial(block, past=past, linear=linear, segments_BL=segments_BL)
             x_BLD, layer = (jax.checkpoint(run) if remat else run)(states[-1], positions_BL)

@@ -35,23 +35,9 @@ def families():
         yield pytest.param(family, marks=SLOW if family in MORE else ())
 
 
-def decoded(ensemble, weights, tokens_BL, prompt=PROMPT):
-    """(logits_LNBV, tangents_LMBV) after every token from the prompt's last on: a prefill, then steps."""
-    rows, length = tokens_BL.shape
-
-    @jax.jit
-    def start(weights, tokens_BL):
-        index = jnp.arange(rows)
-        caches = ensemble.empty_caches(rows, length)
-        return caches.insert(ensemble.prefill(weights, tokens_BL), index, index)
-
-    step, caches, logits, tangents = jax.jit(ensemble.step), start(weights, tokens_BL[:, :prompt]), [], []
-    for position in range(prompt - 1, length):
-        positions_B = np.full(rows, position, np.int32)
-        _, logits_NBV, tangents_MBV, caches = step(weights, caches, tokens_BL[:, position], positions_B)
-        logits.append(logits_NBV)
-        tangents.append(tangents_MBV)
-    return np.stack(logits), np.stack(tangents)
+def decoded(ensemble, weights, tokens_BL):
+    """(logits_LNBV, tangents_LMBV): see fakes.decoded."""
+    return fakes.decoded(ensemble, weights, tokens_BL, PROMPT)[1:]
 
 
 def whole(model, tokens_BL):
@@ -117,29 +103,11 @@ def test_proxies_and_directions_keep_their_order(count, directions):
             np.testing.assert_allclose(tangents_LMBV[:, n * directions + m], slope_LBV, rtol=0, atol=2e-5)
 
 
-def dot_sizes(ensemble, weights) -> list[int]:
-    """Multiplications of every product in a decode step."""
-    caches = jax.eval_shape(lambda: ensemble.empty_caches(8, 16))
-    index_B = jax.ShapeDtypeStruct((8,), jnp.int32)
-    sizes = []
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == 'dot_general':
-                contracted = equation.params['dimension_numbers'][0][0]
-                shape = equation.invars[0].aval.shape
-                sizes.append(int(np.prod([shape[i] for i in contracted])) * equation.outvars[0].aval.size)
-            jax.tree.map(visit, list(jax.core.jaxprs_in_params(equation.params)))
-
-    visit(jax.make_jaxpr(ensemble.step)(weights, caches, index_B, index_B).jaxpr)
-    return sizes
-
-
 @pytest.mark.parametrize('directions', [1, 3])
 def test_the_primal_pass_runs_once_and_weights_are_read_once(directions):
     """x and every dx meet the weight in one product, x and every dw in another."""
     counts = (0, 0), (1, 0), (1, directions)
-    teacher, plain, along = (dot_sizes(*fakes.make_ensemble(count=n, directions=m)) for n, m in counts)
+    teacher, plain, along = (fakes.dot_sizes(*fakes.make_ensemble(count=n, directions=m)) for n, m in counts)
     proxy = len(plain) - len(teacher)
     assert len(along) == len(teacher) + 2 * proxy
     assert sum(along) - sum(teacher) == (1 + 2 * directions) * (sum(plain) - sum(teacher))

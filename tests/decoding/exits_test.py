@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 
 import fakes
@@ -17,7 +18,10 @@ from adx.decoding.ensemble import Ensemble, Group, Weights, stack_params
 from adx.defences import ProductOfExperts
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
+from adx.needs import differentiated
 from adx.planning import plan_memory
+from adx.scaling import Machine
+from adx.settings import Derivative
 
 TEACHER = dataclasses.replace(fakes.TEACHER, num_layers=3)
 EARLY = dataclasses.replace(TEACHER, num_layers=2, translator=True)  # of which there are two
@@ -113,13 +117,98 @@ def test_they_have_no_caches_and_the_head_is_read_once_for_all():
     assert (heads(ensemble), heads(own(ensemble))) == (2, 4)  # teacher and the other model; two are stacked
 
 
-def test_a_derivative_is_along_blocks_of_their_own():
-    ensemble, _ = models()
-    early = ensemble.groups[0]
-    assert early.reads == 2
+@functools.cache
+def sloped(shape=(1, 1, 1), directions=1):
+    """(Ensemble, Weights) of a teacher, an early exit that shares its pass, another model, and a bare earlier exit,
+    which has blocks of its own; random directions of all. Weights are whole."""
+    mesh = make_mesh(*shape)
+    model, layout = make_model(TEACHER), teacher_layout(mesh, TEACHER.sizes)
+    drawn = model.init(0)
+    params = {path: jax.device_put(x, layout.sharding(model.axes[path])) for path, x in drawn.items()}
+    groups, weights = [], []
+    for config, exit_layer in ((EARLY, 2), (fakes.PROXY, 0), (EARLIEST, 1)):
+        proxy = make_model(config)
+        groups.append(Group(proxy, proxy_layout(mesh, config.sizes, 1), 1, exit=exit_layer))
+        own_params = early_exit(proxy, drawn, 5) if exit_layer else proxy.init(7)
+        weights.append(stack_params(proxy, groups[-1].layout, [own_params]))
+    ensemble = differentiated(Ensemble(model, layout, tuple(groups)), Derivative(directions=directions))
+    along = tuple(fakes.make_directions(group, seed) for seed, group in enumerate(ensemble.groups))
+    return ensemble, Weights(params, tuple(weights), along)
+
+
+def apart(ensemble):
+    """Every proxy with a pass of its own."""
+    return dataclasses.replace(
+        ensemble, groups=tuple(dataclasses.replace(g, exit=0, shared=False) for g in ensemble.groups)
+    )
+
+
+TOKENS = np.random.default_rng(0).integers(0, fakes.VOCAB, (8, 11)).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'directions'),
+    [
+        ((1, 1, 1), 1),
+        ((2, 2, 2), 3),
+        pytest.param((1, 1, 1), 3, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+        pytest.param((4, 1, 2), 1, marks=pytest.mark.slow),
+    ],
+)
+def test_derivatives_along_the_teachers_own_pass_are_those_along_another_of_the_same_blocks(shape, directions):
+    ensemble, weights = sloped(shape, directions)
+    assert [group.shared for group in ensemble.groups] == [True, False, False]
+    mine = fakes.decoded(ensemble, held(ensemble, weights), TOKENS, 8)
+    theirs = fakes.decoded(apart(ensemble), weights, TOKENS, 8)
+    for x, y in zip(mine, theirs, strict=True):
+        # Logits of size 1, and slopes of their size, summed in another order.
+        np.testing.assert_allclose(x, y, rtol=0, atol=5e-5)
+    for x, y in zip(jax.jit(ensemble.whole)(held(ensemble, weights), TOKENS), mine, strict=True):
+        np.testing.assert_allclose(np.moveaxis(np.asarray(x), -2, 0)[7:], y, rtol=0, atol=5e-5)
+
+
+def test_a_row_with_a_rule_along_the_teachers_pass_draws_what_it_would_beside_it():
+    ensemble, weights = sloped()
+    requests = fakes.make_requests(12, fakes.Sloped(2.0))
+    mine, theirs = (
+        {str(one.id): one for one in Engine(*models, fakes.DECODE).generate(requests)}
+        for models in ((ensemble, held(ensemble, weights)), (apart(ensemble), weights))
+    )
+    fakes.check_agreement(mine, theirs)
+
+
+@pytest.mark.parametrize('directions', [1, 3])
+def test_the_pass_that_they_share_runs_once(directions):
+    """What is spared are the products of two blocks with weights and caches, once, whatever the directions."""
+    ensemble, weights = sloped(directions=directions)
+    models = [make_model(config) for config in (dataclasses.replace(EARLY, translator=False), EARLIEST)]
+    alone = [(Ensemble(model, ensemble.teacher_layout), Weights(model.init(0), ())) for model in models]
+    two, one = (sum(fakes.dot_sizes(*each)) for each in alone)
+    mine, theirs = (sum(fakes.dot_sizes(e, weights)) for e in (ensemble, apart(ensemble)))
+    assert theirs - mine == 2 * (two - one)
+
+
+def test_one_that_shares_has_no_cache_but_its_tangents():
+    ensemble, weights = sloped(directions=3)
+    caches = ensemble.empty_caches(4, 9)
+    assert [len(cache.layers) for cache in caches.groups] == [0, 1, 1]
+    tangents = [(len(cache.layers), len(cache.layers[0].v_BGSK)) for cache in caches.tangents]
+    assert tangents == [(2, 3), (1, 3), (1, 3)]
+    index_B = np.zeros(4, np.int32)
+    step = jax.jit(ensemble.step, donate_argnums=1).lower(held(ensemble, weights), caches, index_B, index_B).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
+    assert step.memory_analysis().alias_size_in_bytes >= size
+
+
+def test_a_derivative_is_along_the_blocks_whose_pass_it_shares_or_its_own():
+    (early, *_), _ = models()[0].groups, None
+    assert (early.reads, early.has_blocks) == (2, False)
     assert early.paths == ['translator', 'translator_bias']
+    shared = dataclasses.replace(early, directions=1, shared=True)
+    assert (shared.reads, shared.has_blocks, shared.paths) == (0, False, early.paths)
     for other in (dataclasses.replace(early, directions=1), dataclasses.replace(early, directions=1, difference=0.1)):
-        assert other.reads == 0
+        assert (other.reads, other.has_blocks) == (0, True)
         assert set(other.paths) == set(early.model.shapes)
 
 
@@ -130,3 +219,33 @@ def test_the_plan_counts_what_they_hold():
     plan, teacher = plan_memory(exits, fakes.DECODE), plan_memory(alone, fakes.DECODE)
     assert (plan.caches, plan.prefix) == (teacher.caches, teacher.prefix)
     assert plan.proxy_weights == 2 * 4 * (TEACHER.embed_dim + 1) * TEACHER.embed_dim
+
+
+def test_the_plan_of_one_that_shares_counts_tangents_directions_and_its_translator():
+    ensemble, _ = sloped(directions=3)
+    early = ensemble.groups[0]
+    shares, beside = (plan_memory(one, fakes.DECODE) for one in (only(ensemble, early), apart(only(ensemble, early))))
+    teacher = plan_memory(dataclasses.replace(ensemble, groups=()), fakes.DECODE)
+    layers = 2 / TEACHER.num_layers  # of the teacher's cache, for each direction
+    assert shares.caches - teacher.caches == 3 * layers * teacher.caches
+    assert beside.caches - shares.caches == layers * teacher.caches
+    assert shares.proxy_weights == 4 * (TEACHER.embed_dim + 1) * TEACHER.embed_dim
+    assert shares.directions == beside.directions == 3 * beside.proxy_weights
+
+
+def only(ensemble, group):
+    return dataclasses.replace(ensemble, groups=(group,))
+
+
+def test_the_least_time_of_a_step_spares_what_is_shared():
+    """Operations: of the exit's own pass the translator and the head are left; bytes: of its weights the translator."""
+    ensemble, _ = sloped()
+    early, sizes = ensemble.groups[0], ensemble.groups[0].model.shapes
+    shares, beside = only(ensemble, early), apart(only(ensemble, early))
+    count = lambda paths: sum(math.prod(sizes[path]) for path in paths)  # noqa: E731
+    spared = count(path for path in sizes if path not in ('embed', 'translator', 'translator_bias'))
+    products, memory = Machine(rate=1.0, bandwidth=1e30), Machine(rate=1e30, bandwidth=1.0)
+    seconds = [[machine.step_seconds(one, 4, 16) for one in (beside, shares)] for machine in (products, memory)]
+    assert seconds[0][0] - seconds[0][1] == pytest.approx(2 * 4 * spared, rel=1e-9)
+    cache = 2 * 4 * 2 * TEACHER.num_kv_heads * TEACHER.head_dim * 16 * 4
+    assert seconds[1][0] - seconds[1][1] == pytest.approx(4 * (count(sizes) - count(early.paths)) + cache, rel=1e-9)

@@ -9,6 +9,7 @@ decoded first. Results: results/derivative.json, see figures.py; its precision t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import tempfile
@@ -27,6 +28,7 @@ from adx.decoding.ensemble import Group
 from adx.defences import Antidistillation, Budget, Undefended
 from adx.experiment import COPY_DTYPES, Arm
 from adx.generation import Models
+from adx.loading import blueprint, load_proxy
 from adx.models.transformer import Params
 from adx.scaling import Machine
 from adx.session import prepare
@@ -56,10 +58,10 @@ class AdsBench(Bench):
 
     @property
     def proxy(self) -> tuple[Group, Params, Params]:
-        """The one proxy: its group, its weights and its direction."""
-        models = self.models
-        (group,), (params,), (directions,) = models.ensemble.groups, models.weights.groups, models.weights.directions
-        return group, jax.tree.map(lambda x: x[0], params), jax.tree.map(lambda x: x[0, 0], directions)
+        """The one proxy: its group, its weights, all of them, and its direction."""
+        (group,), (directions,) = self.models.ensemble.groups, self.models.weights.directions
+        loaded = load_proxy(self.experiment, blueprint(self.experiment), 0, group.layout)
+        return group, loaded.params, jax.tree.map(lambda x: x[0, 0], directions)
 
 
 def hf_rule(bench: Any) -> Any:
@@ -134,8 +136,9 @@ def bound(bench: Any) -> None:
     undefended = Arm('plain', Undefended(), bench.arm.sampling)
     plain = bench.engine_of(undefended)
     teacher, ads = bench.timer(undefended, plain), bench.timer()
-    products, bandwidth, length = matmul_timer(bench.models), read_bandwidth(), ads.caches.teacher.length
-    weights = bench.models.ensemble.teacher.num_params + bench.proxy[0].model.num_params
+    alone = dataclasses.replace(bench.models, ensemble=plain.ensemble, weights=plain.weights)
+    products, bandwidth, length = matmul_timer(alone), read_bandwidth(), ads.caches.teacher.length
+    weights = plain.ensemble.teacher.num_params
     teacher(), ads(), products()
     measured, bounds = [], []
     for _ in range(REPEATS.value * STEPS // bench.engine.config.chunk):

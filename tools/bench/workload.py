@@ -53,11 +53,12 @@ class Bench:
     @functools.cached_property
     def experiment(self) -> Experiment:
         base, new = smollm2_poe.experiment(), MAX_NEW.value
-        buckets = base.decode.buckets
+        buckets = tuple(range(96, base.decode.buckets[-1] + 1, 32))  # a prompt is padded by 31 tokens at most
         shorter = tuple(range(CONTEXT + 32, buckets[-1] + new, 64))
         decode = dataclasses.replace(
-            base.decode, slots=BATCH, cache_length=buckets[-1] + new, short_caches=shorter, record='none'
-        )
+            base.decode, slots=BATCH, buckets=buckets, cache_length=buckets[-1] + new, short_caches=shorter,
+            record='none',
+        )  # fmt: skip
         data = Gsm8k(path=DATA.value)
         derivative = Derivative(prompts=16, max_new_tokens=64)
         return dataclasses.replace(
