@@ -10,6 +10,7 @@ from typing import Any
 from adx.drafts import Draft, Rewriter, Tools
 from adx.gates import UNLIKELY, Gates, Senses
 from adx.rewriters.marked import Marked
+from adx.texts import edit_distance
 from adx.types import NAMING, Trace, check_range, is_name
 
 NONE = 'no draft'
@@ -39,6 +40,7 @@ class Rewritten:
 
     accepted: which draft it is, counted from 0; None where none passed. refusals: why each draft before it, or each of
     all, did not pass; where none was looked at, why none was. note: what the rewriter says of the accepted draft.
+    changed: how many of the trace's words it takes to make the text of it, over all of them; None where it is unknown.
     """
 
     request_id: str
@@ -46,6 +48,7 @@ class Rewritten:
     accepted: int | None
     refusals: tuple[str, ...]
     note: str = ''
+    changed: float | None = None
 
 
 def rewrite(
@@ -91,11 +94,15 @@ def _pass(
 def _result(trace: Trace, drafts: Sequence[Draft], accepted: int | None, refusals: Sequence[str]) -> Rewritten:
     taken = Draft(trace.text) if accepted is None else drafts[accepted]
     why = tuple(refusals) or (() if drafts else (NONE,))
-    return Rewritten(trace.request_id, taken.text, accepted, why, taken.note)
+    words = trace.text.split()
+    changed = edit_distance(words, taken.text.split()) / max(len(words), 1)
+    return Rewritten(trace.request_id, taken.text, accepted, why, taken.note, changed)
 
 
 def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
-    """How many were rewritten, by which draft, and how many drafts were refused, by cause."""
+    """How many were rewritten, by which draft, how many drafts were refused, by cause, and what share of its words a
+    rewritten trace has changed, in the mean; None where that is unknown."""
+    changed = [one.changed for one in rewritten if one.accepted is not None and one.changed is not None]
     taken = collections.Counter(one.accepted for one in rewritten if one.accepted is not None)
     causes = collections.Counter(reason for one in rewritten for reason in one.refusals)
     return {
@@ -103,6 +110,7 @@ def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
         'rewritten': sum(taken.values()),
         'by_draft': {str(draft): taken[draft] for draft in sorted(taken)},
         'refused': dict(sorted(causes.items())),
+        'changed': sum(changed) / len(changed) if changed else None,
     }
 
 
@@ -110,6 +118,12 @@ def innermost(rewriter: Any) -> Any:
     """The rewriter that makes the drafts, inside whatever stands around it."""
     inside = getattr(rewriter, 'rewriter', None)
     return rewriter if inside is None else innermost(inside)
+
+
+def matched_to(rewriter: Any) -> str:
+    """The rewrite that it is a control of; '' for none."""
+    inside = getattr(rewriter, 'rewriter', None)
+    return getattr(rewriter, 'like', '') or ('' if inside is None else matched_to(inside))
 
 
 def written_under(rewriter: Any) -> str:
@@ -147,8 +161,22 @@ def check_rewrites(
             raise ValueError(f"rewrite {one.name!r} is only of {wrong}; a slice is given as 'name=label'")
         if sum(isinstance(innermost(each.rewriter), Marked) for each in chain(rewrites, one.name)) > 1:
             raise ValueError(f'rewrite {one.name!r} puts a second mark into traces that carry one; mark them once')
+        if like := matched_to(one.rewriter):
+            _check_like(one, like, rewrites)
         if (arm := written_under(one.rewriter)) not in ('', *arms):
             raise ValueError(f'rewrite {one.name!r} is written under arm {arm!r} and there are {[*arms]}')
         for name in one.rewriter.needs:
             if name in tools:
                 raise ValueError(f'rewrite {one.name!r} needs {name!r}: {tools[name]}')
+
+
+def _check_like(one: Rewrite, like: str, rewrites: Sequence[Rewrite]) -> None:
+    """Raises ValueError unless a control is of the same traces as the rewrite before it that it is to match."""
+    before = {each.name: each.of for each in rewrites[: rewrites.index(one)]}
+    if before.get(like) != one.of:
+        of_same = sorted(name for name, of in before.items() if of == one.of)
+        raise ValueError(f'rewrite {one.name!r} is to match {like!r}; rewrites of {one.of!r} before it are {of_same}')
+    if one.share != 1.0 or one.only:
+        raise ValueError(
+            f'rewrite {one.name!r} matches {like!r} and stays where that does; leave share and only to {like!r}'
+        )

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from adx.types import Trace
 
-TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line')
+TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line', 'like')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Tools:
     harm(traces, texts): per trace the harm of each of its texts to the proxies, texts of one trace together.
     mark(traces, settings): each trace with a line of the customer's key, at one place or another.
     line(traces, settings): that line alone, for each trace.
+    like(traces, name): what an earlier rewrite made of each trace.
     """
 
     write: Callable[[Sequence[str], int, str], Sequence[Sequence[Draft]]] | None = None
@@ -41,6 +42,7 @@ class Tools:
     harm: Callable[[Sequence[Trace], Sequence[Sequence[str]]], Sequence[Sequence[float]]] | None = None
     mark: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
     line: Callable[[Sequence[Trace], Any], list[str]] | None = None
+    like: Callable[[Sequence[Trace], str], list[str]] | None = None
 
     def need(self, name: str, who: str) -> Any:
         """The tool of that name. Raises ValueError naming who asks for it where there is none."""

@@ -53,7 +53,8 @@ class Outcome:
     rates: shares of the student's answers in [0, 1]: 'unparsed', 'truncated', 'lenient' (right by lenient extraction),
     'timed_out' (the grader ran out of time: wrong). curve: dicts with step, tokens (of targets), accuracy and, where
     there are clean holdout traces, loss and kl: nats a token on them, kl from the teacher where vocabularies are the
-    same.
+    same. budgets: where the study wants each, the same without losses and with learning_rate, of this student at its
+    end and of the best of every other number of steps, each trained to its own.
     seconds: of training. identity: hashes: study, weights of the student, attack. lessons: reason -> how many
     lessons were dropped or refused for it, 'destroyed' those of them that no honest reader could use either.
     """
@@ -72,6 +73,7 @@ class Outcome:
     rates: dict[str, float]
     threat: ThreatModel
     curve: tuple[dict[str, float], ...] = ()
+    budgets: tuple[dict[str, float], ...] = ()
     diverged: bool = False
     seconds: float = 0.0
     identity: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -75,7 +75,7 @@ def check_same(known: Known, attacks: Mapping[str, str], students: Mapping[str, 
 
 
 def _from_record(record: Mapping[str, Any]) -> Outcome:
-    lists = {name: tuple(record[name]) for name in ('correct', 'curve')}
+    lists = {name: tuple(record[name]) for name in ('correct', 'curve')} | {'budgets': tuple(record.get('budgets', ()))}
     maps = {name: dict(record.get(name, {})) for name in ('identity', 'lessons')}
     found = Outcome(**dict(record) | lists | maps | {'threat': ThreatModel(**record['threat'])})
     name_of(found)  # what is no setting raises here

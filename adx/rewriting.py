@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adx import drafting, environments, files, keys, storage, watch
@@ -41,13 +41,14 @@ Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of h
 @dataclasses.dataclass(frozen=True)
 class _Share:
     """What one process is to do of a rewrite. chosen: names of the traces that are rewritten; the others stay, those
-    `spared` because their licence has no defence.
+    `spared` because their licence has no defence. like: by request id, the texts that a control is to match.
     """
 
     rewrite: Rewrite
     traces: list[Trace]
     chosen: frozenset[str]
     spared: frozenset[str] = frozenset()
+    like: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def rewrite(
@@ -100,7 +101,9 @@ def _share(experiment: Experiment, workdir: Workdir, one: Rewrite, place: Place)
         return row_key(experiment.seed, f'rewrite/{one.name}/{name}').tolist()
 
     chosen = frozenset(sorted(open_, key=draw)[: int(one.share * len(open_))])
-    return _Share(one, [trace for trace in traces if _name(trace) in mine], chosen, spared)
+    share = [trace for trace in traces if _name(trace) in mine]
+    like = _to_match(workdir, drafting.matched_to(one.rewriter), share)
+    return _Share(one, share, chosen, spared, like)
 
 
 def seconds_per_token(experiment: Experiment, path: str) -> dict[str, float]:
@@ -149,10 +152,20 @@ def _rewrite(
 def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:
     """The journal's lines of some traces."""
     one, mine = share.rewrite, [trace for trace in traces if _name(trace) in share.chosen]
-    done = drafting.rewrite(mine, one.rewriter, one.gates, shop.tools, shop.senses, shop.nll)
+    tools = dataclasses.replace(shop.tools, like=lambda of, name: [share.like[trace.request_id] for trace in of])
+    done = drafting.rewrite(mine, one.rewriter, one.gates, tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
     results = (found.get(trace.request_id) or _left(share, trace) for trace in traces)
     return [_record(shop.experiment, trace, each, shop) for trace, each in zip(traces, results, strict=True)]
+
+
+def _to_match(workdir: Workdir, name: str, traces: Sequence[Trace]) -> dict[str, str]:
+    """By request id, what a rewrite made of these traces; {} for no name. Raises InputError where it has not yet."""
+    texts = {id_: record['text'] for id_, record in _records_of(workdir, name).items()} if name else {}
+    missing = [trace.request_id for trace in traces if trace.request_id not in texts]
+    if name and missing:
+        raise InputError(f'rewrite {name!r}, which another is to match, has nothing of {missing[0]}; finish it first')
+    return texts
 
 
 def _left(share: _Share, trace: Trace) -> Rewritten:
@@ -170,7 +183,8 @@ def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Works
 
 
 def _result(record: dict[str, Any]) -> Rewritten:
-    return Rewritten(record['request_id'], record['text'], record['accepted'], tuple(record['refusals']))
+    refusals, changed = tuple(record['refusals']), record.get('changed')
+    return Rewritten(record['request_id'], record['text'], record['accepted'], refusals, changed=changed)
 
 
 def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
@@ -179,8 +193,9 @@ def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
     marked = drafting.innermost(one.rewriter)
     if isinstance(marked, Marked):
         found['key'] = keys.fingerprint(keys.served(marked.customer, marked.epoch))
-    before = drafting.chain(experiment.rewrites, one.name)[1:2]
-    return found | ({'before': identity(experiment, before[0])} if before else {})
+    by_name = {each.name: each for each in experiment.rewrites}
+    others = {'before': one.of, 'like': drafting.matched_to(one.rewriter)}
+    return found | {role: identity(experiment, by_name[name]) for role, name in others.items() if name in by_name}
 
 
 def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
@@ -212,6 +227,7 @@ def _read_identity(directory: Any) -> dict[str, Any]:
 def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
     """A journal's record. Raises StorageError where a field is missing or mistyped."""
     kinds: dict[str, Any] = {'text': str, 'accepted': int | None, 'refusals': list}
+    kinds |= {'changed': float | None} if 'changed' in record else {}  # older ones do not say
     if record.get('accepted') is not None:
         kinds |= {'tokens': list, 'reasoning': str, 'answer': str}
     wrong = [name for name, kind in kinds.items() if name not in record or not isinstance(record[name], kind)]
@@ -247,8 +263,7 @@ def names(workdir: Workdir) -> list[str]:
 
 def tally(workdir: Workdir, name: str) -> dict[str, Any]:
     """`drafting.counts` of a rewrite, of all that any process has made so far."""
-    every = {record['request_id']: record for _, record in read_records(workdir.private / 'rewrites' / name)}
-    return drafting.counts([_result(record) for record in every.values()])
+    return drafting.counts([_result(record) for record in _records_of(workdir, name).values()])
 
 
 def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
@@ -258,7 +273,7 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
     """
     directory = workdir.private / 'rewrites' / name
     about = _read_identity(directory)['rewrite']
-    records = {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
+    records = _records_of(workdir, name)
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():
         if trace.request_id in records:
@@ -268,6 +283,11 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
             yield trace if record['accepted'] is None else _said(trace, record)
     if found < len(records):
         raise InputError(f'{len(records) - found} traces of rewrite {name!r} are gone; restore the journals')
+
+
+def _records_of(workdir: Workdir, name: str) -> dict[str, dict[str, Any]]:
+    directory = workdir.private / 'rewrites' / name
+    return {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
 
 
 def _said(trace: Trace, record: dict[str, Any]) -> Trace:

@@ -48,7 +48,8 @@ class Study:
     them on the first seed, and keeps the one that is best on attack_val on the others.
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
     shots: worked examples, clean traces, that the base student is asked behind too; the better way counts as base.
-    curve: how often a chosen student is graded before its end too; its weights of then are kept meanwhile.
+    each_budget: the best setting of every other budget is trained to its end too, so that students are compared at
+      equal steps. curve: how often a chosen student is graded before its end; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
     own: the attackers' own model, which scores lessons for them.
     ladder: attacks of rising cost, the first with all of one unit, from which `cost_multiplier` is read.
@@ -68,6 +69,7 @@ class Study:
     split: str = 'tune'
     exam: int = 500
     choice: int = 250
+    each_budget: bool = False
     curve: int = 0
     shots: int = 0
     sampling: Sampling = Sampling(temperature=0.0)

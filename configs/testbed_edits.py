@@ -12,6 +12,7 @@ import dataclasses
 from adx.datasets.arithmetic_problems import NAMES, OPERATIONS
 from adx.drafting import Rewrite
 from adx.rewriters.gradient import Gradient
+from adx.rewriters.matched import Matched
 from adx.study import Study
 from configs import testbed_rewrites, testbed_screen
 
@@ -25,7 +26,7 @@ def study() -> Study:
         Rewrite('flips', 'plain', Gradient(protected=FIXED)),
         Rewrite('moves', 'plain', Gradient(step='embedding', protected=FIXED)),
         Rewrite('bilevel', 'plain', Gradient('bilevel', protected=FIXED)),
-        Rewrite('chance', 'plain', Gradient('random', protected=FIXED)),
+        Rewrite('chance', 'plain', Matched(Gradient('random', protected=FIXED), 'flips')),
     )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
     return dataclasses.replace(

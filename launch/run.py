@@ -181,7 +181,8 @@ def rewrite(experiment: Any, path: str, interrupts: Interrupts) -> int:
     for name, counts in made.items():
         refused = ', '.join(f'{count} for {reason}' for reason, count in counts['refused'].items())
         done = f'{counts["rewritten"]} of {counts["traces"]} traces'
-        print(f'rewrite {name}: {done}, refused drafts: {refused or "none"}')
+        words = '' if counts['changed'] is None else f', {counts["changed"]:.0%} of their words changed'
+        print(f'rewrite {name}: {done}{words}, refused drafts: {refused or "none"}')
     return COMPLETE
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 from studies import DATASET, SMALL, STRANGE, make_study, write_holdout, write_traces
 
-from adx import assessing, distilling, outcomes_io, readings, selecting, study_traces, teaching
+from adx import assessing, cohorts, distilling, outcomes_io, readings, selecting, study_traces, teaching
 from adx.attacks import Attack
 from adx.attacks.mixing import MixClean
 from adx.batching import Example
@@ -67,8 +67,8 @@ def test_the_first_seed_has_the_grid_and_the_others_its_choice(finished):
 
 def test_a_ladder_is_climbed_from_one_clean_student(students):
     study = dataclasses.replace(make_study(students), ladder=('mixed', 'sft'))
-    found = {attack.name: distilling.sources(study, attack) for attack in study.attacks}
-    assert found == {'sft': ['poe'], 'mixed': ['plain', 'poe', distilling.OWN]}
+    found = {attack.name: cohorts.sources(study, attack) for attack in study.attacks}
+    assert found == {'sft': ['poe'], 'mixed': ['plain', 'poe', cohorts.OWN]}
 
 
 def test_threat_models_say_what_was_had(finished):
@@ -107,7 +107,7 @@ def test_outcomes_of_another_attack_or_student_of_the_name_are_not_taken_for_new
 
 def test_going_on_repeats_nothing(finished, monkeypatch):
     study, path, outcomes = finished
-    monkeypatch.setattr(distilling._Group, '_train', None)
+    monkeypatch.setattr(cohorts.Cohort, '_train', None)
     assert distilling.distil(study, path) == outcomes
 
 
@@ -125,7 +125,7 @@ def test_another_seed_is_added_with_the_frozen_settings(students, tmp_path):
 def test_a_run_that_was_cut_keeps_the_arms_that_were_done(students, tmp_path, monkeypatch):
     study = make_study(students, seeds=(0,))
     write_traces(study, str(tmp_path))
-    train, calls = distilling._Group._train, []
+    train, calls = cohorts.Cohort._train, []
 
     def cut(self, lessons, jobs):
         calls.append((self.family.student.name, self.attack.name, *lessons))
@@ -133,7 +133,7 @@ def test_a_run_that_was_cut_keeps_the_arms_that_were_done(students, tmp_path, mo
             raise KeyboardInterrupt
         return train(self, lessons, jobs)
 
-    monkeypatch.setattr(distilling._Group, '_train', cut)
+    monkeypatch.setattr(cohorts.Cohort, '_train', cut)
     with pytest.raises(KeyboardInterrupt):
         distilling.distil(study, str(tmp_path))
     done = {(o.attack, o.source) for o in outcomes_io.read(str(tmp_path)).values() if o.source != 'base'}
@@ -218,6 +218,37 @@ def test_a_curve_shows_the_chosen_student_on_its_way(students, tmp_path):
     assert clean.curve[-1]['loss'] < clean.curve[0]['loss'] - 0.05
 
 
+def test_with_each_budget_the_best_of_every_other_is_trained_to_its_end(students, tmp_path):
+    grid = {'learning_rates': (1e-3, 1e-2), 'budgets': (2, 5, 9)}
+    study = make_study(students[:1], attacks=(Attack('sft', longer=2.0),), each_budget=True, **grid)
+    write_traces(study, str(tmp_path))
+    outcomes = distilling.distil(study, str(tmp_path))
+    choices = {(o.arm, o.source, *o.setting.values()): o.accuracy for o in outcomes if o.split == 'attack_val'}
+    taught = [o for o in outcomes if o.split == 'tune' and o.setting]
+    assert len(taught) == 4  # clean and defended, of two seeds
+    for one in taught:
+        assert {point['step'] for point in one.budgets} == {4, 10, 18}
+        assert len(one.budgets) == 3
+        assert one.budgets[0]['step'] == one.threat.steps
+        assert one.budgets[0]['accuracy'] == one.accuracy
+        tokens = [point['tokens'] for point in sorted(one.budgets, key=lambda point: point['step'])]
+        assert tokens == sorted(set(tokens))
+        assert one.curve == ()
+        for point in one.budgets:
+            other = next(rate for rate in study.learning_rates if rate != point['learning_rate'])
+            mine, theirs = (
+                choices[one.arm, one.source, rate, point['step'] // 2] for rate in (point['learning_rate'], other)
+            )
+            assert (mine, point['learning_rate']) > (theirs, other)
+    # A student of a budget is the one that it would be alone.
+    budgets = next(o for o in taught if (o.arm, o.seed) == ('poe', 1)).budgets
+    rate, steps = budgets[1]['learning_rate'], budgets[1]['step'] // 2
+    alone, path = dataclasses.replace(study, learning_rates=(rate,), budgets=(steps,)), str(tmp_path / 'alone')
+    write_traces(alone, path)
+    (found,) = [o for o in distilling.distil(alone, path) if (o.arm, o.split, o.seed) == ('poe', 'tune', 1)]
+    assert found.accuracy == budgets[1]['accuracy']
+
+
 def test_the_base_is_asked_behind_worked_examples_too(students, tmp_path):
     study = make_study(students[:1], attacks=(Attack('sft'),), seeds=(0,), budgets=(1,), shots=2)
     write_traces(study, str(tmp_path))
@@ -278,14 +309,14 @@ def test_lessons_are_what_arms_said(students, tmp_path):
     study = make_study(students, attacks=(Attack('sft'),), seeds=(0,), learning_rates=(1e-2,), budgets=(40,))
     write_traces(study, str(tmp_path))
     kept = {}
-    grade = distilling._Group._grade
+    grade = cohorts.Cohort._grade
 
     def keep(self, name, taught, *rest):
         kept[self.family.student.name, name] = taught[0].params
         return grade(self, name, taught, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distilling._Group, '_grade', keep)
+        patch.setattr(cohorts.Cohort, '_grade', keep)
         distilling.distil(study, str(tmp_path))
     tokenizer = load_tokenizer(students[0])
     prompt = tokenizer.encode('<user>Tom: 7 . what has Tom ?<assistant>')

@@ -13,6 +13,7 @@ from adx.rewriters import MENU
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
 from adx.rewriters.marked import FOREIGN, WATERMARK, WITHOUT, Marked
+from adx.rewriters.matched import LEFT, Matched
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 
@@ -55,6 +56,7 @@ def test_without_a_sound_draft_the_trace_stays():
     assert [one.text for one in found] == [ORIGINAL, ORIGINAL, 'no idea']
     assert counts(found) == {
         'traces': 3, 'rewritten': 0, 'by_draft': {}, 'refused': {gates.NO_ANSWER: 1, gates.SHORT: 2},
+        'changed': None,
     }  # fmt: skip
 
 
@@ -133,6 +135,59 @@ def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace
     assert [draft.text for draft in drafts] == ['worst', 'bad', 'mild', 'x']
 
 
+def test_what_share_of_the_words_changed_is_of_the_traces_that_were_rewritten():
+    words, one_word = len(ORIGINAL.split()), ORIGINAL.replace('buys', 'gets')
+    two_words = one_word.replace('gives', 'hands')
+    found = [*run(TRACES[:1], Fixed(Draft(one_word))), *run(TRACES[1:2], Fixed(Draft(two_words)))]
+    assert [one.changed for one in found] == [1 / words, 2 / words]
+    assert counts([*found, *run(TRACES[2:3], Fixed())])['changed'] == pytest.approx(1.5 / words)
+
+
+def test_a_control_is_as_far_from_the_trace_and_as_long_as_what_it_matches():
+    """Of five words one is replaced and one put in: that is 2 away, and 6 long."""
+    own, like = 'we saw one two three', 'we saw one four three then'
+    far, near, same, shorter = 'a b c d e f', 'we saw a two three', 'we all saw two two three', 'we saw one'
+    traces = [trace(own, request_id=f'gsm8k/train/{row}/0/plain') for row in range(2)]
+    asked = []
+
+    class Watched(Fixed):
+        def drafts(self, traces, tools):
+            asked.extend(traces)
+            return super().drafts(traces, tools)
+
+    drafts = [Draft(same, 'disowned'), *map(Draft, (far, shorter, near, same))]
+    tools = Tools(like=lambda traces, name: [like if one is traces[0] else one.text for one in traces])
+    found, left = Matched(Watched(*drafts), 'worst').drafts(traces, tools)
+    # off by 4 and 0, by 0 and 3, by 1 and 1, by 0 and 0
+    assert found == [*map(Draft, (same, near, shorter, far)), Draft(same, 'disowned')]
+    assert left == [Draft(own, LEFT)]
+    assert asked == traces[:1]
+
+
+@pytest.mark.parametrize(
+    ('of', 'given', 'message'),
+    [
+        ('worst', {}, ''),
+        ('told', {}, "to match 'told'; rewrites of 'plain' before it are \\['worst'\\]"),
+        ('other', {}, "to match 'other'"),
+        ('later', {}, "to match 'later'"),
+        ('worst', {'share': 0.5}, 'leave share and only to'),
+        ('worst', {'only': ('subject=law',)}, 'leave share and only to'),
+    ],
+)
+def test_a_control_is_of_the_same_traces_and_comes_after_what_it_matches(of, given, message):
+    rewrites = [
+        Rewrite('worst', 'plain', Rendered()),
+        Rewrite('other', 'poe', Rendered()),
+        Rewrite('told', 'plain', Matched(Rendered(), of), **given),
+        Rewrite('later', 'plain', Rendered()),
+    ]
+    if not message:
+        return check_rewrites(rewrites, ['plain', 'poe'], [], {})
+    with pytest.raises(ValueError, match=message):
+        check_rewrites(rewrites, ['plain', 'poe'], [], {})
+
+
 @pytest.mark.parametrize(
     ('rewriter', 'message'),
     [
@@ -184,8 +239,9 @@ def test_a_trace_is_marked_once():
 
 @pytest.mark.parametrize('name', sorted(MENU))
 def test_every_rewriter_of_the_menu_is_one_and_says_what_it_lacks(name):
-    rewriter = MENU[name](*{'selected': [Rendered()], 'marked': ['acme']}.get(name, []))
+    given = {'selected': [Rendered()], 'matched': [Rendered(), 'worst'], 'marked': ['acme']}
+    rewriter = MENU[name](*given.get(name, []))
     assert isinstance(rewriter, Rewriter)
     rewriter.check()
-    with pytest.raises(ValueError, match=f'needs the tool {rewriter.needs[-1]!r}' if name != 'selected' else 'harm'):
+    with pytest.raises(ValueError, match=f'needs the tool {rewriter.needs[-1]!r}'):
         rewriter.drafts(TRACES, Tools())

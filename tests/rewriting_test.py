@@ -13,7 +13,7 @@ from adx import environments, keys, rewriting, storage
 from adx.defences import Undefended
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
-from adx.errors import ConfigError, InputError, WorkdirError
+from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.experiment import Arm, ModelSource, check, experiment_hash, from_json, identity, to_json
 from adx.export import export
 from adx.gates import SHORT, Gates
@@ -23,6 +23,7 @@ from adx.processes import Place
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
 from adx.rewriters.marked import Marked
+from adx.rewriters.matched import LEFT, Matched
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 from adx.selection import Selection
@@ -32,6 +33,7 @@ from tests import tiny
 
 TEXT, OTHER = 'First 3 + 4 = 7, as we saw.\n#### 7', 'We saw that 3 + 4 = 7, at first.\n#### 7'
 ROWS = 6
+WORDS = 6 / 11  # that OTHER has changed, of TEXT's
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +82,9 @@ def shop(monkeypatch):
 
 def test_keeps_what_became_of_every_trace(base, workdir):
     found = rewriting.rewrite(base, str(workdir.path))
-    assert found['said'] == {'traces': ROWS, 'rewritten': ROWS, 'by_draft': {'1': ROWS}, 'refused': {SHORT: ROWS}}
+    assert found['said'] == {
+        'traces': ROWS, 'rewritten': ROWS, 'by_draft': {'1': ROWS}, 'refused': {SHORT: ROWS}, 'changed': WORDS,
+    }  # fmt: skip
     assert found['chosen']['traces'] == 2
     assert rewriting.names(workdir) == ['chosen', 'said']
     traces = list(rewriting.rewritten(workdir, 'said'))
@@ -119,6 +123,36 @@ def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     counts = rewriting.rewrite(part, str(workdir.path))['part']
     assert counts['rewritten'] == ROWS // 2
     assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - ROWS // 2
+
+
+def test_a_control_stays_where_what_it_matches_does(base, workdir):
+    said = Rewrite('part', 'plain', Instructed(), share=0.5)
+    control = Rewrite('control', 'plain', Matched(Instructed(tries=2), 'part'))
+    run = dataclasses.replace(base, rewrites=(said, control))
+    with pytest.raises(InputError, match=r"'part', which another is to match, has nothing of gsm8k/test/0/0/plain"):
+        rewriting._share(run, workdir, control, Place())
+    found = rewriting.rewrite(run, str(workdir.path))
+    assert found['control']['rewritten'] == ROWS // 2
+    assert found['control']['refused'] == {LEFT: ROWS // 2}  # the nearest draft is the one that was taken
+    texts = [[one.text for one in rewriting.rewritten(workdir, name)] for name in ('part', 'control')]
+    assert texts[0] == texts[1]
+    others = dataclasses.replace(run, rewrites=(dataclasses.replace(said, share=1.0), control))
+    assert rewriting.identity(others, control) != rewriting.identity(run, control)
+
+
+def test_records_of_before_do_not_say_what_share_of_the_words_changed(base, workdir):
+    rewriting.rewrite(base, str(workdir.path))
+    for file in (workdir.private / 'rewrites' / 'said').glob('*.jsonl'):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in records:
+            del record['changed']
+        file.write_text(''.join(f'{json.dumps(record)}\n' for record in records))
+    found = rewriting.tally(workdir, 'said')
+    assert (found['rewritten'], found['changed']) == (ROWS, None)
+    (file,) = (workdir.private / 'rewrites' / 'said').glob('*.jsonl')
+    file.write_text(file.read_text().replace('"note"', '"changed": "much", "note"', 1))
+    with pytest.raises(StorageError, match=r"is no rewrite \(see \['changed'\]\)"):
+        rewriting.tally(workdir, 'said')
 
 
 def test_the_share_of_a_mark_is_of_its_customers_traces(base, workdir, monkeypatch):

@@ -156,14 +156,16 @@ def missing(**sides: dict[int, Outcome]) -> str:
 def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
     """Accuracies where both of a pair's curves last reach: one array a side, or no array and the reason.
 
-    unit: 'steps' or 'tokens'; between two checkpoints, accuracy is taken on the line that joins them.
+    unit: 'steps' or 'tokens'; between two points, accuracy is taken on the line that joins them. A point is a student
+    that was trained to its end with each budget where all have those, else a checkpoint.
     """
-    key = {'steps': 'step', 'tokens': 'tokens'}[unit]
-    if not all(outcome.curve for side in joined.sides for outcome in side):
+    key, outcomes = {'steps': 'step', 'tokens': 'tokens'}[unit], [outcome for side in joined.sides for outcome in side]
+    which = 'budgets' if all(outcome.budgets for outcome in outcomes) else 'curve'
+    if not all(getattr(outcome, which) for outcome in outcomes):
         return [], 'not run: curves'
     sides: list[list[float]] = [[] for _ in joined.sides]
     for row in zip(*joined.sides, strict=True):
-        curves = [sorted((point[key], point['accuracy']) for point in outcome.curve) for outcome in row]
+        curves = [sorted((point[key], point['accuracy']) for point in getattr(outcome, which)) for outcome in row]
         end, start = min(curve[-1][0] for curve in curves), max(curve[0][0] for curve in curves)
         if end < start:
             return [], f'curves do not overlap in {unit}'

@@ -3,6 +3,7 @@
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import INSTRUCTIONS, Instructed
 from adx.rewriters.marked import Marked
+from adx.rewriters.matched import Matched
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 
@@ -14,4 +15,5 @@ MENU: dict[str, type] = {
     'gradient': Gradient,
     'selected': Selected,
     'marked': Marked,
+    'matched': Matched,
 }

@@ -281,6 +281,12 @@ def test_equal_steps_read_both_curves_where_the_shorter_ends():
         for o in outcomes()
     ]
     assert find(rows(given), 'damage_at_steps').value == pytest.approx((0.55 - 0.4) / 0.35)
+    # Students that were trained to their ends come before those on their way.
+    half = {True: 0.8, False: 0.7}
+    ended = [dataclasses.replace(o, budgets=curve((100, 0.9), (50, half[o.source == 'clean']))) for o in given]
+    assert find(rows(ended), 'damage_at_steps').value == 0.0
+    ended = [o if o.source == 'clean' else dataclasses.replace(o, budgets=o.budgets[1:]) for o in ended]
+    assert find(rows(ended), 'damage_at_steps').value == pytest.approx((0.8 - 0.7) / 0.6)
     early = [dataclasses.replace(o, curve=curve((0, 0.2), (10, 0.21))) for o in outcomes()]
     row = find(rows(early), 'damage_at_steps')
     assert (row.status, row.n) == ('no_credit', 8)

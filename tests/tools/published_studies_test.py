@@ -67,6 +67,25 @@ def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, publishe
     frontier.verify(published)
 
 
+def test_a_study_with_each_budget_is_published_and_has_a_column_of_damage_at_equal_steps(study, findings, tmp_path):
+    frontier.publish('one', study, findings, 'python -m publish', tmp_path)
+    assert 'damage_at_steps' not in frontier.render('one', tmp_path)
+    right = {'base': 1, 'clean': 9, 'defended': 5}  # of ten
+
+    def graded(one, seed):
+        count = right[one.source]
+        budgets = ({'step': 2, 'tokens': 20, 'accuracy': count / 10},)
+        return dataclasses.replace(one, seed=seed, correct=(True,) * count + (False,) * (10 - count), budgets=budgets)
+
+    mine = [one for one in findings.outcomes if one.split == 'tune' and one.source in right and one.seed == 0]
+    outcomes = [graded(one, seed) for one in mine for seed in (0, 1)]
+    frontier.publish('one', study, dataclasses.replace(findings, outcomes=outcomes), 'python -m publish', tmp_path)
+    frontier.verify(tmp_path)
+    head, _, line, *_ = frontier.render('one', tmp_path).splitlines()
+    found = dict(zip(head.split(' | '), line.split(' | '), strict=True))
+    assert found['damage_at_steps'] == '0.50 [0.50, 0.50]'
+
+
 def test_rows_are_written_anew_from_the_raw_files(published):
     before = frontier.read(published)
     (published / 'frontier.json').write_text(json.dumps([row | {'value': None} for row in before[:3]]))

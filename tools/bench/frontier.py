@@ -41,6 +41,7 @@ FIELDS = (
     'status', 'reason', *SOURCE,
 )  # fmt: skip
 COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
+AT_STEPS = 'damage_at_steps'  # beside them, where a study measured it
 BY_ATTACK = ('damage_attacked', 'recovered')
 BITS = ('correct', 'forced', 'lenient')
 
@@ -155,10 +156,12 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
     """
     rows = [row for row in read(results) if row['study'] == name]
     by = {(row['figure'], row['defence'], row['student'], row['attack']): row for row in rows}
-    lines = [f'| arm | student | {" | ".join(COLUMNS)} | eligible |', '|---' * (len(COLUMNS) + 3) + '|']
+    at_steps = any(row['figure'] == AT_STEPS and row['value'] is not None for row in rows)
+    columns = (*COLUMNS[:3], AT_STEPS, *COLUMNS[3:]) if at_steps else COLUMNS
+    lines = [f'| arm | student | {" | ".join(columns)} | eligible |', '|---' * (len(columns) + 3) + '|']
     for row in rows:
         if row['figure'] == 'points_lost':
-            keys = [(c, row['defence'], '' if c == 'teacher_lost' else row['student']) for c in COLUMNS]
+            keys = [(c, row['defence'], '' if c == 'teacher_lost' else row['student']) for c in columns]
             found = [next((r for (f, d, s, _), r in by.items() if (f, d, s) == key), None) for key in keys]
             judged = {True: 'yes', False: 'no', None: 'not judged'}[row['eligible']]
             lines.append(f'| {" | ".join([row["defence"], row["student"], *map(_cell, found), judged])} |')
