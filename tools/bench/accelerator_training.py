@@ -1,4 +1,4 @@
-"""Measures training on an accelerator: a model of 135M and one of 1B weights, and stacks of the testbed's students.
+"""Measures training on an accelerator: models of 135M and of 1B, and stacks of students.
 
     python -m tools.bench.accelerator_training --machine=h200     # appends to results/training.json
     python -m tools.bench.accelerator_training --trial            # tiny models, prints and keeps nothing
