@@ -25,6 +25,7 @@ from storage_test import EXPERIMENT, make_trace
 
 from adx import files, forgetting, journal, orbax_io, outcomes_io, rewriting, storage, training_io, watch
 from adx.drafting import Rewrite
+from adx.drafts import Tools
 from adx.outcomes import Outcome, ThreatModel
 from adx.rewriters import Instructed
 from adx.storage import Workdir
@@ -158,7 +159,8 @@ def test_outcomes(tmp_path):
 class Anything:
     """A workshop nobody asks for more than its parts."""
 
-    experiment = tools = senses = nll = None
+    experiment = senses = nll = None
+    tools = Tools()
 
 
 def test_rewrites(tmp_path, monkeypatch):
