@@ -16,6 +16,7 @@ from adx.outcomes import SOURCES, Outcome, ThreatModel
 from adx.types import check_choice
 
 Value = Callable[[Outcome], float]
+UNEQUAL = 'unequal steps: '  # how the note of it begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _unequal_steps(sides: Mapping[str, Sequence[Outcome]]) -> list[str]:
             if outcome.source in ('defended', 'clean'):
                 of_attack.setdefault(outcome.attack, {}).setdefault(name, set()).add(outcome.threat.steps)
     return [
-        'unequal steps: ' + ', '.join(f'{name} {"/".join(map(str, sorted(counts)))}' for name, counts in steps.items())
+        UNEQUAL + ', '.join(f'{name} {"/".join(map(str, sorted(counts)))}' for name, counts in steps.items())
         for steps in of_attack.values()
         if len(set().union(*steps.values())) > 1
     ]

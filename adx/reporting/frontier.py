@@ -15,7 +15,7 @@ import numpy as np
 
 from adx import statistics
 from adx.outcomes import Outcome, Quality
-from adx.reporting.cells import Cells, Joined, at_equal, join, missing
+from adx.reporting.cells import UNEQUAL, Cells, Joined, at_equal, join, missing
 from adx.reporting.headlines import headlines
 from adx.reporting.ladder import cost_rows
 from adx.reporting.plan import Plan
@@ -157,6 +157,7 @@ def _damages(sheet: Sheet, of: Subject) -> list[Row]:
     clean, defended, base = joined.values()
     if reason := _gain(sheet, clean, base):
         return [of.row(name, attack, n=len(base), status=NO_CREDIT, reason=reason) for name in names]
+    equal = dataclasses.replace(joined, notes=tuple(note for note in joined.notes if not note.startswith(UNEQUAL)))
     pair = dataclasses.replace(joined, sides=joined.sides[:2])
     rows = []
     for name, unit in zip(names, ('', 'steps', 'tokens'), strict=True):
@@ -168,7 +169,8 @@ def _damages(sheet: Sheet, of: Subject) -> list[Row]:
             rows.append(of.row(name, attack, n=len(base), status=NO_CREDIT, reason=reason))
             continue
         found = statistics.fieller(levels[0] - levels[1], levels[0] - base, sheet.plan.level)
-        rows.append(_measured(of, name, attack, found, joined, p=statistics.paired_p(*levels)))
+        noted = equal if unit else joined
+        rows.append(_measured(of, name, attack, found, noted, p=statistics.paired_p(*levels)))
     return rows
 
 

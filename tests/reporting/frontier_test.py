@@ -286,7 +286,12 @@ def test_equal_steps_read_both_curves_where_the_shorter_ends():
     ended = [dataclasses.replace(o, budgets=curve((100, 0.9), (50, half[o.source == 'clean']))) for o in given]
     assert find(rows(ended), 'damage_at_steps').value == 0.0
     ended = [o if o.source == 'clean' else dataclasses.replace(o, budgets=o.budgets[1:]) for o in ended]
-    assert find(rows(ended), 'damage_at_steps').value == pytest.approx((0.8 - 0.7) / 0.6)
+    row = find(rows(ended), 'damage_at_steps')
+    assert row.value == pytest.approx((0.8 - 0.7) / 0.6)
+    other = dataclasses.replace(THREAT, steps=2 * THREAT.steps)
+    uneven = [dataclasses.replace(o, threat=other if o.source == 'clean' else o.threat) for o in ended]
+    assert 'unequal steps' in find(rows(uneven), 'damage').reason
+    assert find(rows(uneven), 'damage_at_steps') == row  # which is at equal ones
     early = [dataclasses.replace(o, curve=curve((0, 0.2), (10, 0.21))) for o in outcomes()]
     row = find(rows(early), 'damage_at_steps')
     assert (row.status, row.n) == ('no_credit', 8)
