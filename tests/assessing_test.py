@@ -125,7 +125,9 @@ def test_a_rewrite_costs_its_rewriter_beside_the_decoding(tmp_path):
     [[seed, name, counts]] = content['rewrites']
     assert (seed, name, counts['traces']) == ('0', 'told', len(plain.correct))
     html = (assessing.Workdir(path).private / 'report' / 'report.html').read_text()
-    assert f'<th scope="row">told</th><td>0</td><td>{counts["rewritten"]}</td><td>{counts["traces"]}</td>' in html
+    row = f'<th scope="row">told</th><td>0</td><td>{counts["rewritten"]}</td><td>{counts["traces"]}</td>'
+    assert f'{row}<td>{100 * counts["changed"]:.0f} %</td>' in html
+    assert counts['changed'] > 0
 
 
 def test_longer_traces_are_not_eligible(ran):
