@@ -155,7 +155,7 @@ def test_a_control_is_as_far_from_the_trace_and_as_long_as_what_it_matches():
             asked.extend(traces)
             return super().drafts(traces, tools)
 
-    drafts = [Draft(same, 'disowned'), *map(Draft, (far, shorter, near, same))]
+    drafts = [Draft(same, 'disowned'), *map(Draft, (far, like, shorter, near, same))]  # which no control repeats
     tools = Tools(like=lambda traces, name: [like if one is traces[0] else one.text for one in traces])
     found, left = Matched(Watched(*drafts), 'worst').drafts(traces, tools)
     # off by 4 and 0, by 0 and 3, by 1 and 1, by 0 and 0

@@ -32,6 +32,7 @@ from launch.config import load_config
 from tests import tiny
 
 TEXT, OTHER = 'First 3 + 4 = 7, as we saw.\n#### 7', 'We saw that 3 + 4 = 7, at first.\n#### 7'
+THIRD = 'At first we saw that 3 + 4 = 7.\n#### 7'
 ROWS = 6
 WORDS = 6 / 11  # that OTHER has changed, of TEXT's
 
@@ -125,7 +126,8 @@ def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
     assert counts['refused'][rewriting.NOT_CHOSEN] == ROWS - ROWS // 2
 
 
-def test_a_control_stays_where_what_it_matches_does(base, workdir):
+def test_a_control_stays_where_what_it_matches_does_and_says_something_else(base, workdir, monkeypatch):
+    monkeypatch.setattr(Shop, 'written', (Draft(OTHER), Draft(THIRD)))
     said = Rewrite('part', 'plain', Instructed(), share=0.5)
     control = Rewrite('control', 'plain', Matched(Instructed(tries=2), 'part'))
     run = dataclasses.replace(base, rewrites=(said, control))
@@ -133,9 +135,10 @@ def test_a_control_stays_where_what_it_matches_does(base, workdir):
         rewriting._share(run, workdir, control, Place())
     found = rewriting.rewrite(run, str(workdir.path))
     assert found['control']['rewritten'] == ROWS // 2
-    assert found['control']['refused'] == {LEFT: ROWS // 2}  # the nearest draft is the one that was taken
+    assert found['control']['refused'] == {LEFT: ROWS // 2}
     texts = [[one.text for one in rewriting.rewritten(workdir, name)] for name in ('part', 'control')]
-    assert texts[0] == texts[1]
+    assert [{OTHER: THIRD}.get(text, text) for text in texts[0]] == texts[1]
+    assert texts[0].count(OTHER) == ROWS // 2
     others = dataclasses.replace(run, rewrites=(dataclasses.replace(said, share=1.0), control))
     assert rewriting.identity(others, control) != rewriting.identity(run, control)
 

@@ -15,7 +15,7 @@ LEFT = 'stays as in the rewrite that it is to match'
 @dataclasses.dataclass(frozen=True)
 class Matched:
     """The drafts of `rewriter` in the order of how near each is, in distance from the trace and in length, to what the
-    rewrite `like` made of the trace; a trace that it left stays.
+    rewrite `like` made of the trace; that text itself is none of them, and a trace that it left stays.
 
     Both are counted in words, and what they are off is added. like: the name of an earlier rewrite of the same traces.
     rewriter: one that makes several drafts, or there is nothing to choose.
@@ -60,4 +60,4 @@ def _nearest(own: str, like: str, drafts: Sequence[Draft]) -> list[Draft]:
         mine = sizes(draft.text)
         return bool(draft.problem), abs(mine[0] - distance) + abs(mine[1] - length)
 
-    return sorted(drafts, key=off)
+    return sorted((draft for draft in drafts if draft.text != like), key=off)
