@@ -1,7 +1,9 @@
 """Measures decoding along derivatives: against two copies, its bound, and a budget.
 
-    python -m tools.bench.derivative                              # everything, hours on a small CPU
     python -m tools.bench.derivative --figures=steps,passes,bound,budget
+    python -m tools.bench.derivative --figures=useful             # an hour on a small CPU
+
+`useful` is a command of its own: behind the others XLA's CPU compiler crashed, with some hundred programs compiled.
 
 The workload of workload.py under antidistillation sampling, along the gradient on a few holdout traces, which are
 decoded first. Results: results/derivative.json, see figures.py; its precision table is tools/precision.py's.
