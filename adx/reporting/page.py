@@ -111,13 +111,20 @@ def number(row: Row | None) -> str:
     return f'{row.value:.2f} [{low}, {high}]'
 
 
+def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Damage at equal steps stands beside the damage where it was measured."""
+    at_steps = any(row.figure == 'damage_at_steps' and row.value is not None for row in rows)
+    after = COLUMNS.index('damage') + 1
+    return (*COLUMNS[:after], 'damage_at_steps', *COLUMNS[after:]) if at_steps else COLUMNS
+
+
 def _table(rows: Sequence[Row], eligible: bool) -> list[tuple[Row, list[Row | None]]]:
     """A line per defence or control and student; the figures of the traces stand on each line of the arm."""
     lines = []
     by = {(row.figure, row.arm, row.student): row for row in rows}
     for row in rows:
         if row.figure == 'points_lost' and bool(row.eligible) == eligible:
-            cells = [by.get((name, row.arm, row.student), by.get((name, row.arm, ''))) for name in COLUMNS]
+            cells = [by.get((name, row.arm, row.student), by.get((name, row.arm, ''))) for name in _columns(rows)]
             lines.append((row, cells))
     return lines
 
@@ -138,7 +145,7 @@ def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, f
     failed = {arm: f'fails: {", ".join(names)}' for arm, names in lacking.items() if names}
     failed |= {arm: f'not judged: {why}' for arm, why in facts.unjudged.items()}
     return template('report.html', number).render(
-        content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=COLUMNS, failed=failed,
+        content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=_columns(rows), failed=failed,
         judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),
         recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies), students=students,
         charts=[chart for s in students if (chart := frontier_chart(rows, s))],

@@ -8,7 +8,7 @@ import re
 
 from frontier_test import VERDICTS, outcomes, rows
 
-from adx.reporting.page import Facts, Sample, report, sentence
+from adx.reporting.page import Facts, Sample, number, report, sentence
 from adx.reporting.page import html as page
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,6 +40,17 @@ def test_the_sentence_names_testbed_defence_and_price_or_none():
     assert text.startswith(f'On the testbed, ads takes at least {100 * low:.0f} % of what even the worst attack')
     assert '0.5 points of accuracy and 2.00 times the cost a token' in text
     assert sentence(rows(verdicts={}), 'the testbed').startswith('On the testbed, use none: none of 1 measured')
+
+
+def test_damage_at_equal_steps_stands_beside_the_damage_where_it_was_measured():
+    head = '<th>damage</th><th>damage_at_steps</th><th>damage_adaptive</th>'
+    assert head not in page(rows(), outcomes(), VERDICTS, FACTS)
+    point = {'step': 100, 'tokens': 1000}
+    given = [dataclasses.replace(o, budgets=(point | {'accuracy': o.accuracy},)) for o in outcomes()]
+    found = rows(given)
+    text, row = page(found, given, VERDICTS, FACTS), next(r for r in found if r.figure == 'damage_at_steps' and r.value)
+    assert head in text
+    assert text.count(f'<td>{number(row)}</td>') >= 2  # as large as the damage, of which it is
 
 
 def test_the_page_parses_loads_nothing_and_escapes():
