@@ -82,9 +82,13 @@ def _agreed(graded: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
     return {name: Evaluation(**one | {'correct': tuple(one['correct'])}) for name, one in json.loads(said).items()}
 
 
-def _effort(setting: Setting) -> tuple[float, float]:
+def _merit(accuracy: float, setting: Setting) -> tuple[float, float, float]:
     """Among equally good settings the one that trains more is taken: a thief does not stop early."""
-    return setting['steps'], setting['learning_rate']
+    return accuracy, setting['steps'], setting['learning_rate']
+
+
+def _best_first(merits: Sequence[tuple[float, ...]]) -> list[int]:
+    return sorted(range(len(merits)), key=lambda i: merits[i], reverse=True)
 
 
 def _of_each_budget(ranked: Sequence[Any], setting: Callable[[Any], Setting] = lambda one: one) -> list[Any]:
@@ -170,12 +174,8 @@ class Cohort:
         chosen = [setting for setting in grid if outcomes_io.name(of, setting, self.study.split) in known]
         if not (chosen and self.study.each_budget):
             return (chosen or grid)[:1]
-        return _of_each_budget([chosen[0], *sorted(grid, key=lambda one: self._rank(of, one, known))])
-
-    def _rank(self, of: Settled, setting: Setting, known: Known) -> tuple[float, ...]:
-        """The best on attack_val comes first."""
-        level = known[outcomes_io.name(of, setting, CHOICE)].accuracy
-        return tuple(-x for x in (level, *_effort(setting)))
+        merits = [_merit(known[outcomes_io.name(of, one, CHOICE)].accuracy, one) for one in grid]
+        return _of_each_budget([chosen[0], *(grid[i] for i in _best_first(merits))])
 
     def _job(self, name: str, setting: Setting, shown: Supervision) -> Job:
         steps = self._steps(setting)
@@ -214,8 +214,8 @@ class Cohort:
         if self.first:
             chosen = self._graded(name, taught, CHOICE)
             found = [self._outcome(name, one, CHOICE, level, course) for one, level in zip(taught, chosen, strict=True)]
-            order = sorted(range(len(taught)), key=lambda i: (chosen[i].accuracy, *_effort(taught[i].setting)))
-            ranked = [taught[i] for i in order[::-1]]
+            merits = [_merit(level.accuracy, one.setting) for one, level in zip(taught, chosen, strict=True)]
+            ranked = [taught[i] for i in _best_first(merits)]
         best, *others = _of_each_budget(ranked, lambda one: one.setting) if self.study.each_budget else ranked[:1]
         levels = self._graded(name, [*best.marks, *(one.marks[-1] for one in others)], self.study.split)
         level = levels[len(best.marks) - 1]

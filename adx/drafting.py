@@ -95,7 +95,7 @@ def _result(trace: Trace, drafts: Sequence[Draft], accepted: int | None, refusal
     taken = Draft(trace.text) if accepted is None else drafts[accepted]
     why = tuple(refusals) or (() if drafts else (NONE,))
     words = trace.text.split()
-    changed = edit_distance(words, taken.text.split()) / max(len(words), 1)
+    changed = 0.0 if accepted is None else edit_distance(words, taken.text.split()) / max(len(words), 1)
     return Rewritten(trace.request_id, taken.text, accepted, why, taken.note, changed)
 
 
@@ -114,16 +114,20 @@ def counts(rewritten: Sequence[Rewritten]) -> dict[str, Any]:
     }
 
 
+def layers(rewriter: Any) -> list[Any]:
+    """A rewriter and those inside it, the outermost first."""
+    inside = getattr(rewriter, 'rewriter', None)
+    return [rewriter, *([] if inside is None else layers(inside))]
+
+
 def innermost(rewriter: Any) -> Any:
     """The rewriter that makes the drafts, inside whatever stands around it."""
-    inside = getattr(rewriter, 'rewriter', None)
-    return rewriter if inside is None else innermost(inside)
+    return layers(rewriter)[-1]
 
 
 def matched_to(rewriter: Any) -> str:
     """The rewrite that it is a control of; '' for none."""
-    inside = getattr(rewriter, 'rewriter', None)
-    return getattr(rewriter, 'like', '') or ('' if inside is None else matched_to(inside))
+    return next((one.like for one in layers(rewriter) if hasattr(one, 'like')), '')
 
 
 def written_under(rewriter: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from adx.outcomes import Outcome
@@ -14,6 +14,7 @@ from adx.reporting.charts import frontier_chart, recovery_chart
 from adx.reporting.rows import Row, Verdicts
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
+AT_STEPS = 'damage_at_steps'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +112,19 @@ def number(row: Row | None) -> str:
     return f'{row.value:.2f} [{low}, {high}]'
 
 
-def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Damage at equal steps stands beside the damage where it was measured."""
-    at_steps = any(row.figure == 'damage_at_steps' and row.value is not None for row in rows)
-    after = COLUMNS.index('damage') + 1
-    return (*COLUMNS[:after], 'damage_at_steps', *COLUMNS[after:]) if at_steps else COLUMNS
+def with_steps(columns: tuple[str, ...], measured: Collection[str]) -> tuple[str, ...]:
+    """Damage at equal steps stands beside the damage where it was measured. measured: names of figures."""
+    after = columns.index('damage') + 1
+    return (*columns[:after], AT_STEPS, *columns[after:]) if AT_STEPS in measured else columns
 
 
-def _table(rows: Sequence[Row], eligible: bool) -> list[tuple[Row, list[Row | None]]]:
+def _table(rows: Sequence[Row], eligible: bool, columns: Sequence[str]) -> list[tuple[Row, list[Row | None]]]:
     """A line per defence or control and student; the figures of the traces stand on each line of the arm."""
     lines = []
     by = {(row.figure, row.arm, row.student): row for row in rows}
     for row in rows:
         if row.figure == 'points_lost' and bool(row.eligible) == eligible:
-            cells = [by.get((name, row.arm, row.student), by.get((name, row.arm, ''))) for name in _columns(rows)]
+            cells = [by.get((name, row.arm, row.student), by.get((name, row.arm, ''))) for name in columns]
             lines.append((row, cells))
     return lines
 
@@ -144,9 +144,11 @@ def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, f
     lacking = {arm: [one.name for one in judged if not one.holds] for arm, judged in verdicts.items()}
     failed = {arm: f'fails: {", ".join(names)}' for arm, names in lacking.items() if names}
     failed |= {arm: f'not judged: {why}' for arm, why in facts.unjudged.items()}
+    columns = with_steps(COLUMNS, {row.figure for row in rows if row.value is not None})
     return template('report.html', number).render(
-        content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=_columns(rows), failed=failed,
-        judged=sorted(verdicts.items()), good=_table(rows, True), bad=_table(rows, False),
+        content=report(rows, outcomes, verdicts, facts), facts=facts, rows=rows, columns=columns, failed=failed,
+        judged=sorted(verdicts.items()), good=_table(rows, True, columns),
+        bad=_table(rows, False, columns),
         recovery=recovery_chart(rows), matrix=_matrix(rows, facts.proxies), students=students,
         charts=[chart for s in students if (chart := frontier_chart(rows, s))],
     )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from adx.drafts import Draft, Rewriter, Tools
+from adx.drafts import Draft, Tools
+from adx.rewriters.wrapper import Wrapper
 from adx.texts import edit_distance
 from adx.types import Trace
 
@@ -13,27 +14,16 @@ LEFT = 'stays as in the rewrite that it is to match'
 
 
 @dataclasses.dataclass(frozen=True)
-class Matched:
+class Matched(Wrapper):
     """The drafts of `rewriter` in the order of how near each is, in distance from the trace and in length, to what the
     rewrite `like` made of the trace; that text itself is none of them, and a trace that it left stays.
 
     Both are counted in words, and what they are off is added. like: the name of an earlier rewrite of the same traces.
-    rewriter: one that makes several drafts, or there is nothing to choose.
     """
 
-    rewriter: Rewriter
     like: str
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (*self.rewriter.needs, 'like')
-
-    @property
-    def most(self) -> float:
-        return getattr(self.rewriter, 'most', 1.0)
-
-    def check(self) -> None:
-        self.rewriter.check()
+    tool = 'like'
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         texts = tools.need('like', 'matched')(traces, self.like)
@@ -54,7 +44,7 @@ def _nearest(own: str, like: str, drafts: Sequence[Draft]) -> list[Draft]:
     def sizes(text: str) -> tuple[int, int]:
         return edit_distance(words, text.split()), len(text.split())
 
-    (distance, length) = sizes(like)
+    distance, length = sizes(like)
 
     def off(draft: Draft) -> tuple[bool, int]:
         mine = sizes(draft.text)

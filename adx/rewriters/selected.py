@@ -5,29 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from adx.drafts import Draft, Rewriter, Tools
+from adx.drafts import Draft, Tools
+from adx.rewriters.wrapper import Wrapper
 from adx.types import Trace
 
 
 @dataclasses.dataclass(frozen=True)
-class Selected:
+class Selected(Wrapper):
     """The drafts of `rewriter` in the order of their exact harm; those below the trace's own harm are no drafts.
 
-    harm: of the whole text, see influence.Harm. rewriter: one that makes several drafts, or there is nothing to choose.
+    harm: of the whole text, see influence.Harm.
     """
 
-    rewriter: Rewriter
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (*self.rewriter.needs, 'harm')
-
-    @property
-    def most(self) -> float:
-        return getattr(self.rewriter, 'most', 1.0)
-
-    def check(self) -> None:
-        self.rewriter.check()
+    tool = 'harm'
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         harm = tools.need('harm', 'selected')

@@ -39,26 +39,33 @@ def early_exit(model, teacher, seed):
     return params
 
 
-@functools.cache
-def models(shape=(1, 1, 1), shard_weights=False):
-    """(Ensemble, Weights) of a teacher, two early exits of one depth, another model, and two bare earlier exits."""
+def build(members, shape=(1, 1, 1), shard_weights=False):
+    """(Ensemble, Weights) of a teacher and of groups: (config, how many, after which of its blocks they exit)."""
     mesh = make_mesh(*shape)
     model, layout = make_model(TEACHER), teacher_layout(mesh, TEACHER.sizes, shard_weights)
     drawn = model.init(0)
     params = {path: jax.device_put(x, layout.sharding(model.axes[path])) for path, x in drawn.items()}
     groups, weights = [], []
-    for config, count, exit_layer in ((EARLY, 2, 2), (fakes.PROXY, 1, 0), (EARLIEST, 2, 1)):
+    for config, count, exit_layer in members:
         proxy = make_model(config)
         group = Group(proxy, proxy_layout(mesh, config.sizes, count), count, exit=exit_layer)
-        members = [early_exit(proxy, drawn, n) if exit_layer else proxy.init(7) for n in range(count)]
+        own_params = [early_exit(proxy, drawn, n) if exit_layer else proxy.init(7) for n in range(count)]
         groups.append(group)
-        weights.append(stack_params(proxy, group.layout, members))
+        weights.append(stack_params(proxy, group.layout, own_params))
     return Ensemble(model, layout, tuple(groups)), Weights(params, tuple(weights))
 
 
+@functools.cache
+def models(shape=(1, 1, 1), shard_weights=False):
+    """Of a teacher, two early exits of one depth, another model, and two bare earlier exits."""
+    return build([(EARLY, 2, 2), (fakes.PROXY, 1, 0), (EARLIEST, 2, 1)], shape, shard_weights)
+
+
 def own(ensemble):
-    """Every proxy with blocks of its own."""
-    return dataclasses.replace(ensemble, groups=tuple(dataclasses.replace(g, exit=0) for g in ensemble.groups))
+    """Every proxy with blocks and a pass of its own."""
+    return dataclasses.replace(
+        ensemble, groups=tuple(dataclasses.replace(g, exit=0, shared=False) for g in ensemble.groups)
+    )
 
 
 def held(ensemble, weights):
@@ -121,26 +128,10 @@ def test_they_have_no_caches_and_the_head_is_read_once_for_all():
 def sloped(shape=(1, 1, 1), directions=1):
     """(Ensemble, Weights) of a teacher, an early exit that shares its pass, another model, and a bare earlier exit,
     which has blocks of its own; random directions of all. Weights are whole."""
-    mesh = make_mesh(*shape)
-    model, layout = make_model(TEACHER), teacher_layout(mesh, TEACHER.sizes)
-    drawn = model.init(0)
-    params = {path: jax.device_put(x, layout.sharding(model.axes[path])) for path, x in drawn.items()}
-    groups, weights = [], []
-    for config, exit_layer in ((EARLY, 2), (fakes.PROXY, 0), (EARLIEST, 1)):
-        proxy = make_model(config)
-        groups.append(Group(proxy, proxy_layout(mesh, config.sizes, 1), 1, exit=exit_layer))
-        own_params = early_exit(proxy, drawn, 5) if exit_layer else proxy.init(7)
-        weights.append(stack_params(proxy, groups[-1].layout, [own_params]))
-    ensemble = differentiated(Ensemble(model, layout, tuple(groups)), Derivative(directions=directions))
+    ensemble, weights = build([(EARLY, 1, 2), (fakes.PROXY, 1, 0), (EARLIEST, 1, 1)], shape)
+    ensemble = differentiated(ensemble, Derivative(directions=directions))
     along = tuple(fakes.make_directions(group, seed) for seed, group in enumerate(ensemble.groups))
-    return ensemble, Weights(params, tuple(weights), along)
-
-
-def apart(ensemble):
-    """Every proxy with a pass of its own."""
-    return dataclasses.replace(
-        ensemble, groups=tuple(dataclasses.replace(g, exit=0, shared=False) for g in ensemble.groups)
-    )
+    return ensemble, weights._replace(directions=along)
 
 
 TOKENS = np.random.default_rng(0).integers(0, fakes.VOCAB, (8, 11)).astype(np.int32)
@@ -160,7 +151,7 @@ def test_derivatives_along_the_teachers_own_pass_are_those_along_another_of_the_
     ensemble, weights = sloped(shape, directions)
     assert [group.shared for group in ensemble.groups] == [True, False, False]
     mine = fakes.decoded(ensemble, held(ensemble, weights), TOKENS, 8)
-    theirs = fakes.decoded(apart(ensemble), weights, TOKENS, 8)
+    theirs = fakes.decoded(own(ensemble), weights, TOKENS, 8)
     for x, y in zip(mine, theirs, strict=True):
         # Logits of size 1, and slopes of their size, summed in another order.
         np.testing.assert_allclose(x, y, rtol=0, atol=5e-5)
@@ -173,7 +164,7 @@ def test_a_row_with_a_rule_along_the_teachers_pass_draws_what_it_would_beside_it
     requests = fakes.make_requests(12, fakes.Sloped(2.0))
     mine, theirs = (
         {str(one.id): one for one in Engine(*models, fakes.DECODE).generate(requests)}
-        for models in ((ensemble, held(ensemble, weights)), (apart(ensemble), weights))
+        for models in ((ensemble, held(ensemble, weights)), (own(ensemble), weights))
     )
     fakes.check_agreement(mine, theirs)
 
@@ -185,7 +176,7 @@ def test_the_pass_that_they_share_runs_once(directions):
     models = [make_model(config) for config in (dataclasses.replace(EARLY, translator=False), EARLIEST)]
     alone = [(Ensemble(model, ensemble.teacher_layout), Weights(model.init(0), ())) for model in models]
     two, one = (sum(fakes.dot_sizes(*each)) for each in alone)
-    mine, theirs = (sum(fakes.dot_sizes(e, weights)) for e in (ensemble, apart(ensemble)))
+    mine, theirs = (sum(fakes.dot_sizes(e, weights)) for e in (ensemble, own(ensemble)))
     assert theirs - mine == 2 * (two - one)
 
 
@@ -202,7 +193,7 @@ def test_one_that_shares_has_no_cache_but_its_tangents():
 
 
 def test_a_derivative_is_along_the_blocks_whose_pass_it_shares_or_its_own():
-    (early, *_), _ = models()[0].groups, None
+    early, *_ = models()[0].groups
     assert (early.reads, early.has_blocks) == (2, False)
     assert early.paths == ['translator', 'translator_bias']
     shared = dataclasses.replace(early, directions=1, shared=True)
@@ -224,7 +215,7 @@ def test_the_plan_counts_what_they_hold():
 def test_the_plan_of_one_that_shares_counts_tangents_directions_and_its_translator():
     ensemble, _ = sloped(directions=3)
     early = ensemble.groups[0]
-    shares, beside = (plan_memory(one, fakes.DECODE) for one in (only(ensemble, early), apart(only(ensemble, early))))
+    shares, beside = (plan_memory(one, fakes.DECODE) for one in (only(ensemble, early), own(only(ensemble, early))))
     teacher = plan_memory(dataclasses.replace(ensemble, groups=()), fakes.DECODE)
     layers = 2 / TEACHER.num_layers  # of the teacher's cache, for each direction
     assert shares.caches - teacher.caches == 3 * layers * teacher.caches
@@ -241,7 +232,7 @@ def test_the_least_time_of_a_step_spares_what_is_shared():
     """Operations: of the exit's own pass the translator and the head are left; bytes: of its weights the translator."""
     ensemble, _ = sloped()
     early, sizes = ensemble.groups[0], ensemble.groups[0].model.shapes
-    shares, beside = only(ensemble, early), apart(only(ensemble, early))
+    shares, beside = only(ensemble, early), own(only(ensemble, early))
     count = lambda paths: sum(math.prod(sizes[path]) for path in paths)  # noqa: E731
     spared = count(path for path in sizes if path not in ('embed', 'translator', 'translator_bias'))
     products, memory = Machine(rate=1.0, bandwidth=1e30), Machine(rate=1e30, bandwidth=1.0)

@@ -39,7 +39,7 @@ from tools.bench.bound import read_bandwidth
 from tools.bench.derivative import EPS, pass_timer
 from tools.bench.timers import CONTEXT, STEPS, ChunkTimer, timer
 
-TRIAL = flags.DEFINE_bool('trial', False, 'Tiny models on any device; nothing is kept.')
+_TRIAL = flags.DEFINE_bool('trial', False, 'Tiny models on any device; nothing is kept.')
 _BATCHES = flags.DEFINE_list('batches', ['64', '256'], 'Rows decoded together.')
 
 TEACHER = TransformerConfig(
@@ -128,17 +128,23 @@ def show(table: str, name: str, samples: Any, unit: str, goal: str = '') -> None
     print(f'{table} {name}: {np.median(samples):.4g} {unit}', flush=True)
 
 
-def main() -> None:
-    if jax.default_backend() == 'cpu' and not TRIAL.value:
+def is_trial() -> bool:
+    """Raises ConfigError where it is none and there is no accelerator."""
+    if jax.default_backend() == 'cpu' and not _TRIAL.value:
         raise ConfigError('there is no accelerator here; --trial shows on a CPU whether the program runs')
+    return _TRIAL.value
+
+
+def main() -> None:
+    trial = is_trial()
     small = functools.partial(
         dataclasses.replace, vocab_size=256, num_layers=1, embed_dim=32, mlp_dim=64, num_heads=2, num_kv_heads=1
     )
-    teacher, proxy = (small(TEACHER), small(PROXY)) if TRIAL.value else (TEACHER, PROXY)
+    teacher, proxy = (small(TEACHER), small(PROXY)) if trial else (TEACHER, PROXY)
     ensemble, weights = models(teacher, proxy)
-    machine = Machine(matrix_rate(256 if TRIAL.value else 8192), read_bandwidth())
+    machine = Machine(matrix_rate(256 if trial else 8192), read_bandwidth())
     for batch in map(int, _BATCHES.value):
-        append = show if TRIAL.value else keep
+        append = show if trial else keep
         steps(ensemble, weights, batch, machine, append)
         passes(ensemble, weights, batch, append)
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-import jax
 import numpy as np
 from absl import flags
 
-from adx.errors import ConfigError
 from adx.models import PRESETS
 from adx.models.tiny import PRESETS as TINY
 from adx.models.transformer import TransformerConfig, make_model
@@ -26,7 +24,7 @@ from adx.optimising import Recipe
 from adx.scaling import MACHINES
 from launch import program
 from tools.bench import accelerator, figures
-from tools.bench.training import PROMPT, RECIPE, STACK, STUDENT, TABLE, step_timer
+from tools.bench.training import ON_GPU, PROMPT, RECIPE, STACK, STUDENT, TABLE, step_timer
 
 MACHINE = flags.DEFINE_enum('machine', 'h200', sorted(MACHINES), 'Whose peak counts.', allow_override=True)
 REPEATS = 7
@@ -55,9 +53,7 @@ def stack_speedup(config: TransformerConfig) -> list[float]:
 
 
 def main() -> None:
-    trial = accelerator.TRIAL.value
-    if jax.default_backend() == 'cpu' and not trial:
-        raise ConfigError('there is no accelerator here; --trial shows on a CPU whether the program runs')
+    trial = accelerator.is_trial()
     small = dataclasses.replace(TINY[STUDENT], num_layers=1, embed_dim=32, mlp_dim=64, num_heads=2, num_kv_heads=1)
     models = {UTILISATION: PRESETS['smollm2-135m'], f'{UTILISATION}_1b': PRESETS['llama-3.2-1b']}
     recipe, student = (dataclasses.replace(RECIPE, dtype='bfloat16'), small) if trial else (LARGE, TINY[STUDENT])
@@ -65,11 +61,11 @@ def main() -> None:
         name: utilisation(small if trial else config, recipe, MACHINES[MACHINE.value].rate)
         for name, config in models.items()
     }
-    rows = [(name, shares, 'of peak', '>= 0.45') for name, shares in found.items()]
-    rows.append(('stack_speedup_gpu', stack_speedup(student), 'x', '> 1'))
+    found['stack_speedup_gpu'] = stack_speedup(student)
     command = ' '.join(['python -m tools.bench.accelerator_training', *sys.argv[1:]])
-    for name, samples, unit, goal in rows:
-        print(f'{name}: {np.median(samples):.4g} {unit}', flush=True)
+    for name, samples in found.items():
+        unit, goal = ON_GPU[name]
+        accelerator.show(TABLE, name, samples, unit)
         if not trial:
             figures.append(TABLE, name, samples, unit=unit, goal=goal, command=command)
 

@@ -58,7 +58,7 @@ class AdsBench(Bench):
     def budgeted(self) -> Arm:
         return Arm('budget', Budget(self.arm.defence, NATS), self.arm.sampling)
 
-    @property
+    @functools.cached_property
     def proxy(self) -> tuple[Group, Params, Params]:
         """The one proxy: its group, its weights, all of them, and its direction."""
         (group,), (directions,) = self.models.ensemble.groups, self.models.weights.directions

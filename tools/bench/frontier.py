@@ -27,7 +27,7 @@ from adx.defences import Undefended
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
-from adx.reporting.page import number
+from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row
 from adx.study import Study
@@ -41,7 +41,6 @@ FIELDS = (
     'status', 'reason', *SOURCE,
 )  # fmt: skip
 COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
-AT_STEPS = 'damage_at_steps'  # beside them, where a study measured it
 BY_ATTACK = ('damage_attacked', 'recovered')
 BITS = ('correct', 'forced', 'lenient')
 
@@ -156,8 +155,7 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
     """
     rows = [row for row in read(results) if row['study'] == name]
     by = {(row['figure'], row['defence'], row['student'], row['attack']): row for row in rows}
-    at_steps = any(row['figure'] == AT_STEPS and row['value'] is not None for row in rows)
-    columns = (*COLUMNS[:3], AT_STEPS, *COLUMNS[3:]) if at_steps else COLUMNS
+    columns = with_steps(COLUMNS, {row['figure'] for row in rows if row['value'] is not None})
     lines = [f'| arm | student | {" | ".join(columns)} | eligible |', '|---' * (len(columns) + 3) + '|']
     for row in rows:
         if row['figure'] == 'points_lost':
