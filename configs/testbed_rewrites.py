@@ -44,4 +44,6 @@ def study() -> Study:
         Rewrite('both', FINALIST, WORST),
     )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
-    return dataclasses.replace(screen, experiment=experiment, attacks=ATTACKS, controls=('told',), temperatures=())
+    return dataclasses.replace(
+        screen, experiment=experiment, attacks=ATTACKS, each_budget=True, controls=('told',), temperatures=()
+    )
