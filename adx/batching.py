@@ -15,7 +15,7 @@ from adx import struct
 from adx.mesh import Layout
 
 SHORTEST = 64  # tokens of the shortest batch
-HALVED = 256  # from here on there is a length between one and its double
+HALVED = 256  # from here on there is a length between one and its half
 
 
 class Example(NamedTuple):
@@ -68,12 +68,12 @@ def map_rows(f: Callable[[Any], Any], rows: Any, ways: int) -> Any:
     return jax.tree.map(lambda x: rearrange(x, 'B W ... -> (W B) ...'), lax.map(f, dealt))
 
 
-def bucket(size: int) -> int:
+def bucket(size: int, shortest: int = SHORTEST, halved: int = HALVED) -> int:
     """How many tokens a row is padded to: few lengths, so that programs are few, and long rows at most half as long
-    again."""
-    double = 1 << (max(SHORTEST, size) - 1).bit_length()
+    again. halved: the length from which on there is one between it and its half."""
+    double = 1 << (max(shortest, size) - 1).bit_length()
     between = double * 3 // 4
-    return between if double >= HALVED and size <= between else double
+    return between if double >= halved and size <= between else double
 
 
 def _size(example: Example) -> int:

@@ -179,17 +179,20 @@ class Chance:
         self, gradients: Gradients, model: Model, params: Params, given: Any, batch: Batch, *at: Array
     ) -> Array:
         shape = jax.eval_shape(lambda: gradients(model, params, batch, *at)).shape
-        return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(_keys(batch))
+        draw = lambda key, place: jax.random.normal(jax.random.fold_in(key, place), shape[2:])  # noqa: E731
+        return jax.vmap(lambda key: jax.vmap(lambda place: draw(key, place))(jnp.arange(shape[1])))(_keys(batch))
 
 
 def _keys(batch: Batch) -> Array:
-    """A key a row, by its tokens."""
+    """A key a row, by its tokens up to the last target, however it is padded."""
 
-    def fold(key: Array, token: Array) -> tuple[Array, None]:
-        return jax.random.fold_in(key, token), None
+    def fold(key: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        token, inside = one
+        return jnp.where(inside, jax.random.fold_in(key, token), key), None
 
-    start = jax.random.key(0)
-    return jax.vmap(lambda tokens_L: lax.scan(fold, start, tokens_L)[0])(jnp.asarray(batch.tokens_BL))
+    inside_BL = lax.cummax(jnp.asarray(batch.targets_BL).astype(jnp.int32), axis=1, reverse=True) > 0
+    rows = jnp.asarray(batch.tokens_BL), inside_BL
+    return jax.vmap(lambda *row: lax.scan(fold, jax.random.key(0), row)[0])(*rows)
 
 
 def holdout_loss(model: Model, params: Params, batch: Batch) -> Array:

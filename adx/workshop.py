@@ -13,10 +13,10 @@ import numpy as np
 
 from adx import directions, equations, generation, keys, loading, marks
 from adx.answers import reader_of
-from adx.batching import Example, batches, one_batch
+from adx.batching import Batch, Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafts import Draft, Tools
-from adx.editing import Editor, Proxy, rows_at_once
+from adx.editing import Editor, Proxy
 from adx.evaluation import Likelihood, roomy
 from adx.experiment import Arm, Experiment
 from adx.gates import Senses
@@ -138,9 +138,8 @@ class Workshop:
         models = [ensemble.teacher, *(group.model for group in ensemble.groups)]
         fitting = _fitting([self._example(one.request_id, one, one.text) for one in traces], models)
         found: dict[str, list[Draft]] = {}
-        longest = max((len(x.prompt) + len(x.completion) for x in fitting), default=1)
-        ways = ensemble.teacher_layout.ways('B')
-        for inside, batch in batches(fitting, ways * rows_at_once(longest, self.plan.vocab_rows, ways)):
+        for inside, padded in batches(fitting, max(1, len(fitting))):
+            batch = Batch(*(x[: len(inside)] for x in padded))
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):

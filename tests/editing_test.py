@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from adx.influence import Harm
 from adx.mesh import make_mesh, teacher_layout
 from adx.models.transformer import make_model
 from adx.rewriters.gradient import Gradient, nested_edits, nested_sizes, single_edits
+from adx.tails import Heads
 
+NONE = Heads(*(np.zeros(shape, np.int32) for shape in ((2, 0), (2,), (2,))))  # rows are whole
 WORDS_V = np.arange(CONFIG.vocab_size) >= 3  # the first three may not be placed
 
 
@@ -60,7 +63,7 @@ def test_every_round_gains_by_exact_evaluation_and_changes_what_it_may(given, st
 
 def test_a_search_on_a_mesh_is_that_on_one_device(given):
     proxies, teacher, _ = given
-    batch, layout = rows(np.random.default_rng(1), 4), teacher_layout(make_mesh(2, 2, 2), CONFIG.sizes)
+    batch, layout = rows(np.random.default_rng(2), 4), teacher_layout(make_mesh(2, 2, 2), CONFIG.sizes)
 
     def place(params):
         return {path: jax.device_put(x, layout.sharding(teacher[0].axes[path])) for path, x in params.items()}
@@ -78,6 +81,36 @@ def test_rows_are_shared_by_the_pieces_of_a_mesh_and_fit_each():
     assert [rows_at_once(100, 100, ways) for ways in (1, 8, 256)] == [64, 8, 1]
     assert rows_at_once(500, 2**15, 1) == ELEMENTS // (512 * 2**15)
     assert rows_at_once(10**6, 2**15, 2) == 1
+
+
+def test_a_text_is_evaluated_once_and_a_trace_without_gain_is_left(given, monkeypatch):
+    """The middle row may not change, and where nothing was found there is no further round."""
+    proxies, teacher, batch = given
+    editor, evaluated, proposed = Editor(Gradient(rounds=4, edits=4, floor=0.02), proxies, teacher, WORDS_V), [[]], []
+    values, propose = editor._values, editor._propose
+
+    def texts(tails):
+        return [tuple(row[: max(*mask.nonzero()) + 1].tolist()) for row, mask in zip(*tails, strict=True) if mask.any()]
+
+    def valued(weights, tails, heads):
+        evaluated[-1].extend(texts(tails))
+        return values(weights, tails, heads)
+
+    def proposing(weights, teacher, tails, heads, editable_BL):
+        proposed.append(texts(tails))
+        evaluated.append([])
+        return propose(weights, teacher, tails, heads, editable_BL)
+
+    monkeypatch.setattr(editor, '_values', valued)
+    monkeypatch.setattr(editor, '_propose', proposing)
+    found = editor(batch, editable(batch))
+    for texts_of_round in evaluated:
+        assert len(texts_of_round) == len(set(texts_of_round))
+    assert len(evaluated[1]) > 2
+    gained = [(a != b).any(axis=1).sum() for a, b in itertools.pairwise(found.tokens)]
+    asked = [len(rows) for rows in proposed]
+    assert asked[0] == 2  # of three
+    assert asked[1:] == gained[: len(asked) - 1]
 
 
 def test_words_are_what_the_teacher_finds_likely_where_they_are_put(given):
@@ -101,7 +134,7 @@ def test_slopes_are_those_of_the_joined_value(given, how):
     weights = [(one.params, one.given) for one in proxies]
     # The very bits, so by XLA's own emitters: those that tools/test takes for speed round as the program around has it.
     jit = functools.partial(jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True})
-    found_BLV = np.asarray(jit(editor._slopes)(weights, batch))
+    found_BLV = np.asarray(jit(editor._slopes)(weights, batch, NONE))
     each = [
         jit(lambda params, g, batch: Harm().slopes(influence.token_gradients, proxies[0].model, params, g, batch))(
             one.params, one.given, batch
@@ -127,10 +160,10 @@ def test_more_edits_than_places_are_all_places(given):
 def test_what_is_nan_takes_nothing(given, monkeypatch):
     proxies, teacher, batch = given
     editor = Editor(Gradient(rounds=1, edits=2), proxies, teacher, WORDS_V)
-    shape = lambda tokens_BCL: np.ones(tokens_BCL.shape[:2], np.float32)  # noqa: E731
-    monkeypatch.setattr(editor, '_value', lambda batch, tokens_BCL: shape(tokens_BCL))
-    places_BM = np.full((3, 1), START)
-    monkeypatch.setattr(editor, '_propose', lambda *args: (places_BM, (batch.tokens_BL[:, START : START + 1] + 1) % 13))
+    monkeypatch.setattr(editor, '_values', lambda weights, tails, heads: np.ones(len(tails.tokens_BL), np.float32))
+    first_B1 = lambda tails: np.ones((len(tails.tokens_BL), 1), int)  # noqa: E731
+    other_B1 = lambda tails: (tails.tokens_BL[:, 1:2] + 1) % 13  # noqa: E731
+    monkeypatch.setattr(editor, '_propose', lambda p, t, tails, *_: (first_B1(tails), other_B1(tails)))
     tokens_BL, best_B = editor._round(batch, editable(batch), np.array([np.nan, 0.5, 2.0], np.float32))
     assert (tokens_BL != batch.tokens_BL).any(axis=1).tolist() == [False, True, False]
     assert np.isnan(best_B[0])
@@ -145,3 +178,4 @@ def test_edits_are_laid_out_one_by_one_and_nested():
     assert nested_edits(tokens_BL, places_BM, words_BM, gains_BM).tolist() == [
         [[5, 9, 7, 10], [5, 9, 7, 10]]  # the last exchange helps nobody
     ]
+    assert nested_edits(tokens_BL, places_BM, words_BM, np.array([[-0.1, 0.3, -0.2]])).tolist() == [[[5, 6, 7, 8]] * 2]

@@ -142,6 +142,10 @@ def test_chance_knows_the_tokens_and_nothing_else(given):
     before, after = np.asarray(value(batch.tokens_BL)), np.asarray(value(other_BL))
     assert before[0] != after[0]
     assert before[1] == after[1]
+    padded = Batch(*(np.pad(x, ((0, 0), (0, 3)), constant_values=0) for x in batch))
+    longer = jax.jit(lambda p: Chance().slopes(influence.token_gradients, model, p, None, padded))(params)
+    np.testing.assert_array_equal(longer[:, :LENGTH], slopes)
+    np.testing.assert_array_equal(jax.jit(lambda: Chance().values(model, params, None, padded))(), before)
 
 
 def test_objectives_are_frozen():

@@ -18,7 +18,7 @@ NOUNS = {
 }  # fmt: skip
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
-    'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives',
+    'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives', 'tails',
     'optimising', 'pages', 'planning', 'quality', 'reporting', 'scaling', 'selection', 'training', 'view',
 }  # fmt: skip
 SHELL = {

@@ -24,6 +24,7 @@ from adx.optimising import Recipe
 from adx.planning import UPCAST_NOTE, plan_memory, training_bytes
 from adx.rewriters.gradient import Gradient
 from adx.settings import Derivative
+from adx.tails import Heads
 from adx.training import Trainer
 from tools.bench.memory import chunk_over_plan, peak_over_total
 
@@ -208,7 +209,8 @@ def test_the_plan_of_a_search_by_gradient_is_what_a_round_takes(objective, confi
     given = {'harm': params, 'bilevel': held}.get(objective)
     words_V = np.ones(teacher.config.sizes['V'], bool)
     editor = Editor(Gradient(objective), [Proxy(proxy, params, given)] * proxies, (teacher, own), words_V)
-    lowered = editor._propose.lower(*editor._weights, batch, jax.ShapeDtypeStruct(shape, bool))
+    whole = Heads(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in ((shape[0], 0), shape[:1], shape[:1])))
+    lowered = editor._propose.lower(*editor._weights, batch, whole, jax.ShapeDtypeStruct(shape, bool))
     taken = lowered.compile().memory_analysis()
     planned = planning.search_bytes(models, objective, shape, 8)
     assert LOW < (taken.argument_size_in_bytes + taken.temp_size_in_bytes) / planned < HIGH

@@ -24,6 +24,27 @@ class LayerCache:
 
 
 @struct.dataclass
+class LayerHead:
+    """What rows begin with, and of row b the first sizes_B[b] columns. New keys and values stand behind all columns,
+    which has every derivative; the columns of a LayerCache have none backwards.
+    """
+
+    k_BGKS: Array
+    v_BGSK: Array
+    sizes_B: Array
+
+
+Past = LayerCache | LayerHead | None
+
+
+@struct.dataclass
+class HeadCache:
+    """Of a head in every layer."""
+
+    layers: tuple[LayerHead, ...]
+
+
+@struct.dataclass
 class Cache:
     """Row b holds the token at position s in column s; columns past the row's position are never read."""
 
@@ -43,13 +64,27 @@ def empty_cache(num_layers: int, rows: int, heads: int, length: int, head_dim: i
     return Cache(tuple(layer() for _ in range(num_layers)))
 
 
-def write(past: LayerCache | None, k_BLGK: Array, v_BLGK: Array, positions_BL: Array) -> LayerCache:
+def write(past: Past, k_BLGK: Array, v_BLGK: Array, positions_BL: Array) -> LayerCache:
     """Writes new keys and values at their positions. Without a past the new ones are the cache (positions 0..L-1)."""
-    if past is None:
-        return LayerCache(rearrange(k_BLGK, 'B L G K -> B G K L'), rearrange(v_BLGK, 'B L G K -> B G L K'))
+    if not isinstance(past, LayerCache):
+        k_BGKS, v_BGSK = rearrange(k_BLGK, 'B L G K -> B G K L'), rearrange(v_BLGK, 'B L G K -> B G L K')
+        if past is not None:
+            k_BGKS = jnp.concatenate([past.k_BGKS, k_BGKS], axis=3)
+            v_BGSK = jnp.concatenate([past.v_BGSK, v_BGSK], axis=2)
+        return LayerCache(k_BGKS, v_BGSK)
     k_BGKS = _put_columns(past.k_BGKS, k_BLGK.astype(past.k_BGKS.dtype), positions_BL)
     v_BGSK = _put_rows(past.v_BGSK, v_BLGK.astype(past.v_BGSK.dtype), positions_BL)
     return LayerCache(k_BGKS, v_BGSK)
+
+
+def positions_of_keys(past: Past, layer: LayerCache) -> Array:
+    """Of each column of what `write` made, [S] or [B, 1, S]; padding of a head is behind everything."""
+    columns_S = jnp.arange(layer.v_BGSK.shape[2])
+    if not isinstance(past, LayerHead):
+        return columns_S
+    head, sizes_B1S = past.v_BGSK.shape[2], past.sizes_B[:, None, None]
+    behind_B1S = jnp.where(columns_S < head, jnp.iinfo(jnp.int32).max, sizes_B1S + columns_S - head)
+    return jnp.where(columns_S < sizes_B1S, columns_S, behind_B1S)
 
 
 def _putter(place: Callable[..., Array]) -> Callable[..., Array]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from adx.models.cache import Cache, LayerCache, empty_cache, write
+from adx.models.cache import Cache, LayerCache, Past, empty_cache, positions_of_keys, write
 from adx.models.products import Linear, linear, lookup
 from adx.models.rope import Rope, rotate
 from adx.numerics import MASKED
@@ -143,7 +143,7 @@ class Attention(nnx.Module):
         self.rope = config.local_rope if local and config.local_rope else config.rope
 
     def __call__(
-        self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear, segments_BL: Array | None
+        self, x_BLD: Array, positions_BL: Array, past: Past, linear: Linear, segments_BL: Array | None
     ):
         config = self.config
         q_BLHK, k_BLGK, v_BLGK = (project(x_BLD, w[...], linear) for w in (self.q, self.k, self.v))
@@ -157,12 +157,12 @@ class Attention(nnx.Module):
         k_BLGK = rotate(k_BLGK, positions_BL, self.rope)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
         layer = write(past, k_BLGK, v_BLGK, positions_BL)
-        key_positions_S = jnp.arange(layer.v_BGSK.shape[2])
+        key_positions = positions_of_keys(past, layer)
         # Packed positions restart within a row: there the columns say what comes before what.
         columns_BL = positions_BL if segments_BL is None else jnp.arange(x_BLD.shape[1])[None]
-        mask_BLS = key_positions_S <= columns_BL[..., None]
+        mask_BLS = key_positions <= columns_BL[..., None]
         if self.window is not None:
-            mask_BLS &= key_positions_S > columns_BL[..., None] - self.window
+            mask_BLS &= key_positions > columns_BL[..., None] - self.window
         if segments_BL is not None:
             mask_BLS &= segments_BL[:, :, None] == segments_BL[:, None, :]
         out_BLHK = attend(q_BLHK * scale, layer, mask_BLS, config.attention_softcap, linear)
@@ -201,7 +201,7 @@ class Block(nnx.Module):
             self.post_mlp_norm = Norm('D', config)
 
     def __call__(
-        self, x_BLD: Array, positions_BL: Array, past: LayerCache | None, linear: Linear, segments_BL: Array | None
+        self, x_BLD: Array, positions_BL: Array, past: Past, linear: Linear, segments_BL: Array | None
     ):
         y_BLD, layer = self.attention(self.attention_norm(x_BLD), positions_BL, past, linear, segments_BL)
         x_BLD += self.post_attention_norm(y_BLD) if self.post_norms else y_BLD

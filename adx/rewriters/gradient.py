@@ -132,14 +132,16 @@ def single_edits(tokens_BL: np.ndarray, places_BM: np.ndarray, words_BM: np.ndar
 def nested_edits(
     tokens_BL: np.ndarray, places_BM: np.ndarray, words_BM: np.ndarray, gains_BM: np.ndarray
 ) -> np.ndarray:
-    """tokens_BKL: each row with its 2, 4, ... best exchanges together, those of positive gain only. K may be 0."""
+    """tokens_BKL: each row with its 2, 4, ... best exchanges together, those of positive gain only; itself where it has
+    not two of them. K may be 0.
+    """
     order_BM = np.argsort(-gains_BM, axis=1, kind='stable')
     places_BM, words_BM, gains_BM = (np.take_along_axis(x, order_BM, axis=1) for x in (places_BM, words_BM, gains_BM))
     sizes = nested_sizes(places_BM.shape[1])
     tokens_BKL = np.repeat(tokens_BL[:, None], len(sizes), axis=1)
     for row, places in enumerate(places_BM):
         helpful = int(np.sum(gains_BM[row] > 0))
-        for k, size in enumerate(sizes):
+        for k, size in enumerate(sizes if helpful > 1 else ()):
             taken = slice(0, min(size, helpful))
             tokens_BKL[row, k, places[taken]] = words_BM[row, taken]
     return tokens_BKL

@@ -10,6 +10,7 @@ and additions with weights, of tokens that are none of the padding, at the rate 
     a pass of slopes of a proxy: the gradient by what is read,
       and its derivative along a direction of the weights          6 F
     a candidate under a proxy: a forward pass and its derivative   3 F
+    a prompt under a proxy, once a pass for all its candidates     3 F, of what its keys and values are made of
 
 with F = 2 operations a weight and token. Nothing else may run meanwhile. Appends to results/editing.json.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from adx.editing import Editor
 from adx.errors import ConfigError
 from adx.rewriters.gradient import Gradient
 from adx.storage import Workdir
+from adx.tails import Heads
 from adx.workshop import Workshop
 from launch.config import load_config
 from tools.bench import figures
@@ -42,37 +44,51 @@ _COUNT = flags.DEFINE_integer('count', 256, 'Traces of a repeat.', lower_bound=1
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'After one that compiles.', lower_bound=1, allow_override=True)
 _NAME = flags.DEFINE_string('name', 'testbed', 'Of the models, in the names of figures.', allow_override=True)
 TABLE = 'editing'
-SLOPE, CANDIDATE = 6, 3  # forward passes' worth
+SLOPE, FORWARD = 6, 3  # of a proxy, in forward passes' worth: with the derivative along a direction
 SIDE = 1024  # of the product that gives the rate
+
+
+class Weights(NamedTuple):
+    """How many meet each token: of a text whose next tokens are told, and of what stands before it."""
+
+    tail: int
+    head: int
 
 
 @dataclasses.dataclass
 class Meter:
-    """Forward passes' operations, by what the editor was called with."""
+    """Operations of products with weights, by what the editor was called with."""
 
-    teacher: int
-    proxies: int
+    teacher: Weights
+    proxies: Weights
     operations: float = 0.0
 
     def watch(self, editor: Editor) -> None:
         propose, values = editor._propose, editor._values
 
-        def proposed(weights: Any, teacher: Any, batch: Batch, editable_BL: Any) -> Any:
-            self.operations += 2 * _tokens(batch) * (self.teacher + SLOPE * self.proxies)
-            return propose(weights, teacher, batch, editable_BL)
+        def proposed(weights: Any, teacher: Any, tails: Batch, heads: Heads, editable_BL: Any) -> Any:
+            self._add(self.teacher, tails, heads, 1, 1)
+            self._add(self.proxies, tails, heads, SLOPE, FORWARD)
+            return propose(weights, teacher, tails, heads, editable_BL)
 
-        def valued(weights: Any, batch: Batch) -> Any:
-            self.operations += 2 * _tokens(batch) * CANDIDATE * self.proxies
-            return values(weights, batch)
+        def valued(weights: Any, tails: Batch, heads: Heads) -> Any:
+            self._add(self.proxies, tails, heads, FORWARD, FORWARD)
+            return values(weights, tails, heads)
 
         editor._propose, editor._values = proposed, valued  # type: ignore[assignment]
 
+    def _add(self, weights: Weights, tails: Batch, heads: Heads, each: int, before: int) -> None:
+        in_tails, in_heads = _tokens(tails, heads)
+        self.operations += 2 * (each * in_tails * weights.tail + before * in_heads * weights.head)
 
-def _tokens(batch: Batch) -> int:
-    """Of rows that have targets, up to the last of them."""
-    targets_BL = np.asarray(batch.targets_BL) > 0
-    ends = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
-    return int(np.sum(ends[targets_BL.any(axis=1)]))
+
+def _tokens(tails: Batch, heads: Heads) -> tuple[int, int]:
+    """Of rows that have targets: up to the last of them, and of the heads that differ."""
+    targets_BL = np.asarray(tails.targets_BL) > 0
+    some_B = targets_BL.any(axis=1)
+    ends_B = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
+    _, firsts = np.unique(np.asarray(heads.of_B)[some_B], return_index=True)
+    return int(np.sum(ends_B[some_B])), int(np.sum(np.asarray(heads.sizes_B)[some_B][firsts]))
 
 
 def rate() -> float:
@@ -82,10 +98,22 @@ def rate() -> float:
     return 2 * SIDE**3 / float(np.median([seconds() for _ in range(7)]))
 
 
-def weights_in_products(model: Any) -> int:
-    """Of one token's forward pass: every matrix, and the embedding once, as the head."""
-    matrices = sum(int(np.prod(shape)) for path, shape in model.shapes.items() if len(shape) > 1)
-    return matrices - (0 if model.config.tied else int(np.prod(model.shapes['embed'])))
+def weights_in_products(model: Any) -> Weights:
+    """Of one token's forward pass: every matrix, and the embedding once, as the head; for keys and values alone the
+    last block's.
+    """
+    sizes = {path: int(np.prod(shape)) for path, shape in model.shapes.items() if len(shape) > 1}
+    last = f'blocks.{model.config.num_layers - 1}.'
+    kept = (f'{last}attention.k', f'{last}attention.v')
+    blocks = sum(n for path, n in sizes.items() if path.startswith('blocks.'))
+    unread = sum(n for path, n in sizes.items() if path.startswith(last) and path not in kept)
+    return Weights(sum(sizes.values()) - (0 if model.config.tied else sizes['embed']), blocks - unread)
+
+
+def _of_all(ensemble: Any) -> Weights:
+    """Of every proxy together."""
+    pairs = [(group.count, weights_in_products(group.model)) for group in ensemble.groups]
+    return Weights(*(sum(count * one[i] for count, one in pairs) for i in range(2)))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,10 +127,7 @@ def main(argv: Sequence[str]) -> None:
     shop = Workshop(experiment, _WORKDIR.value)
     traces = [one for one in Workdir(_WORKDIR.value).traces() if one.defence['type'] == 'undefended'][: _COUNT.value]
     ensemble = shop.plan.ensemble
-    meter = Meter(
-        weights_in_products(ensemble.teacher),
-        sum(group.count * weights_in_products(group.model) for group in ensemble.groups),
-    )
+    meter = Meter(weights_in_products(ensemble.teacher), _of_all(ensemble))
     edit = shop.tools.need('edit', 'the bench')
     edit(traces, settings)
     meter.watch(shop._editor(settings))
