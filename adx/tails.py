@@ -18,8 +18,7 @@ from adx.mesh import Layout
 from adx.models.cache import HeadCache, LayerHead
 from adx.models.transformer import Model, Params
 
-SHORTEST = 16  # columns of heads and of tails
-HALVED = 64  # of tails, see batching.bucket; heads are of fewer lengths
+SHORTEST, HALVED = 16, 64  # columns of heads and of tails, see batching.bucket
 
 
 class Heads(NamedTuple):
@@ -96,16 +95,17 @@ def passes(batch: Batch, of_B: np.ndarray, most: int, ways: int, whole: bool, sh
     firsts_B = np.where(some_B & (not whole), np.argmax(batch.targets_BL, axis=1), 1)
     starts_B = np.maximum(firsts_B - 1, 0)
     sizes_B = np.where(some_B, length - np.argmax(batch.targets_BL[:, ::-1], axis=1), 1) - starts_B
-    head = bucket(int(starts_B.max()), SHORTEST) if starts_B.any() else 0
-    order, done = np.argsort(sizes_B, kind='stable'), 0
+    heads_B = np.array([bucket(start, SHORTEST, HALVED) if start else 0 for start in starts_B.tolist()])
+    tails_B = np.array([bucket(size, max(shortest, SHORTEST), HALVED) for size in sizes_B.tolist()])
+    order, done = np.lexsort((heads_B, tails_B)), 0
     while done < len(order):
         left = -(-(len(order) - done) // ways)
         rows = (most if 4 * left >= 3 * most else max(1, most // 4)) * ways
         mine = order[done : done + rows]
         half = most // 2 * ways  # of the heads that a pass of many rows may have
         some = half if len(np.unique(of_B[mine])) <= half < rows else rows
-        tail = bucket(int(sizes_B[mine].max()), max(shortest, SHORTEST), HALVED)
-        yield _pass(batch, mine, of_B[mine], starts_B[mine], ((some, head), (rows, tail)))
+        shapes = (some, heads_B[mine].max()), (rows, tails_B[mine].max())
+        yield _pass(batch, mine, of_B[mine], starts_B[mine], shapes)
         done += rows
 
 
