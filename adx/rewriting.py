@@ -33,7 +33,8 @@ from adx.storage import Workdir
 from adx.types import RequestId, Trace
 from adx.workshop import Workshop
 
-BATCH = 64  # traces that are rewritten together, and saved together
+BATCH = 64  # traces that are rewritten together, and saved together, at first
+SECONDS, LARGEST = 60.0, 1024  # later batches are of as many as take so long, which is what a stop may cost
 NOT_CHOSEN, SPARED = 'not chosen', 'licence without a defence'
 Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of how many
 
@@ -138,15 +139,23 @@ def _rewrite(
     share: _Share, known: dict[str, dict[str, Any]], journal: Journal, shop: Workshop, tell: Tell,
     guard: Callable[[], Any],
 ) -> dict[str, Any]:  # fmt: skip
-    left = [trace for trace in share.traces if trace.request_id not in known]
+    left, count = [trace for trace in share.traces if trace.request_id not in known], BATCH
     with contextlib.closing(journal):
-        for start in range(0, len(left), BATCH):
-            records = _records(share, left[start : start + BATCH], shop)
+        while left:
+            batch, left, began = left[:count], left[count:], time.perf_counter()
+            records = _records(share, batch, shop)
+            count = next_batch(len(batch), time.perf_counter() - began)
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
             tell(share.rewrite.name, len(known), len(share.traces))
     return drafting.counts([_result(record) for record in known.values()])
+
+
+def next_batch(count: int, seconds: float) -> int:
+    """How many traces come after `count` that took so long: at most four times as many, for programs may be compiled
+    for them."""
+    return max(1, min(LARGEST, 4 * count, int(count * SECONDS / max(seconds, 1e-9))))
 
 
 def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:

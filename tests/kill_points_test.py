@@ -168,6 +168,7 @@ def test_rewrites(tmp_path, monkeypatch):
     share = rewriting._Share(one, TRACES, frozenset())
     experiment, shop = types.SimpleNamespace(rewriter=None, rewrites=(one,)), Anything()
     monkeypatch.setattr(rewriting, 'BATCH', BATCH)
+    monkeypatch.setattr(rewriting, 'LARGEST', BATCH)
     monkeypatch.setattr(rewriting.drafting, 'rewrite', lambda *given: [])  # all stay as they are: without models
 
     def run(place):

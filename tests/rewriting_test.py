@@ -372,3 +372,11 @@ def test_it_goes_on_elsewhere_only_when_told_to(base, workdir, monkeypatch):
     assert any(line.startswith('shard rewrite-0-of-1 ') for line in environments.changes(workdir))
     monkeypatch.setattr(environments, 'current', lambda mesh: {'jax': '100'})
     assert rewriting.rewrite(base, str(workdir.path))['said']['traces'] == ROWS
+
+
+def test_a_batch_is_of_as_many_traces_as_a_minute_takes():
+    assert rewriting.next_batch(64, 0.0) == 256
+    assert rewriting.next_batch(256, 20.0) == 768
+    assert rewriting.next_batch(768, 20.0) == rewriting.LARGEST
+    assert rewriting.next_batch(64, 1600.0) == 2
+    assert rewriting.next_batch(2, 1600.0) == 1
