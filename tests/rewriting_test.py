@@ -195,6 +195,7 @@ def test_a_rewrite_may_be_of_another(base, workdir, monkeypatch):
 
 def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):
     monkeypatch.setattr(rewriting, 'BATCH', 2)
+    monkeypatch.setattr(rewriting, 'LARGEST', 2)
     asked = []
 
     class Killed(Shop):
