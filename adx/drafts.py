@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from adx.types import Trace
 
-TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line', 'like')
+TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line', 'like', 'instruction')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Tools:
     mark(traces, settings): each trace with a line of the customer's key, at one place or another.
     line(traces, settings): that line alone, for each trace.
     like(traces, name): what an earlier rewrite made of each trace.
+    instruction(): the best that a search for instructions has found.
     """
 
     write: Callable[[Sequence[str], int, str], Sequence[Sequence[Draft]]] | None = None
@@ -43,6 +44,7 @@ class Tools:
     mark: Callable[[Sequence[Trace], Any], list[list[Draft]]] | None = None
     line: Callable[[Sequence[Trace], Any], list[str]] | None = None
     like: Callable[[Sequence[Trace], str], list[str]] | None = None
+    instruction: Callable[[], str] | None = None
 
     def need(self, name: str, who: str) -> Any:
         """The tool of that name. Raises ValueError naming who asks for it where there is none."""

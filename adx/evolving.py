@@ -2,8 +2,7 @@
 
 Each is scored by what its rewrites do to the proxies, and new ones are proposed from the best (in the manner of
 arXiv 2309.03409; arXiv 2602.15143, section 3).
-
-    private/evolved/state.json   every instruction with its score, written after each: a killed search goes on
+What is known stands in the workdir, see instructions.py: a killed search goes on.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ import functools
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from adx import directions, drafting, files, rewriting, storage
+from adx import directions, drafting, rewriting, storage
 from adx.answers import reader_of
 from adx.batching import Corpus, Example
 from adx.datasets.chat import encode_conversation
 from adx.drafting import Rewritten
-from adx.errors import ConfigError, InputError, StorageError, malformed
+from adx.errors import ConfigError, InputError
 from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
 from adx.experiment import Experiment, experiment_hash, to_json
 from adx.gates import Gates
 from adx.hashing import row_key
-from adx.journal import content_to_json, diff, read_content
+from adx.instructions import State
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard
 from adx.optimising import Recipe
@@ -41,7 +40,6 @@ from adx.workshop import Workshop
 SCORES = ('loss', 'accuracy')
 Scored = Sequence[tuple[str, float]]  # (instruction, score), the best last
 Propose = Callable[[Scored, int, int], Sequence[str]]  # (the best, how many, round) -> new instructions
-ANEW = 'delete it to begin anew'
 CLAUSES = (
     'Use long sentences.', 'Use short sentences.', 'Give every quantity a name of its own.',
     'Say why before you say what.', 'Say what is found before how.', 'Check every step in another way.',
@@ -139,7 +137,7 @@ def evolve(
         raise ConfigError('instructions are scored by proxies and proxies is empty; add a ModelSource to it')
     workdir = storage.of_experiment(path, experiment_hash(experiment))
     with storage.held(workdir, 'evolve', ['evolved']):
-        state = _State(workdir, _about(experiment, plan, propose))
+        state = State(workdir, _about(experiment, plan, propose))
         return _search(state, _Judge(shop or Workshop(experiment, path), plan), plan, propose, tell)
 
 
@@ -151,7 +149,7 @@ def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[st
 
 
 def _search(
-    state: _State, judge: _Judge, plan: Evolution, propose: Propose, tell: Callable[[str, float], None]
+    state: State, judge: _Judge, plan: Evolution, propose: Propose, tell: Callable[[str, float], None]
 ) -> list[tuple[str, float]]:
     for instruction in plan.start:
         _score(state, judge, INSTRUCTIONS.get(instruction, instruction), 0, tell)
@@ -163,73 +161,13 @@ def _search(
             state.propose(turn, [one for one in new if one not in state.scores][: plan.proposals])
         for instruction in state.proposed[turn]:
             _score(state, judge, instruction, turn, tell)
-    return [(instruction, score) for instruction, score in state.ranked if score > 0]
+    return state.helpful
 
 
-def _score(state: _State, judge: _Judge, instruction: str, turn: int, tell: Callable[[str, float], None]) -> None:
+def _score(state: State, judge: _Judge, instruction: str, turn: int, tell: Callable[[str, float], None]) -> None:
     if instruction not in state.scores:
         state.add(instruction, turn, *judge(instruction))
     tell(instruction, state.scores[instruction])
-
-
-class _State:
-    """What a search knows, on disk after every change."""
-
-    def __init__(self, workdir: Workdir, about: dict[str, Any]):
-        self.place = workdir.private / 'evolved' / 'state.json'
-        self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}}
-        if files.exists(self.place):
-            self.content = read_content(self.place, 'search', dict, StorageError, ANEW)
-            with malformed(f'{self.place} is damaged', ANEW, StorageError):
-                _check(self.content)
-            if differences := diff(self.content['about'], about):
-                raise InputError(
-                    f'{self.place} is of another search (theirs != ours): {"; ".join(differences)}; {ANEW}, '
-                    'or undo the change'
-                )
-
-    @property
-    def scores(self) -> dict[str, float]:
-        return {one['instruction']: one['score'] for one in self.content['scored']}
-
-    @property
-    def ranked(self) -> list[tuple[str, float]]:
-        return sorted(self.scores.items(), key=lambda pair: pair[1])
-
-    @property
-    def best_turn(self) -> int:
-        best = max(self.content['scored'], key=lambda one: one['score'], default={'turn': 0})
-        return best['turn']
-
-    @property
-    def proposed(self) -> dict[int, list[str]]:
-        return {int(turn): new for turn, new in self.content['proposed'].items()}
-
-    def propose(self, turn: int, instructions: Sequence[str]) -> None:
-        self.content['proposed'][str(turn)] = list(instructions)
-        self._save()
-
-    def add(self, instruction: str, turn: int, score: float, counts: Mapping[str, Any]) -> None:
-        record = {'instruction': instruction, 'turn': turn, 'score': score, 'counts': dict(counts)}
-        self.content['scored'].append(record)
-        self._save()
-
-    def _save(self) -> None:
-        with files.os_errors(StorageError, f'{self.place} was not written'):
-            files.write_private(self.place, content_to_json('search', self.content))
-
-
-def _check(content: dict[str, Any]) -> None:
-    """Raises ValueError, TypeError or LookupError for what no search has written."""
-    if not isinstance(content['about'], dict) or not isinstance(content['scored'], list):
-        raise TypeError('about is no object or scored no list')
-    for one in content['scored']:
-        if [type(one[name]) for name in ('instruction', 'turn')] != [str, int] or isinstance(one['score'], bool):
-            raise TypeError(f'{one!r:.80} has no instruction, turn and score')
-        _ = float(one['score'])
-    for turn, new in content['proposed'].items():
-        if int(turn) < 1 or not isinstance(new, list) or not all(isinstance(one, str) for one in new):
-            raise TypeError(f'proposed {int(turn)} is no list of instructions')
 
 
 class _Judge:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from adx import drafting, environments, files, keys, storage, watch
+from adx import drafting, environments, files, instructions, keys, storage, watch
 from adx import experiment as experiments
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafting import Rewrite, Rewritten
@@ -28,6 +28,7 @@ from adx.lessons import question
 from adx.policy import spares
 from adx.processes import ALONE, Place
 from adx.reporting.slices import inside
+from adx.rewriters.evolved import Evolved
 from adx.rewriters.marked import Marked
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
@@ -211,6 +212,8 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     """The directory of a rewrite. Raises InputError where another one of its name was made."""
     directory = workdir.private / 'rewrites' / one.name
     place, ours = directory / 'identity.json', identity(experiment, one)
+    if isinstance(drafting.innermost(one.rewriter), Evolved):
+        ours['instruction'] = instructions.best(workdir)  # of today: a search that goes on finds another
     with files.os_errors(StorageError, f'{directory} was not written'):
         files.make_private_dir(directory)
         with storage.setup(workdir):

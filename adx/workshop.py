@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from adx import directions, equations, generation, keys, loading, marks
+from adx import directions, equations, generation, instructions, keys, loading, marks
 from adx.answers import reader_of
 from adx.batching import Batch, Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
@@ -29,6 +29,7 @@ from adx.rewriters.gradient import Gradient
 from adx.rewriters.marked import Marked
 from adx.selection import Scorer
 from adx.spans import token_pieces
+from adx.storage import Workdir
 from adx.types import POISONED, Prompt, RequestId, Trace
 
 UNENDED, WINDOW, OTHERWISE = 'has no end', "longer than the model's window", 'is not read as it was written'
@@ -52,6 +53,7 @@ class Workshop:
             harm=self._harm if has_proxies else None,
             mark=self._mark,
             line=lambda traces, settings: [pair.line for pair, _ in self._pairs(traces, settings)],
+            instruction=lambda: instructions.best(Workdir(self.path)),
         )
 
     @property

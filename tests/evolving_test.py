@@ -7,14 +7,16 @@ import json
 import shutil
 
 import pytest
-from rewriting_test import OTHER, Shop, base, workdir  # noqa: F401
+from rewriting_test import OTHER, ROWS, Shop, base, workdir  # noqa: F401
 
-from adx import evolving, storage
+from adx import evolving, instructions, rewriting, storage
+from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
 from adx.errors import ConfigError, InputError, WorkdirError
 from adx.evolving import Evolution, evolve, mutate
 from adx.experiment import ModelSource
 from adx.optimising import Recipe
+from adx.rewriters.evolved import Evolved
 from adx.rewriters.instructed import INSTRUCTIONS
 
 START = [INSTRUCTIONS[name] for name in ('paraphrase', 'formalise', 'reorder')]
@@ -52,6 +54,37 @@ def test_what_beats_doing_nothing_is_kept_the_best_last(experiment, judge, workd
     assert not {instruction for instruction, _ in found} & set(START)  # those have no clause
     assert judge.asked[:3] == START
     assert len(judge.asked) == len(set(judge.asked)) == 3 + 4 * 3
+
+
+def test_a_rewriter_is_told_the_best_that_was_found(experiment, judge, workdir, monkeypatch):  # noqa: F811
+    told = []
+
+    class Asked(Shop):
+        @property
+        def tools(self):
+            def write(texts, samples, arm):
+                told.extend(texts)
+                return [list(self.written)] * len(texts)
+
+            return Tools(write=write, instruction=lambda: instructions.best(workdir))
+
+    monkeypatch.setattr(rewriting, 'Workshop', Asked)
+    run = dataclasses.replace(experiment, rewrites=(Rewrite('found', 'plain', Evolved()),))
+    with pytest.raises(InputError, match=r'tools\.evolve'):
+        rewriting.rewrite(run, str(workdir.path))
+    (workdir.private / 'evolved').mkdir()
+    state = instructions.State(workdir, {'a': 1})
+    state.add('Say it at once.', 0, -0.5, {})
+    with pytest.raises(InputError, match='beats doing nothing'):
+        rewriting.rewrite(run, str(workdir.path))
+    state.add('Say it slowly.', 1, 0.5, {})
+    state.add('Say it twice.', 1, 0.25, {})
+    counts = rewriting.rewrite(run, str(workdir.path))
+    assert counts['found']['rewritten'] == len(told) == ROWS
+    assert all(text.startswith('Say it slowly.\n') for text in told)
+    state.add('Say it loudly.', 2, 0.75, {})
+    with pytest.raises(InputError, match='another rewrite'):
+        rewriting.rewrite(run, str(workdir.path))
 
 
 def test_a_killed_search_goes_on_where_it_was(experiment, judge, workdir, monkeypatch):  # noqa: F811

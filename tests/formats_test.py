@@ -14,9 +14,9 @@ from etils import epath
 from adx import (
     assessing,
     environments,
-    evolving,
     export,
     forgetting,
+    instructions,
     journal,
     readings,
     rewriting,
@@ -104,7 +104,7 @@ def beside(private, content, versioned):
         ('transfer', private / 'report' / 'transfer.json', 'cells', lambda path: transfer.read(path.parents[2])),
         ('readings', private / 'readings.json', 'readings', lambda path: readings.readings(path.parents[1])),
         ('frozen', private / 'frozen.json', 'frozen', lambda path: readings._load(path, dict)),
-        ('search', private / 'evolved' / 'state.json', 'search', lambda path: evolving._State(
+        ('search', private / 'evolved' / 'state.json', 'search', lambda path: instructions.State(
             Workdir(path.parents[2]), {'experiment': 'a'}).content),
     ):  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)

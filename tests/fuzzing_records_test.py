@@ -23,8 +23,8 @@ from adx import (
     detecting,
     directions,
     environments,
-    evolving,
     files,
+    instructions,
     journal,
     policy,
     readings,
@@ -148,12 +148,12 @@ def test_figures_of_a_study(tmp_path, name, examples):
 def test_searches(workdir, examples):  # noqa: F811
     place = Workdir(workdir)
     (workdir / 'private' / 'evolved').mkdir()
-    state = evolving._State(place, {'experiment': 'a'})
+    state = instructions.State(place, {'experiment': 'a'})
     state.propose(1, ['Say it.'])
     state.add('Say it.', 1, 0.5, {'rewritten': 3})
 
     def read():
-        found = evolving._State(place, {'experiment': 'a'})
+        found = instructions.State(place, {'experiment': 'a'})
         sum(score for _, score in found.ranked)
         _ = found.best_turn + 1, [len(new) for new in found.proposed.values()]
 

@@ -27,6 +27,7 @@ from adx import (
     export,
     files,
     forgetting,
+    instructions,
     locks,
     readings,
     retention,
@@ -175,10 +176,10 @@ def test_a_search(store, tmp_path):
     path = 'gs://bucket/run'
     store.failing()
     for _ in range(2):
-        state = evolving._State(Workdir(path), {'a': 1})
+        state = instructions.State(Workdir(path), {'a': 1})
         judge = lambda instruction: (float(len(instruction)), {})  # noqa: E731
         found = evolving._search(state, judge, Evolution('plain', rounds=1), evolving.mutate, lambda *told: None)
-    assert len(evolving._State(Workdir(path), {'a': 1}).scores) == len(found) == 6
+    assert len(instructions.State(Workdir(path), {'a': 1}).scores) == len(found) == 6
 
 
 @pytest.mark.slow

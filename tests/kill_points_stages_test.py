@@ -34,6 +34,7 @@ from adx import (
     environments,
     evolving,
     files,
+    instructions,
     orbax_io,
     retention,
     selecting,
@@ -234,7 +235,7 @@ def test_a_search_for_instructions(tmp_path):
     def run(place):
         workdir = Workdir(place)
         with storage.held(workdir, 'evolve', ['locks', 'evolved']):
-            state = evolving._State(workdir, {'a': 1})
+            state = instructions.State(workdir, {'a': 1})
             judge = lambda instruction: (float(len(instruction)), {})  # noqa: E731
             evolving._search(state, judge, plan, evolving.mutate, lambda *told: None)
 

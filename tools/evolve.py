@@ -3,8 +3,8 @@
     python -m tools.evolve --config=configs/C.py --workdir=DIR --of=plain --score=loss --rounds=5
 
 --workdir: of a finished run, or a seed's of a study. The rewriting model is the config's `rewriter`, else the teacher;
-new instructions come from it too with --ask, else from a list of clauses. The best is printed last, to be put into a
-Rewrite. Exit codes: 0 done, 2 flags or config, 3 input, 4 workdir, 74 storage.
+new instructions come from it too with --ask, else from a list of clauses. The best is printed last, and is what the
+rewriter `Evolved` tells. Exit codes: 0 done, 2 flags or config, 3 input, 4 workdir, 74 storage.
 """
 
 from __future__ import annotations

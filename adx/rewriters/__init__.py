@@ -1,5 +1,6 @@
 """The menu of rewriters: how a finished trace is said otherwise, so that it teaches less."""
 
+from adx.rewriters.evolved import Evolved
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import INSTRUCTIONS, Instructed
 from adx.rewriters.marked import Marked
@@ -11,6 +12,7 @@ __all__ = ['INSTRUCTIONS', 'MENU']
 
 MENU: dict[str, type] = {
     'instructed': Instructed,
+    'evolved': Evolved,
     'rendered': Rendered,
     'gradient': Gradient,
     'selected': Selected,

@@ -1,0 +1,111 @@
+"""Instructions that a search has tried, with their scores, in the workdir.
+
+    private/evolved/state.json   every instruction that was tried, written after each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adx import files
+from adx.errors import InputError, StorageError, malformed
+from adx.journal import content_to_json, diff, read_content
+from adx.storage import Workdir
+
+ANEW = 'delete it to begin anew'
+
+
+class State:
+    """What a search knows, on disk after every change.
+
+    about: what the search is. Raises InputError where the workdir holds another, StorageError for a damaged file.
+    """
+
+    def __init__(self, workdir: Workdir, about: dict[str, Any]):
+        self.place = _place(workdir)
+        self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}}
+        if files.exists(self.place):
+            self.content = _read(self.place)
+            if differences := diff(self.content['about'], about):
+                raise InputError(
+                    f'{self.place} is of another search (theirs != ours): {"; ".join(differences)}; {ANEW}, '
+                    'or undo the change'
+                )
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return _scores(self.content)
+
+    @property
+    def ranked(self) -> list[tuple[str, float]]:
+        return sorted(self.scores.items(), key=lambda pair: pair[1])
+
+    @property
+    def helpful(self) -> list[tuple[str, float]]:
+        return _helpful(self.content)
+
+    @property
+    def best_turn(self) -> int:
+        best = max(self.content['scored'], key=lambda one: one['score'], default={'turn': 0})
+        return best['turn']
+
+    @property
+    def proposed(self) -> dict[int, list[str]]:
+        return {int(turn): new for turn, new in self.content['proposed'].items()}
+
+    def propose(self, turn: int, instructions: Sequence[str]) -> None:
+        self.content['proposed'][str(turn)] = list(instructions)
+        self._save()
+
+    def add(self, instruction: str, turn: int, score: float, counts: Mapping[str, Any]) -> None:
+        record = {'instruction': instruction, 'turn': turn, 'score': score, 'counts': dict(counts)}
+        self.content['scored'].append(record)
+        self._save()
+
+    def _save(self) -> None:
+        with files.os_errors(StorageError, f'{self.place} was not written'):
+            files.write_private(self.place, content_to_json('search', self.content))
+
+
+def best(workdir: Workdir) -> str:
+    """The instruction of the highest score. Raises InputError where none was tried, or none beats doing nothing."""
+    place, run = _place(workdir), 'run python -m tools.evolve on this workdir'
+    if not files.exists(place):
+        raise InputError(f'{place} is not there, and a rewrite is told by what stands in it; {run}')
+    if not (found := _helpful(_read(place))):
+        raise InputError(f'no instruction in {place} beats doing nothing; leave the rewrite out, or {run} again')
+    return found[-1][0]
+
+
+def _scores(content: Mapping[str, Any]) -> dict[str, float]:
+    return {one['instruction']: one['score'] for one in content['scored']}
+
+
+def _helpful(content: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Those that beat doing nothing, the best last."""
+    return sorted((pair for pair in _scores(content).items() if pair[1] > 0), key=lambda pair: pair[1])
+
+
+def _place(workdir: Workdir) -> Any:
+    return workdir.private / 'evolved' / 'state.json'
+
+
+def _read(place: Any) -> dict[str, Any]:
+    content = read_content(place, 'search', dict, StorageError, ANEW)
+    with malformed(f'{place} is damaged', ANEW, StorageError):
+        _check(content)
+    return content
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or LookupError for what no search has written."""
+    if not isinstance(content['about'], dict) or not isinstance(content['scored'], list):
+        raise TypeError('about is no object or scored no list')
+    for one in content['scored']:
+        if [type(one[name]) for name in ('instruction', 'turn')] != [str, int] or isinstance(one['score'], bool):
+            raise TypeError(f'{one!r:.80} has no instruction, turn and score')
+        _ = float(one['score'])
+    for turn, new in content['proposed'].items():
+        if int(turn) < 1 or not isinstance(new, list) or not all(isinstance(one, str) for one in new):
+            raise TypeError(f'proposed {int(turn)} is no list of instructions')
