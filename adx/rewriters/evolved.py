@@ -1,4 +1,4 @@
-"""A language model is told what a search has found to serve best (arXiv 2602.15143, section 3)."""
+"""A language model is told what a search has found to be best (arXiv 2602.15143, section 3)."""
 
 from __future__ import annotations
 
