@@ -61,7 +61,7 @@ def append(
 ) -> dict[str, Any]:
     """Writes the samples and the row of `figure`, in place of an earlier one, and returns the row.
 
-    samples: at least one, in the order in which they were measured. machine: None describes this one's CPU.
+    samples: at least one, in the order in which they were measured. machine: None describes this one.
     """
     _check_names(name, figure)
     samples = [float(x) for x in samples]
@@ -76,7 +76,7 @@ def append(
     row = {
         'figure': figure, **summary(samples), 'unit': unit, 'goal': goal, 'status': MEASURED,
         'raw': {'path': raw, 'sha256': sha256(text.encode())}, 'command': command,
-        'machine': machine or describe_cpu(), 'commit': commit_hash(),
+        'machine': machine or describe_machine(), 'commit': commit_hash(),
         'date': datetime.date.today().isoformat(),
     }  # fmt: skip
     _put(name, row, results)
@@ -218,6 +218,16 @@ def rewrite_blocks(text: str, kind: str, content: Callable[[str], str]) -> str:
         return f'{match[1]}\n{content(match[2])}\n<!-- /{kind} -->'
 
     return re.sub(rf'(<!-- {kind}:(\w+) -->).*?<!-- /{kind} -->', block, text, flags=re.DOTALL)
+
+
+def describe_machine() -> str:
+    """Its accelerators where JAX runs on some, else its CPU."""
+    import jax  # here, because tables are rendered without a device
+
+    devices = jax.devices()
+    if devices[0].platform == 'cpu':
+        return describe_cpu()
+    return f'{len(devices)} x {devices[0].device_kind}'
 
 
 def describe_cpu() -> str:
