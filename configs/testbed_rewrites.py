@@ -5,9 +5,9 @@ Command: python -m launch.run --config=configs/testbed_rewrites.py --workdir=/da
              --stages=prepare,generate,rewrite,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is. Processes share them by
          --students and --attacks.
-Result:  not run since its control is matched and it has its attacks. tools/bench/results/rewriting.json, rendered in
-         the README, is of one telling by chance, of any length: 0.09 [-0.07, 0.24] of damage, and 0.04 [-0.15, 0.21] of
-         the tellings that harm proxies most.
+Result:  tools/bench/results/rewriting.json, rendered in the README, of `--students=wide --attacks=sft,answer_only`: the
+         tellings that harm proxies most take 0.15 [0.13, 0.18] from students that train for half as many steps as the
+         clean ones, and 0.04 [-0.05, 0.12] at equal steps, as their control does: 0.04 [-0.02, 0.08].
 
 No model of the testbed follows instructions: its own writer, which knows every valid telling, stands for the best that
 an instructed rewriter could do. `told` is the control: of as many tellings the one that is as long and as far from the
