@@ -85,15 +85,14 @@ class Editor:
         values_B = self._value(batch, np.arange(len(tokens_BL)))
         states, values = [tokens_BL], [values_B]
         open_R = np.flatnonzero(editable_BL.any(axis=1))  # rows that may gain yet
-        for _ in range(self.settings.rounds):
+        while len(open_R) and len(states) <= self.settings.rounds:
             tokens_BL, values_B = tokens_BL.copy(), values_B.copy()
             mine = Batch(tokens_BL[open_R], batch.targets_BL[open_R])
             tokens_BL[open_R], values_B[open_R] = self._round(mine, editable_BL[open_R], values_B[open_R])
             open_R = open_R[(tokens_BL[open_R] != mine.tokens_BL).any(axis=1)]
-            if not len(open_R):
-                break
-            states.append(tokens_BL)
-            values.append(values_B)
+            if len(open_R):
+                states.append(tokens_BL)
+                values.append(values_B)
         return Found(np.stack(states), np.stack(values))
 
     def _round(self, batch: Batch, editable_BL: np.ndarray, best_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -157,6 +157,13 @@ def test_more_edits_than_places_are_all_places(given):
     assert found.values[-1, 0] >= found.values[0, 0]
 
 
+def test_where_nothing_may_change_nothing_does(given):
+    proxies, teacher, batch = given
+    found = Editor(Gradient(), proxies, teacher, WORDS_V)(batch, np.zeros(batch.tokens_BL.shape, bool))
+    np.testing.assert_array_equal(found.tokens, batch.tokens_BL[None])
+    assert np.isfinite(found.values).all()
+
+
 def test_what_is_nan_takes_nothing(given, monkeypatch):
     proxies, teacher, batch = given
     editor = Editor(Gradient(rounds=1, edits=2), proxies, teacher, WORDS_V)
