@@ -4,8 +4,8 @@ Claim:   none yet. What the gates let through of a search by gradient in a langu
 Command: python -m launch.run --config=configs/testbed_edits.py --workdir=/data/edits \
              --stages=prepare,generate,rewrite,distil,assess,report
 Cost:    --dry_run prints how many students it trains; every stage shows how far it is.
-Result:  tools/bench/results/rewriting.json, rendered in the README, of `--students=wide --attacks=sft`: the gates let so
-         few exchanges through that students do not notice, -0.02 [-0.15, 0.10].
+Result:  tools/bench/results/rewriting.json, rendered in the README, of `--students=wide --attacks=sft`: the gates let
+         so few exchanges through that students do not notice, -0.02 [-0.15, 0.10].
 
 Left out are the objective 'bilevel', which has weights of its own for each trace and takes one after the other, and the
 step 'embedding', which finds hardly an exchange here: no open word is nearer than the trace's own.
