@@ -58,6 +58,12 @@ def one_batch(examples: Iterable[Example]) -> Batch:
     return _pad(ordered, len(ordered), bucket(max(map(_size, ordered))))
 
 
+def ends(targets_BL: np.ndarray) -> np.ndarray:
+    """How many tokens each row has up to its last target, [B]; 0 without any."""
+    last_B = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
+    return np.where(targets_BL.any(axis=1), last_B, 0)
+
+
 def map_rows(f: Callable[[Any], Any], rows: Any, ways: int) -> Any:
     """f of all rows, `ways` at a time, so that what is large in between exists for those alone.
 

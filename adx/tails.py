@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from adx.batching import Batch, bucket
+from adx.batching import Batch, bucket, ends
 from adx.mesh import Layout
 from adx.models.cache import HeadCache, LayerHead
 from adx.models.transformer import Model, Params
@@ -91,10 +91,9 @@ def passes(batch: Batch, of_B: np.ndarray, most: int, ways: int, whole: bool, sh
     last passes are of a quarter of them. whole: no row has a head. shortest: columns of tails.
     A head ends before the token that predicts the row's first target.
     """
-    length, some_B = batch.targets_BL.shape[1], batch.targets_BL.any(axis=1)
-    firsts_B = np.where(some_B & (not whole), np.argmax(batch.targets_BL, axis=1), 1)
-    starts_B = np.maximum(firsts_B - 1, 0)
-    sizes_B = np.where(some_B, length - np.argmax(batch.targets_BL[:, ::-1], axis=1), 1) - starts_B
+    firsts_B = np.argmax(batch.targets_BL, axis=1)  # 0 without targets
+    starts_B = np.zeros_like(firsts_B) if whole else np.maximum(firsts_B - 1, 0)
+    sizes_B = np.maximum(ends(batch.targets_BL) - starts_B, 1)
     heads_B = np.array([bucket(start, SHORTEST, HALVED) if start else 0 for start in starts_B.tolist()])
     tails_B = np.array([bucket(size, max(shortest, SHORTEST), HALVED) for size in sizes_B.tolist()])
     order, done = np.lexsort((heads_B, tails_B)), 0
@@ -103,18 +102,20 @@ def passes(batch: Batch, of_B: np.ndarray, most: int, ways: int, whole: bool, sh
         rows = (most if 4 * left >= 3 * most else max(1, most // 4)) * ways
         mine = order[done : done + rows]
         half = most // 2 * ways  # of the heads that a pass of many rows may have
-        some = half if len(np.unique(of_B[mine])) <= half < rows else rows
+        _, firsts_U, whose_B = np.unique(of_B[mine], return_index=True, return_inverse=True)
+        some = half if len(firsts_U) <= half < rows else rows
         shapes = (some, heads_B[mine].max()), (rows, tails_B[mine].max())
-        yield _pass(batch, mine, of_B[mine], starts_B[mine], shapes)
+        yield _pass(batch, mine, starts_B[mine], (firsts_U, whose_B), shapes)
         done += rows
 
 
 def _pass(
-    batch: Batch, mine: np.ndarray, of_B: np.ndarray, starts_B: np.ndarray, shapes: Sequence[tuple[int, int]]
-) -> Pass:
-    """shapes: of heads and of tails."""
+    batch: Batch, mine: np.ndarray, starts_B: np.ndarray, heads: tuple[np.ndarray, np.ndarray],
+    shapes: Sequence[tuple[int, int]],
+) -> Pass:  # fmt: skip
+    """heads: the first row of each, and which is a row's. shapes: of heads and of tails."""
+    firsts_U, of_B = heads
     heads_UP, tails = np.zeros(shapes[0], np.int32), Batch(*(_cut(x[mine], starts_B, shapes[1]) for x in batch))
-    _, firsts_U, of_B = np.unique(of_B, return_index=True, return_inverse=True)
     own_UP = batch.tokens_BL[mine[firsts_U], : shapes[0][1]]
     heads_UP[: len(firsts_U), : own_UP.shape[1]] = own_UP
     fill = np.zeros(len(tails.tokens_BL) - len(mine), np.int32)

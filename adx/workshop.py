@@ -13,7 +13,7 @@ import numpy as np
 
 from adx import directions, equations, generation, instructions, keys, loading, marks
 from adx.answers import reader_of
-from adx.batching import Batch, Example, batches, one_batch
+from adx.batching import Example, batches, one_batch
 from adx.datasets.chat import encode_conversation, split_reasoning
 from adx.drafts import Draft, Tools
 from adx.editing import Editor, Proxy
@@ -140,8 +140,8 @@ class Workshop:
         models = [ensemble.teacher, *(group.model for group in ensemble.groups)]
         fitting = _fitting([self._example(one.request_id, one, one.text) for one in traces], models)
         found: dict[str, list[Draft]] = {}
-        for inside, padded in batches(fitting, max(1, len(fitting))):
-            batch = Batch(*(x[: len(inside)] for x in padded))
+        if fitting:
+            inside, batch = sorted(fitting), one_batch(fitting)
             editable_BL = np.zeros(batch.tokens_BL.shape, bool)
             spans = [slice(len(x.prompt), len(x.prompt) + len(x.completion)) for x in inside]
             for row, example in enumerate(inside):

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from adx.batching import Batch
+from adx.batching import Batch, ends
 from adx.editing import Editor
 from adx.errors import ConfigError
 from adx.models.products import linear
@@ -90,9 +90,8 @@ def _tokens(tails: Batch, heads: Heads) -> tuple[int, int]:
     """Of rows that have targets: up to the last of them, and of the heads that differ."""
     targets_BL = np.asarray(tails.targets_BL) > 0
     some_B = targets_BL.any(axis=1)
-    ends_B = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
     _, firsts = np.unique(np.asarray(heads.of_B)[some_B], return_index=True)
-    return int(np.sum(ends_B[some_B])), int(np.sum(np.asarray(heads.sizes_B)[some_B][firsts]))
+    return int(np.sum(ends(targets_BL))), int(np.sum(np.asarray(heads.sizes_B)[some_B][firsts]))
 
 
 def rate(dtype: str) -> float:
