@@ -27,4 +27,6 @@ def study() -> Study:
     arms = (Arm('plain', sampling=testbed_screen.PLAIN),)
     experiment = dataclasses.replace(screen.experiment, arms=arms, selections=selections, samples=4)
     controls = ('random', 'max_length')
-    return dataclasses.replace(screen, experiment=experiment, clean='first', controls=controls, temperatures=())
+    return dataclasses.replace(
+        screen, experiment=experiment, clean='first', each_budget=True, choice=500, controls=controls, temperatures=()
+    )
