@@ -47,3 +47,12 @@ def test_passes_are_counted_in_operations(calls, expected):
     for _ in range(calls[1]):
         assert editor._values(None, BATCH, HEADS) == 'valued'
     assert meter.operations == 2 * expected
+
+
+def test_the_slowest_of_several_ends_the_work():
+    done = [
+        {'traces': 10, 'seconds': 2.0, 'operations': 30.0, 'rate': 10.0},
+        {'traces': 30, 'seconds': 4.0, 'operations': 50.0, 'rate': 10.0},
+    ]
+    assert editing.joined(done) == (40 / 4, 80 / (4 * 20))  # together they could have made 20 a second
+    assert editing.joined(done[:1]) == (5, 30 / 20)

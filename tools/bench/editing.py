@@ -12,8 +12,9 @@ and additions with weights, of tokens that are none of the padding, at the rate 
     a candidate under a proxy: a forward pass and its derivative   3 F
     a prompt under a proxy, once a pass for all its candidates     3 F, of what its keys and values are made of
 
-with F = 2 operations a weight and token. Nothing else may run meanwhile. Appends to results/editing.json, on an
-accelerator as figures of their own.
+with F = 2 operations a weight and token. Nothing else may run meanwhile. --replicas: on a CPU a process with a core of
+its own is the faster, so as many as there are cores share the traces, as the stage does by --shard and --num_shards.
+Appends to results/editing.json, on an accelerator as figures of their own.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from absl import app, flags
 from adx.batching import Batch, ends
 from adx.editing import Editor
 from adx.errors import ConfigError
+from adx.experiment import Experiment
 from adx.models.products import linear
 from adx.rewriters.gradient import Gradient
 from adx.storage import Workdir
 from adx.tails import Heads
 from adx.workshop import Workshop
 from launch.config import load_config
-from tools.bench import figures
+from tools.bench import cores, figures
 from tools.bench.timers import timer
 
 _CONFIG = flags.DEFINE_string('config', '', 'Has a rewrite by flips for harm; the first is timed.', allow_override=True)
@@ -45,6 +47,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '', 'Of finished traces.', allow_overr
 _COUNT = flags.DEFINE_integer('count', 256, 'Traces of a repeat.', lower_bound=1, allow_override=True)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'After one that compiles.', lower_bound=1, allow_override=True)
 _NAME = flags.DEFINE_string('name', 'testbed', 'Of the models, in the names of figures.', allow_override=True)
+_REPLICAS = flags.DEFINE_integer('replicas', 1, 'Processes that share the traces, each with a core.', lower_bound=1)
 TABLE = 'editing'
 SLOPE, FORWARD = 6, 3  # of a proxy, in forward passes' worth: with the derivative along a direction
 SIDES = {'cpu': 1024, 'gpu': 8192}  # of the product that gives the rate
@@ -132,34 +135,74 @@ def keep(name: str, speeds: Sequence[float], shares: Sequence[float], command: s
         figures.not_run(TABLE, f'{figure}_gpu', unit=unit, goal=goal, command='', machine='GPU')
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+class Bench:
+    """A search that is warm, over every `of`-th of a run's traces."""
+
+    def __init__(self, first: int = 0, of: int = 1):
+        experiment, settings = _searched()
+        shop = Workshop(experiment, _WORKDIR.value)
+        plain = [one for one in Workdir(_WORKDIR.value).traces() if one.defence['type'] == 'undefended']
+        self._traces, self._settings = plain[: _COUNT.value][first::of], settings
+        ensemble = shop.plan.ensemble
+        self._meter = Meter(weights_in_products(ensemble.teacher), _of_all(ensemble))
+        self._dtype, self._edit = ensemble.teacher.config.dtype, shop.tools.need('edit', 'the bench')
+        self._edit(self._traces, settings)
+        self._meter.watch(shop._editor(settings))
+
+    def __call__(self) -> dict[str, float]:
+        """Traces, the seconds and operations that they took, and how many of these a second a product makes."""
+        self._meter.operations, began = 0.0, time.perf_counter()
+        self._edit(self._traces, self._settings)
+        seconds = time.perf_counter() - began
+        operations = self._meter.operations
+        return {
+            'traces': len(self._traces), 'seconds': seconds, 'operations': operations, 'rate': rate(self._dtype)
+        }  # fmt: skip
+
+
+def _searched() -> tuple[Experiment, Gradient]:
+    """The experiment, and the first of its searches whose passes are counted here."""
     loaded = load_config(_CONFIG.value)
     experiment = getattr(loaded, 'experiment', loaded)
     searches = [one.rewriter for one in experiment.rewrites if isinstance(one.rewriter, Gradient)]
     settings = next((one for one in searches if (one.objective, one.step) == ('harm', 'flip')), None)
     if settings is None:
         raise ConfigError(f"{_CONFIG.value} has no rewrite by Gradient('harm', 'flip'), whose passes are counted here")
-    shop = Workshop(experiment, _WORKDIR.value)
-    traces = [one for one in Workdir(_WORKDIR.value).traces() if one.defence['type'] == 'undefended'][: _COUNT.value]
-    ensemble = shop.plan.ensemble
-    meter = Meter(weights_in_products(ensemble.teacher), _of_all(ensemble))
-    edit = shop.tools.need('edit', 'the bench')
-    edit(traces, settings)
-    meter.watch(shop._editor(settings))
-    speeds, shares = [], []
-    for _ in range(_REPEATS.value):
-        meter.operations, began = 0.0, time.perf_counter()
-        edit(traces, settings)
-        seconds = time.perf_counter() - began
-        speeds.append(len(traces) / seconds)
-        shares.append(meter.operations / rate(ensemble.teacher.config.dtype) / seconds)
-    command = (
-        f'python -m tools.bench.editing --config={_CONFIG.value} --workdir=DIR --name={_NAME.value} '
-        f'--count={_COUNT.value} --repeats={_REPEATS.value}'
-    )
-    keep(_NAME.value, speeds, shares, command)
-    print(f'{jax.device_count()} devices, {len(traces)} traces')
+    return experiment, settings
+
+
+def joined(done: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Traces a second, and the share of the arithmetic, of processes that worked at once until the slowest ended."""
+    seconds = max(one['seconds'] for one in done)
+    could = seconds * sum(one['rate'] for one in done)
+    return sum(one['traces'] for one in done) / seconds, sum(one['operations'] for one in done) / could
+
+
+def measured(replicas: int) -> list[tuple[float, float]]:
+    """Every repeat, see `joined`."""
+    if replicas == 1:
+        bench = Bench()
+        return [joined([bench()]) for _ in range(_REPEATS.value)]
+    command = ('-m', 'tools.bench.editing', *(_told(_WORKDIR.value)), f'--replicas={replicas}')
+    with cores.started([command] * replicas) as started:
+        return [joined(cores.at_once(started)) for _ in range(_REPEATS.value)]
+
+
+def _told(workdir: str) -> list[str]:
+    """The flags of this program; what is measured does not depend on where the traces are kept."""
+    flags_of = {'config': _CONFIG.value, 'workdir': workdir, 'name': _NAME.value, 'count': _COUNT.value}
+    return [f'--{name}={value}' for name, value in flags_of.items()]
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    replicas = _REPLICAS.value
+    if cores.WORKER.value is not None:
+        return cores.serve(Bench(cores.WORKER.value, replicas))
+    speeds, shares = zip(*measured(replicas), strict=True)
+    command = f'python -m tools.bench.editing {" ".join(_told("DIR"))} --repeats={_REPEATS.value}'
+    keep(_NAME.value, speeds, shares, command + (f' --replicas={replicas}' if replicas > 1 else ''))
+    print(f'{jax.device_count()} devices, {_COUNT.value} traces')
 
 
 if __name__ == '__main__':

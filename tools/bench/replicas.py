@@ -11,56 +11,23 @@ two reach alone. Nothing else may run on the two cores.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
 from absl import flags
 
-from adx.errors import ConfigError
 from adx.generation import make_engines, make_requests, read_prompts
 from adx.loading import blueprint, load_models
 from adx.types import Request
 from configs import testbed_small
 from launch import program
-from tools.bench import figures
+from tools.bench import cores, figures
+from tools.bench.cores import Replica
 
 TABLE, REPLICAS, REPEATS = 'scale', 2, 5
 PROMPTS = 256  # of each replica
 
 _TRIAL = flags.DEFINE_bool('trial', False, 'Little work; nothing is kept.', allow_override=True)
-_WORKER = flags.DEFINE_integer('worker', None, 'The shard that this process is; given by the program itself.')
-
-
-class Replica:
-    """A process on one core that decodes its shard whenever it is told to."""
-
-    def __init__(self, shard: int, core: int, trial: bool):
-        command = [sys.executable, '-m', 'tools.bench.replicas', f'--worker={shard}', f'--trial={trial}']
-        self.process = subprocess.Popen(
-            ['taskset', '-c', str(core), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.read()
-
-    def tell(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.write('\n')
-        self.process.stdin.flush()
-
-    def read(self) -> dict[str, float]:
-        """tokens and seconds of the last time. Raises ConfigError where the process died."""
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise ConfigError(f'a replica ended with {self.process.wait()}; its own message stands above')
-        return json.loads(line)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 def efficiency(alone: Sequence[dict[str, float]], together: Sequence[dict[str, float]]) -> float:
@@ -72,18 +39,13 @@ def efficiency(alone: Sequence[dict[str, float]], together: Sequence[dict[str, f
 def measure(replicas: Sequence[Replica], repeats: int) -> list[float]:
     samples = []
     for _ in range(repeats):
-        alone = []
-        for replica in replicas:
-            replica.tell()
-            alone.append(replica.read())
-        for replica in replicas:
-            replica.tell()
-        samples.append(efficiency(alone, [replica.read() for replica in replicas]))
+        alone = [done for replica in replicas for done in cores.at_once([replica])]
+        samples.append(efficiency(alone, cores.at_once(replicas)))
     return samples
 
 
 def work(shard: int, trial: bool) -> None:
-    """The other side of a Replica: a line once it is warm, and one for every line it reads."""
+    """The other side of a replica."""
     experiment = testbed_small.study().experiment
     size = 4 if trial else PROMPTS
     decode = dataclasses.replace(experiment.decode, slots=size) if trial else experiment.decode
@@ -94,28 +56,21 @@ def work(shard: int, trial: bool) -> None:
     requests: list[Request] = list(make_requests(experiment, prompts, models.tokenizer).requests.values())
     ((engine, _),) = make_engines(models, plain, experiment.decode, experiment.seed)
     engine.warm_up(plain[0].defence)
-    print(json.dumps({'warm': True}), flush=True)
-    for _ in sys.stdin:
+
+    def take() -> dict[str, float]:
         begin = time.perf_counter()
         tokens = sum(len(done.tokens) for done in engine.generate(requests))
-        print(json.dumps({'tokens': tokens, 'seconds': time.perf_counter() - begin}), flush=True)
+        return {'tokens': tokens, 'seconds': time.perf_counter() - begin}
+
+    cores.serve(take)
 
 
 def main() -> None:
     trial = _TRIAL.value
-    if _WORKER.value is not None:
-        return work(_WORKER.value, trial)
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < REPLICAS:
-        raise ConfigError(f'{REPLICAS} replicas want a core each and there are {len(cores)}')
-    replicas: list[Replica] = []
-    try:
-        for shard in range(REPLICAS):
-            replicas.append(Replica(shard, cores[shard], trial))
+    if cores.WORKER.value is not None:
+        return work(cores.WORKER.value, trial)
+    with cores.started([('-m', 'tools.bench.replicas', f'--trial={trial}')] * REPLICAS) as replicas:
         samples = measure(replicas, 1 if trial else REPEATS)
-    finally:
-        for replica in replicas:
-            replica.end()
     print(f'efficiency_2: {samples}')
     if not trial:
         command = 'python -m tools.bench.replicas'

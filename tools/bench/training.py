@@ -3,7 +3,8 @@
     python -m tools.bench.training
 
 `products_share_of_step` is the time of all products with weights, forward and backward, over the time of a step, of one
-student. `stack_speedup` is how much sooner STACK students are trained as one stack than one after the other.
+student. `stack_speedup` is how much sooner STACK students are trained as one stack than one after the other, and
+`replicas_speedup` how much sooner by processes with a core each than by one with all cores.
 Appends to results/training.json, see figures.py; accelerator_training.py does for GPUs.
 """
 
@@ -25,10 +26,11 @@ from adx.models.tiny import PRESETS
 from adx.models.transformer import Model, Params, make_model
 from adx.optimising import Recipe
 from adx.training import Trainer, compiler_options
-from tools.bench import figures
+from tools.bench import cores, figures
 from tools.bench.timers import reads_a_weight, timer
 
-TABLE, COMMAND = 'training', 'python -m tools.bench.training'
+TABLE, MODULE = 'training', 'tools.bench.training'
+COMMAND = f'python -m {MODULE}'
 STUDENT, STACK, REPEATS, STEPS = 'testbed-student-wide', 8, 7, 6
 RECIPE = Recipe(rows=32, length=128, steps=10**6)
 ON_GPU = {  # figure -> unit and goal
@@ -105,15 +107,24 @@ def products_timer(model: Model) -> Callable[[], float]:
 def main(argv: Sequence[str]) -> None:
     del argv
     model = make_model(PRESETS[STUDENT])
+    if cores.WORKER.value is not None:
+        seconds = step_timer(model, 1)
+        return cores.serve(lambda: {'seconds': seconds()})
     one, stack, products = step_timer(model, 1), step_timer(model, STACK), products_timer(model)
-    taken: dict[str, list[float]] = {'one': [], 'stack': [], 'products': []}
-    for _ in range(REPEATS):
-        for name, seconds in (('one', one), ('stack', stack), ('products', products)):
-            taken[name].append(seconds())
+    taken: dict[str, list[float]] = {'one': [], 'stack': [], 'products': [], 'replicas': []}
+    with cores.started([('-m', MODULE)] * len(cores.available())) as replicas:
+
+        def at_once() -> float:
+            return max(done['seconds'] for done in cores.at_once(replicas)) / len(replicas)
+
+        for _ in range(REPEATS):
+            for name, seconds in (('one', one), ('stack', stack), ('products', products), ('replicas', at_once)):
+                taken[name].append(seconds())
     ones = np.array(taken['one'])
     rows = [
         ('products_share_of_step_cpu', np.array(taken['products']) / ones, 'of a step', '>= 0.6'),
         ('stack_speedup_cpu', STACK * ones / np.array(taken['stack']), 'x', '> 1'),
+        ('replicas_speedup_cpu', ones / np.array(taken['replicas']), 'x', '> 1'),
         ('train_tokens_per_second_cpu', RECIPE.rows * (PROMPT + COMPLETION) / ones, 'tokens/s', ''),
     ]
     for figure, samples, unit, goal in rows:

@@ -1,0 +1,83 @@
+"""Processes that have cores of their own and work whenever they are told to.
+
+A bench starts itself again as the other side: the flag --worker says which of the processes it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from adx.errors import ConfigError
+
+WORKER = flags.DEFINE_integer('worker', None, 'Which of its processes this one is; given by the program itself.')
+
+
+def available() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
+class Replica:
+    """A process on some cores, warm once it is made."""
+
+    def __init__(self, cores: Sequence[int], command: Sequence[str]):
+        on = ','.join(map(str, cores))
+        self._process = subprocess.Popen(
+            ['taskset', '-c', on, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.read()
+
+    def tell(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write('\n')
+        self._process.stdin.flush()
+
+    def read(self) -> dict[str, Any]:
+        """What the last time came to. Raises ConfigError where the process died."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise ConfigError(f'a replica ended with {self._process.wait()}; its own message stands above')
+        return json.loads(line)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def at_once(replicas: Sequence[Replica]) -> list[dict[str, Any]]:
+    """What each comes to while all of them work."""
+    for replica in replicas:
+        replica.tell()
+    return [replica.read() for replica in replicas]
+
+
+@contextlib.contextmanager
+def started(commands: Sequence[Sequence[str]]) -> Iterator[list[Replica]]:
+    """A replica for each command, which is told its number, with a core each. Raises ConfigError for too few cores."""
+    cores = available()
+    if len(cores) < len(commands):
+        raise ConfigError(f'{len(commands)} replicas want a core each and there are {len(cores)}')
+    replicas: list[Replica] = []
+    try:
+        for number, command in enumerate(commands):
+            replicas.append(Replica(cores[number : number + 1], [*command, f'--worker={number}']))
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.end()
+
+
+def serve(work: Callable[[], dict[str, Any]]) -> None:
+    """The other side: a line once it is warm, and one for every line it reads."""
+    print(json.dumps({'warm': True}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(work()), flush=True)
