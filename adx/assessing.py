@@ -113,7 +113,7 @@ def _decoded(
     """What the models of a seed say: request id -> whether the answer is right that the arm's own decoder was made to
     give, and arm -> seconds a token; of a rewrite a token of what it rewrites.
     """
-    own = dataclasses.replace(study.experiment, seed=seed)
+    own = study.of_seed(seed)
     experiment = _answering(own)
     models = pipeline.load_models(experiment, seed_path(path, seed), loading.blueprint(experiment))
     asked = generation.make_requests(experiment, generation.read_prompts(experiment), models.tokenizer)

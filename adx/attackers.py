@@ -52,7 +52,7 @@ class Attackers:
 
     def __init__(self, study: Study, path: str, seed: int):
         self.study, self.path = study, seed_path(path, seed)
-        self.experiment = dataclasses.replace(study.experiment, seed=seed)
+        self.experiment = study.of_seed(seed)
         self._labeller = functools.cache(self._make_labeller)
 
     def resources(self, arm: str, clean: Sequence[Lesson]) -> Resources:

@@ -36,7 +36,8 @@ OPERATIONAL = ('mesh', 'decode', 'policy', 'selections', 'rewriter', 'rewrites')
 class Experiment:
     """One run of `generate`.
 
-    limit: how many prompts of the split, in its order; 0 takes all. samples: traces per prompt and arm.
+    skip, limit: how many prompts of the split are left out, and how many of those behind them are taken, in its order;
+      a limit of 0 takes all. samples: traces per prompt and arm.
     selections: each keeps one of an arm's samples of every prompt, by `--stages=select`.
     rewrites: each says the traces of an arm or a selection otherwise, by `--stages=rewrite`; rewriter: the model that
       is told to, None for the teacher.
@@ -53,6 +54,7 @@ class Experiment:
     dataset: Dataset
     teacher: ModelSource
     split: str = 'train'
+    skip: int = 0
     limit: int = 0
     prompting: Prompting = Prompting()
     proxies: tuple[ModelSource, ...] = ()
@@ -196,6 +198,7 @@ def holdout(experiment: Experiment) -> Experiment:
     return dataclasses.replace(
         experiment,
         split='holdout',
+        skip=0,
         limit=derivative.prompts,
         proxies=(),
         derivative=Derivative(),

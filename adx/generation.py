@@ -87,8 +87,15 @@ def _terms(experiment: Experiment, prompt: Prompt, derive_key: DeriveKey | None)
 
 
 def read_prompts(experiment: Experiment) -> list[Prompt]:
-    """The prompts of an experiment: its split, up to its limit."""
-    return experiment.dataset.prompts(experiment.split)[: experiment.limit or None]
+    """The prompts of an experiment: of its split, up to its limit. Raises ConfigError if fewer follow on `skip`."""
+    skip, limit, prompts = experiment.skip, experiment.limit, experiment.dataset.prompts(experiment.split)
+    wanted = skip + max(limit, 1)
+    if skip and len(prompts) < wanted:
+        raise ConfigError(
+            f'skip = {skip} and limit = {limit} want {wanted} prompts, and split {experiment.split!r} has '
+            f'{len(prompts)}; lower them'
+        )
+    return prompts[skip:][: limit or None]
 
 
 def left_out(experiment: Experiment) -> dict[str, Any]:

@@ -129,14 +129,15 @@ def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[C
     """Every criterion that a defence must meet to carry a headline, against the clean arm on the same prompts.
 
     One Quality a seed of both arms. The unit is the prompt, whose samples of several seeds depend on one another: it
-    counts once, by its mean over seeds. Losses and changes are in [-1, 1] (0.01 is a point), paired by prompt; ratios
-    are defended over clean. Intervals have LEVEL. A ratio of totals and a share of pooled counts (true steps) vary from
-    prompt to prompt: their interval is a t interval of the estimate's linearisation, because the steps and tokens of
-    one trace depend on one another and a binomial interval over them would be too short.
+    counts once, by its mean over the seeds that were asked it; seeds whose prompts differ share none. Losses and
+    changes are in [-1, 1] (0.01 is a point), paired by prompt; ratios are defended over clean. Intervals have LEVEL. A
+    ratio of totals and a share of pooled counts (true steps) vary from prompt to prompt: their interval is a t interval
+    of the estimate's linearisation, because the steps and tokens of one trace depend on one another and a binomial
+    interval over them would be too short.
     Raises InputError where the two were not measured on the same prompts and seed, or on fewer than 2.
     """
-    seeds = [[one.seed for one in arm] for arm in (defended, clean)]
-    if seeds[0] != seeds[1] or len({one.prompts for one in (*defended, *clean)}) > 1:
+    asked = [[(one.seed, one.prompts) for one in arm] for arm in (defended, clean)]
+    if asked[0] != asked[1]:
         raise InputError(
             f'{defended[0].arm!r} and {clean[0].arm!r} were measured on other prompts or seeds; measure both on the '
             'same'
@@ -157,9 +158,16 @@ def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[C
 
 
 def _per_prompt(of: Sequence[Quality]) -> Columns:
-    """The means over seeds: what is a ratio of totals over prompts stays that ratio."""
-    columns = [{'correct': one.correct, 'forced': one.forced} | one.by_prompt for one in of]
-    return {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
+    """The means over the seeds of each prompt: what is a ratio of totals over prompts stays that ratio."""
+    by_prompts: dict[str, list[dict[str, Numbers]]] = {}
+    for one in of:
+        judged: dict[str, Numbers] = {'correct': one.correct, 'forced': one.forced}
+        by_prompts.setdefault(one.prompts, []).append(judged | one.by_prompt)
+    groups = list(by_prompts.values())
+    return {
+        name: np.concatenate([np.mean([np.asarray(column[name]) for column in group], axis=0) for group in groups])
+        for name in groups[0][0]
+    }
 
 
 def _accuracy(name: str, clean: Numbers, defended: Numbers) -> Criterion:

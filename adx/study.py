@@ -48,6 +48,7 @@ class Study:
     them on the first seed, and keeps the one that is best on attack_val on the others.
     split: what students are graded on; exam, choice: prompts of it and of attack_val. sampling: of the students.
     shots: worked examples, clean traces, that the base student is asked behind too; the better way counts as base.
+    fresh_prompts: every seed's traces are of other prompts, `experiment.limit` each; else all are of the same.
     each_budget: the best setting of every other budget is trained to its end too, so that students are compared at
       equal steps. curve: how often a chosen student is graded before its end; its weights of then are kept meanwhile.
     judge: neither teacher nor proxy, whose likelihood of the traces says how fluent they are. forcing: of answers.
@@ -69,6 +70,7 @@ class Study:
     split: str = 'tune'
     exam: int = 500
     choice: int = 250
+    fresh_prompts: bool = False
     each_budget: bool = False
     curve: int = 0
     shots: int = 0
@@ -103,6 +105,11 @@ class Study:
     def wants_holdout(self) -> bool:
         """Whether clean holdout traces are read beside those that directions are taken on."""
         return self.curve > 0 or any(attack.wants_holdout for attack in self.attacks)
+
+    def of_seed(self, seed: int) -> Experiment:
+        """The run of one of the seeds."""
+        before = self.seeds.index(seed) * self.experiment.limit if self.fresh_prompts else 0
+        return dataclasses.replace(self.experiment, seed=seed, skip=self.experiment.skip + before)
 
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
@@ -217,6 +224,8 @@ def _check(study: Study) -> None:
     for name in ('exam', 'choice', 'max_new_tokens'):
         check_range(name, getattr(study, name), 1)
     check_range('curve', study.curve, 0)
+    if study.fresh_prompts and not study.experiment.limit:
+        raise ValueError('fresh_prompts without experiment.limit: say how many prompts each seed has')
     check_range('shots', study.shots, 0)
     for name in ('students', 'attacks', 'learning_rates', 'budgets', 'seeds'):
         _check_distinct(name, [getattr(each, 'name', each) for each in getattr(study, name)])

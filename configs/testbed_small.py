@@ -23,6 +23,6 @@ def study() -> Study:
         derivative=dataclasses.replace(whole.derivative, prompts=24),
     )  # fmt: skip
     return dataclasses.replace(
-        screen, experiment=experiment, students=screen.students[:1], learning_rates=(1e-3,), budgets=(10,),
-        seeds=(0, 1), exam=32, choice=16, controls=(), temperatures=(),
+        screen, experiment=experiment, students=screen.students[:1], fresh_prompts=True, learning_rates=(1e-3,),
+        budgets=(10,), seeds=(0, 1), exam=32, choice=16, controls=(), temperatures=(),
     )  # fmt: skip

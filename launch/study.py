@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -22,14 +21,15 @@ def dry_run(study: Any) -> Any:
     fields = experiments.to_json(study, REGISTRY)
     print(json.dumps({name: value for name, value in fields.items() if name != 'experiment'}, indent=2))
     print(f'\nstudy hash {study_hash(study)}\n{count_line(study)}\n')
-    return dataclasses.replace(study.experiment, seed=study.seeds[0])
+    return study.of_seed(study.seeds[0])
 
 
 def count_line(study: Any) -> str:
     """How many students at most: an attack without resources of its own trains none on them."""
     arms, grid = len(study.arms) + 1, len(study.settings)
     groups = len(study.students) * len(study.attacks)
-    first, others = groups * arms * grid, groups * arms * (len(study.seeds) - 1)
+    each = len(study.budgets) if study.each_budget else 1
+    first, others = groups * arms * grid, groups * arms * each * (len(study.seeds) - 1)
     return (
         f'students: up to {first} on the first seed ({len(study.students)} families x {len(study.attacks)} attacks x '
         f'{arms} sources x {grid} settings) and {others} on {len(study.seeds) - 1} others'
@@ -40,8 +40,7 @@ def each_seed(study: Any, path: str, stage: Callable[[Any, str], int]) -> int:
     """Runs a stage of the experiment for every seed; the worst exit code."""
     from adx.study_traces import seed_path
 
-    experiments = ((seed, dataclasses.replace(study.experiment, seed=seed)) for seed in study.seeds)
-    return max(stage(experiment, seed_path(path, seed)) for seed, experiment in experiments)
+    return max(stage(study.of_seed(seed), seed_path(path, seed)) for seed in study.seeds)
 
 
 def status(path: str) -> dict[str, Any] | None:

@@ -171,6 +171,8 @@ def test_the_stages_of_the_launcher_say_what_they_did(ran, capsys):
     assert 'seed 0, plain: 100.0% right' in said
     assert 'report.html' in said
     assert '12 on the first seed' in stages.count_line(study)  # 2 families x 1 attack x 3 sources x 2 settings
+    each = dataclasses.replace(study, seeds=(0, 1, 2), budgets=(2, 4, 8), each_budget=True)
+    assert '36 on 2 others' in stages.count_line(each)  # of 6 sources 3 numbers of steps on 2 seeds
 
 
 def test_a_study_without_a_judge_is_not_assessed(ran):

@@ -228,6 +228,24 @@ class TestEligibility:
         with pytest.raises(InputError, match='other prompts or seeds'):
             eligibility(sides[0], sides[1][:1])
 
+    def test_seeds_that_are_asked_other_prompts_count_each_of_them(self):
+        """Two seeds of 2,000 prompts each, 30 and 15 lost: 4,000 independent ones."""
+        defended, clean = arms(count=2000)
+        sides = [], []
+        for seed, lost in enumerate((30, 15)):
+            right = np.array(clean.correct)
+            right[np.flatnonzero(right)[:lost]] = False
+            own = {'seed': seed, 'prompts': f'those of {seed}'}
+            sides[0].append(dataclasses.replace(defended, correct=tuple(right), **own))
+            sides[1].append(dataclasses.replace(clean, **own))
+        loss, *others = eligibility(*sides)
+        lost = np.repeat([1.0, 0.0], [45, 3955])
+        half = stats.t.ppf(0.95, 3999) * lost.std(ddof=1) / 4000**0.5
+        np.testing.assert_allclose(loss[1:3], (45 / 4000, 45 / 4000 - half), rtol=1e-9)
+        assert all(criterion.holds for criterion in others)
+        with pytest.raises(InputError, match='other prompts or seeds'):
+            eligibility(sides[0], [dataclasses.replace(one, prompts='x') for one in sides[1]])
+
     def test_without_statements_in_either_arm_nothing_changed(self):
         defended, clean = arms()
         none = {'statements': (0.0,) * 600, 'true_statements': (0.0,) * 600}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 
@@ -74,7 +73,7 @@ def write_traces(study, path, seeds=None):
     """Every arm's traces of every seed, written without a teacher: the defended arm says something else first."""
     tokenizer = load_tokenizer(study.experiment.teacher.source)
     for seed in study.seeds if seeds is None else seeds:
-        experiment = dataclasses.replace(study.experiment, seed=seed)
+        experiment = study.of_seed(seed)
         identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)
         with Workdir.open(seed_path(path, seed), identity, digest) as workdir:
             for prompt in DATASET.prompts('train'):

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 from studies import make_study, write_traces
 
-from adx import distilling, outcomes_io, study_traces
+from adx import distilling, generation, outcomes_io, study_traces
 from adx import experiment as experiments
 from adx.attacks import Attack
 from adx.attacks.filters import BestOfK
@@ -65,6 +65,7 @@ def test_studies_that_want_what_is_not_there_are_named(students):
     decode = dataclasses.replace(study.experiment.decode, record='top')
     for fields, of, message in (
         ({'students': (taught,)}, {}, "student 'first' is a proxy"),
+        ({'fresh_prompts': True}, {}, 'fresh_prompts without experiment.limit'),
         ({'judge': taught}, {}, 'is the teacher or a proxy'),
         ({'attacks': (Attack('a', prompts=30),)}, {'limit': 20}, 'sends prompts = 30 and limit = 20'),
         ({'attacks': (soft,)}, {'decode': decode}, 'has a temperature'),
@@ -74,6 +75,22 @@ def test_studies_that_want_what_is_not_there_are_named(students):
         with pytest.raises(ConfigError, match=message):
             check(dataclasses.replace(study, experiment=experiment, **fields))
     check(dataclasses.replace(study, attacks=(Attack('a', (Prefill('so', samples=4), BestOfK(4))),)))
+
+
+def test_seeds_have_prompts_of_their_own_where_they_are_fresh(students):
+    study = make_study(students, seeds=(5, 7, 2))
+    study = dataclasses.replace(study, experiment=dataclasses.replace(study.experiment, limit=6, skip=1))
+    rows = [prompt.row for prompt in study.experiment.dataset.prompts('train')]
+    same = [[prompt.row for prompt in generation.read_prompts(study.of_seed(seed))] for seed in study.seeds]
+    assert same == [rows[1:7]] * 3
+    fresh = dataclasses.replace(study, fresh_prompts=True)
+    own = [[prompt.row for prompt in generation.read_prompts(fresh.of_seed(seed))] for seed in study.seeds]
+    assert own == [rows[1:7], rows[7:13], rows[13:19]]
+    assert [fresh.of_seed(seed).seed for seed in study.seeds] == [5, 7, 2]
+    assert experiments.holdout(fresh.of_seed(2)).skip == 0  # what directions are taken on is a split of its own
+    few = dataclasses.replace(fresh, experiment=dataclasses.replace(fresh.experiment, limit=len(rows) // 3))
+    with pytest.raises(ConfigError, match=r"want \d+ prompts, and split 'train' has"):
+        generation.read_prompts(few.of_seed(2))
 
 
 def test_what_an_attack_refuses_names_it_and_the_arm(students, tmp_path):

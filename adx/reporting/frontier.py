@@ -130,10 +130,11 @@ def _points_lost(sheet: Sheet, of: Subject) -> list[Row]:
     found = statistics.paired_t(clean, defended, sheet.plan.level)
     rows = [_measured(of, 'points_lost', attack, found, joined, unit='points', p=statistics.paired_p(clean, defended))]
     pairs = [(one.correct, other.correct) for one, other in zip(*joined.sides, strict=True)]
-    if worst := worst_slice(sheet.plan.slices, pairs):
+    slices = [sheet.plan.slices] * len(pairs)
+    if worst := worst_slice(slices, pairs):
         found = statistics.t_interval(worst.losses, sheet.plan.level)._replace(note=worst.reason)
         rows.append(_measured(of, 'points_lost_worst_slice', attack, found, joined, unit='points'))
-    for where, losses in halves(sheet.plan.slices, sheet.plan.selective.get(of.arm, ()), pairs).items():
+    for where, losses in halves(slices, sheet.plan.selective.get(of.arm, ()), pairs).items():
         found = statistics.t_interval(losses, sheet.plan.level)
         rows.append(_measured(of, f'points_lost_{where}', attack, found, joined, unit='points'))
     return rows

@@ -27,38 +27,41 @@ class Worst(NamedTuple):
         return f'the worst of {self.of} slices: {self.label}'
 
 
-def worst_slice(slices: Slices, pairs: Sequence[Pair]) -> Worst | None:
-    """pairs: (right without, right with a defence), one bool a prompt, one pair a seed; None without a slice."""
+def worst_slice(slices: Sequence[Slices], pairs: Sequence[Pair]) -> Worst | None:
+    """pairs: (right without, right with a defence), one bool a prompt, one pair a seed, whose prompts have the `slices`
+    of that seed; None without a slice.
+    """
     found = []
-    for name, labels in slices.items():
-        for label in sorted(set(labels)):
-            mine = np.array([one == label for one in labels])
-            if mine.sum() >= LEAST:
-                found.append((f'{name}={label}', _losses(mine, pairs)))
+    for name, label in sorted({(name, label) for of in slices for name, labels in of.items() for label in labels}):
+        mine = [np.array([one == label for one in of[name]]) for of in slices]
+        if min(one.sum() for one in mine) >= LEAST:
+            found.append((f'{name}={label}', _losses(mine, pairs)))
     if not found:
         return None
     label, losses = max(found, key=lambda one: (float(np.mean(one[1])), one[0]))
     return Worst(label, len(found), losses)
 
 
-def halves(slices: Slices, only: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[float]]:
-    """'inside' the slices 'name=label' and 'outside' of them -> the losses in points, one a pair; a half with too few
-    prompts is left out, both where `only` is empty.
+def halves(slices: Sequence[Slices], only: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[float]]:
+    """'inside' the slices 'name=label' and 'outside' of them -> the losses in points, one a pair, see `worst_slice`; a
+    half with too few prompts is left out, both where `only` is empty.
     """
     if not only:
         return {}
-    columns = [[f'{name}={label}' in only for label in labels] for name, labels in slices.items()]
-    mine = np.any(columns, axis=0)
+    mine = [
+        np.any([[f'{name}={label}' in only for label in labels] for name, labels in of.items()], axis=0)
+        for of in slices
+    ]
     return {
         name: _losses(half, pairs)
-        for name, half in (('inside', mine), ('outside', ~mine))
-        if half.sum() >= LEAST
+        for name, half in (('inside', mine), ('outside', [~one for one in mine]))
+        if min(one.sum() for one in half) >= LEAST
     }
 
 
-def _losses(mine: np.ndarray, pairs: Sequence[Pair]) -> list[float]:
+def _losses(mine: Sequence[np.ndarray], pairs: Sequence[Pair]) -> list[float]:
     gaps = [np.asarray(clean, float) - np.asarray(defended, float) for clean, defended in pairs]
-    return [100 * float(gap[mine].mean()) for gap in gaps]
+    return [100 * float(gap[own].mean()) for own, gap in zip(mine, gaps, strict=True)]
 
 
 def inside(dataset: object, questions: Sequence[str], only: Sequence[str]) -> list[bool]:

@@ -62,11 +62,12 @@ def _against(
     lost = statistics.paired_t(accuracies[0], accuracies[1], level)
     rows = [of.measured('teacher_lost', '', lost, len(seeds), [note], unit='points')]
     right = [(one.correct, other.correct) for one, other in pairs]
-    worst = worst_slice(pairs[0][0].slices, right)
+    slices = [one.slices for one, _ in pairs]
+    worst = worst_slice(slices, right)
     if worst:
         found = statistics.t_interval(worst.losses, level)
         rows.append(of.measured('teacher_lost_worst_slice', '', found, len(seeds), [worst.reason], unit='points'))
-    for where, losses in halves(pairs[0][0].slices, only, right).items():
+    for where, losses in halves(slices, only, right).items():
         found = statistics.t_interval(losses, level)
         rows.append(of.measured(f'teacher_lost_{where}', '', found, len(seeds), unit='points'))
     costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]

@@ -11,6 +11,9 @@ import sys
 import pytest
 import tiny
 
+from adx import study_traces
+from adx.storage import Workdir
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '--config=configs/testbed_small.py'
 
@@ -45,6 +48,12 @@ def test_the_small_study_runs_to_its_report(tmp_path):
     content = json.loads((tmp_path / 'private' / 'report' / 'report.json').read_text())
     rows = {(row['figure'], row['arm']): row for row in content['rows']}
     assert rows['teacher_accuracy', 'plain']['value'] > 80  # it solves 94 % of what it is asked here, 48 prompts a seed
+    asked = [
+        {trace.request_id.split('/')[2] for trace in Workdir(study_traces.seed_path(str(tmp_path), seed)).traces()}
+        for seed in (0, 1)
+    ]
+    assert [len(rows) for rows in asked] == [48, 48]
+    assert not asked[0] & asked[1]
     lost = [row for row in content['rows'] if row['figure'] == 'points_lost']
     assert [(row['arm'], row['n'], row['status']) for row in lost] == [('ads_budget', 2, 'screen')]
     assert rows['cost_per_token', 'ads_budget']['status'] == 'screen'

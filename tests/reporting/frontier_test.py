@@ -95,6 +95,14 @@ def test_the_worst_slice_of_the_students_prompts_stands_beside_the_mean():
     assert row.reason == 'the worst of 3 slices: half=b'  # ten prompts are too few to be one
 
 
+def test_slices_are_those_of_each_seeds_own_prompts():
+    """What is of difficulty 2 on one seed is of difficulty 1 on the other, whose losses are then in that slice."""
+    turned = {'difficulty': ('2',) * 500 + ('1',) * 500}
+    given = [dataclasses.replace(one, slices=turned, prompts='r') if one.seed else one for one in QUALITY]
+    worst = find(frontier(outcomes(), given, PLAN, VERDICTS), 'teacher_lost_worst_slice')
+    assert (worst.value, worst.reason) == (pytest.approx(0.5), 'the worst of 2 slices: difficulty=2')
+
+
 def test_a_selective_rewrite_is_judged_inside_and_outside_of_what_it_is_about():
     """Students lose in half b only, the traces in difficulty 2 only."""
     slices = {'half': ('a',) * 50 + ('b',) * 50}

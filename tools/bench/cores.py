@@ -26,14 +26,13 @@ def available() -> list[int]:
 
 
 class Replica:
-    """A process on some cores, warm once it is made."""
+    """A process on some cores; its first line says that it is warm."""
 
     def __init__(self, cores: Sequence[int], command: Sequence[str]):
         on = ','.join(map(str, cores))
         self._process = subprocess.Popen(
             ['taskset', '-c', on, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.read()
 
     def tell(self) -> None:
         assert self._process.stdin
@@ -70,6 +69,8 @@ def started(commands: Sequence[Sequence[str]]) -> Iterator[list[Replica]]:
     try:
         for number, command in enumerate(commands):
             replicas.append(Replica(cores[number : number + 1], [*command, f'--worker={number}']))
+        for replica in replicas:
+            replica.read()
         yield replicas
     finally:
         for replica in replicas:

@@ -141,7 +141,7 @@ class Trainer:
         """The traces with at most a tenth of them marked, through the gates, and how many are."""
         if not keys.epochs(self.out, customer):
             keys.rotate(self.out / 'master.key', self.out, customer)
-        shop = Workshop(dataclasses.replace(self.study.experiment, seed=seed), seed_path(self.path, seed))
+        shop = Workshop(self.study.of_seed(seed), seed_path(self.path, seed))
         ended = [one for one in traces if one.stop != 'length']  # the gates keep what has no end as it is
         chosen = random.Random(customer).sample(ended, min(len(ended), int(MOST * len(traces))))
         done = drafting.rewrite(chosen, Marked(customer, pairs=test().pairs), GATES, shop.tools, shop.senses, shop.nll)
