@@ -215,9 +215,10 @@ class Findings:
 
 
 def find(study: Study, path: str) -> Findings:
-    """Everything that was found so far. Raises StorageError where a file cannot be read, WorkdirError for outcomes of
-    other attacks of the same names.
+    """Everything that was found so far. Raises StorageError where a file cannot be read, WorkdirError for a workdir of
+    another study or outcomes of other attacks of the same names.
     """
+    outcomes_io.check_study(path, identity(study))
     known, found = outcomes_io.read(path), qualities(study, path)
     outcomes_io.check_same(known, attack_hashes(study), {})
     names = tuple(attack.name for attack in study.attacks if attack.name not in study.ladder)
@@ -228,7 +229,7 @@ def find(study: Study, path: str) -> Findings:
     selective = {one.name: one.only for one in study.experiment.rewrites if one.only}
     plan = Plan(
         names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split,
-        left_out=dict(study.left_out), searched=study.searched,
+        left_out=dict(study.left_out), searched=study.searched, always=study.always,
     )  # fmt: skip
     return Findings(plan, graded, found, *verdicts(study, found))
 

@@ -42,7 +42,16 @@ def claim(path: str, identity: Mapping[str, Any]) -> None:
             files.make_private_dir(directory)
         with setup(workdir):  # of two studies one is the first, also where write_first alone does not see to it
             files.write_first(place, json.dumps(ours, indent=1).encode())
-        theirs = journal.read_object(place, (), WorkdirError, 'restore it, or give another workdir')
+    check_study(path, ours)
+
+
+def check_study(path: str, identity: Mapping[str, Any]) -> None:
+    """Raises WorkdirError, with the difference, where the workdir is another study's; it may be nobody's yet."""
+    place, ours = Workdir(path).private / 'study.json', json.loads(json.dumps(identity))
+    with files.os_errors(WorkdirError, f'{place} cannot be read'):
+        if not files.exists(place):
+            return
+    theirs = journal.read_object(place, (), WorkdirError, 'restore it, or give another workdir')
     if differences := journal.diff(theirs, ours):
         raise foreign(path, 'study', differences)
 

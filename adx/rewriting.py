@@ -222,7 +222,7 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     if differences := diff(theirs, json.loads(json.dumps(ours))):
         raise InputError(
             f'{directory} holds another rewrite (theirs != ours): {"; ".join(differences)}; give this one another '
-            'name, or delete the directory'
+            'name, or give another workdir: students may have learned from the one that is there'
         )
     return directory
 

@@ -111,6 +111,15 @@ class Study:
         before = self.seeds.index(seed) * self.experiment.limit if self.fresh_prompts else 0
         return dataclasses.replace(self.experiment, seed=seed, skip=self.experiment.skip + before)
 
+    @property
+    def always(self) -> dict[str, str]:
+        """What stands beside every figure -> the attack that is it, '' for none."""
+        kinds = {'answers alone': attacks.AnswerOnly, 'shuffled prompts': attacks.ShuffledPrompts}
+        return {
+            what: next((one.name for one in self.attacks if [type(each) for each in one.transforms] == [kind]), '')
+            for what, kind in kinds.items()
+        }
+
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
 
@@ -133,6 +142,7 @@ def identity(study: Study) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
         'selections': fields['experiment']['selections'] + fields['experiment']['rewrites'],
+        'rewriter': fields['experiment']['rewriter'] if study.experiment.rewrites else None,
     }
 
 
@@ -150,9 +160,12 @@ def attack_hashes(study: Study) -> dict[str, str]:
 
 
 def commitment(study: Study) -> str:
-    """Of what is frozen before the split test is read: the study, its students and its attacks."""
+    """Of what is frozen before the split test is read: the study, its students, attacks and seeds, and what headlines
+    are held to.
+    """
     students = experiments.to_json(study.students, REGISTRY)
-    return content_hash([study_hash(study), students, attack_hashes(study)])
+    held_to = study.seeds, study.ladder, study.left_out, study.searched
+    return content_hash([study_hash(study), students, attack_hashes(study), held_to])
 
 
 def at_hand(study: Study) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from adx import rewriting, watch
+from adx import experiment as experiments
+from adx import files, rewriting, storage, watch
 from adx.errors import InputError
 from adx.lessons import Lesson, from_trace
 from adx.storage import Workdir
@@ -19,12 +20,21 @@ def seed_path(path: str, seed: int) -> str:
 
 
 def read(study: Study, path: str, seed: int) -> dict[str, list[Trace]]:
-    """Setting -> its traces of one seed, all samples of an arm. Raises InputError where some are missing."""
-    workdir = Workdir(seed_path(path, seed))
+    """Setting -> its traces of one seed, all samples of an arm. Raises InputError where some are missing, WorkdirError
+    where they are of another experiment.
+    """
+    workdir = _open(study, path, seed)
     by_id = {trace.request_id: trace for trace in workdir.traces()}
     selections = [one.name for one in study.experiment.selections]
     made = _chosen(workdir, selections, by_id, seed) if selections else _by_arm(study, workdir, by_id.values(), seed)
     return made | _rewritten(study, workdir, made, seed)
+
+
+def _open(study: Study, path: str, seed: int) -> Workdir:
+    workdir = Workdir(seed_path(path, seed))
+    if not files.exists(workdir.private / 'experiment.json'):
+        return workdir  # nobody's: whoever reads it finds that traces are missing
+    return storage.of_experiment(workdir.path, experiments.experiment_hash(study.of_seed(seed)))
 
 
 def _rewritten(

@@ -67,6 +67,13 @@ def test_arms_that_a_killed_run_left_are_not_timed_anew(ran, tmp_path, monkeypat
     assert after[1] == dataclasses.replace(found[1], seconds=after[1].seconds)
 
 
+@pytest.mark.parametrize('fields', [{'exam': 5}, {'learning_rates': (1e-2,)}])
+def test_no_report_of_one_study_is_written_under_anothers_name(ran, fields):
+    study, path, _ = ran
+    with pytest.raises(WorkdirError, match=f'belongs to another study .*{next(iter(fields))}'):
+        assessing.report(dataclasses.replace(study, **fields), path)
+
+
 def test_two_processes_do_not_measure_one_share(ran):
     study, path, _ = ran
     with (

@@ -12,6 +12,7 @@ from adx import assessing, cohorts, distilling, outcomes_io, readings, selecting
 from adx.attacks import Attack
 from adx.attacks.mixing import MixClean
 from adx.datasets import Arithmetic
+from adx.defences import ProductOfExperts
 from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import ModelSource
 from adx.selection import Selection
@@ -220,6 +221,17 @@ def test_missing_traces_are_named(students, tmp_path):
         distilling.distil(study, str(tmp_path))
 
 
+def test_traces_of_another_experiment_are_refused(students, tmp_path):
+    """Also where the study is as it was: a weaker rule decoded them."""
+    study = make_study(students, seeds=(0,))
+    write_traces(study, str(tmp_path))
+    weak = dataclasses.replace(study.experiment.arms[1], defence=ProductOfExperts(gamma=0.25))
+    weaker = dataclasses.replace(study.experiment, arms=(study.experiment.arms[0], weak))
+    with pytest.raises(WorkdirError, match='belongs to another experiment'):
+        distilling.distil(dataclasses.replace(study, experiment=weaker), str(tmp_path))
+    assert study_traces.read(study, str(tmp_path), 0)
+
+
 def test_prompts_that_are_graded_on_are_not_trained_on(students, tmp_path, monkeypatch):
     study = make_study(students, seeds=(0,))
     write_traces(study, str(tmp_path))
@@ -236,8 +248,10 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
         distilling.distil(study, str(tmp_path))
     assert launch.freeze(study, str(tmp_path)) == 0
     more = dataclasses.replace(study, attacks=(*study.attacks, Attack('longer', longer=2.0)))
-    with pytest.raises(ConfigError, match='may not read the split test'):
-        distilling.distil(more, str(tmp_path))
+    for later in (more, dataclasses.replace(study, seeds=(0, 1)), dataclasses.replace(study, searched=('first',))):
+        write_traces(study, str(tmp_path), seeds=set(later.seeds) - {0})
+        with pytest.raises(ConfigError, match='may not read the split test'):
+            distilling.distil(later, str(tmp_path))
     readings.freeze(str(tmp_path / 'earlier'), study_hash(more))
     assert readings.read_test(str(tmp_path / 'earlier'), commitment(more), 'x', study_hash(more)) == 1
     outcomes = distilling.distil(study, str(tmp_path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from adx import statistics
 from adx.reporting.cells import Cells
@@ -18,26 +18,12 @@ def headlines(rows: Sequence[Row], plan: Plan, cells: Cells) -> list[Row]:
     """Holm over the family, and which of its rows may carry a headline; the others say what they lack."""
     members = [i for i, row in enumerate(rows) if row.figure in plan.family and row.role == 'defence']
     adjusted = statistics.holm([1.0 if (p := rows[i].p) is None else p for i in members])
-    attacked = [row for row in rows if row.figure == 'damage_attacked' and row.status != NOT_RUN]
-    ran = {(row.arm, row.attack) for row in attacked}
     result = list(rows)
     for i, p in zip(members, adjusted, strict=True):
-        row, lacks = rows[i], []
+        row = rows[i]
         if row.value is None:
             continue
-        lacks += [] if row.eligible else ['not eligible']
-        lacks += [] if row.status == MEASURED else [f'{row.n} seeds only screen']
-        lacks += ['a proxy was of this family'] if row.seen else []
-        lacks += [] if plan.split == 'test' else [f'read on {plan.split}']
-        lacks += ['rules were searched on this family'] if row.student in plan.searched else []
-        lacks += ['the base student was asked in one way only'] if cells.ways(row.student) == 1 else []
-        if row.figure == 'damage_adaptive':
-            never = [attack for attack in (*plan.attacks, *plan.left_out) if (row.arm, attack) not in ran]
-            lacks += [f'never run: {", ".join(never)}'] if never else []
-            elsewhere = _worst_elsewhere(row, attacked)
-            lacks += [f'not run on this family: {", ".join(elsewhere)}, which leave the least'] if elsewhere else []
-        grid = cells.fewest_settings(row.arm, row.student)
-        lacks += [] if grid >= LEAST_GRID else [f'tuned over {grid} settings, fewer than {LEAST_GRID}']
+        lacks = [*_of_itself(row, plan, cells), *_beside(row, plan, rows)]
         if p > 1 - plan.level:
             lacks.append(f'p = {p:.2g} after Holm over {len(members)} rows')
         elif row.low is None or not 0 < row.low < math.inf:  # what is claimed is the lower end
@@ -49,11 +35,47 @@ def headlines(rows: Sequence[Row], plan: Plan, cells: Cells) -> list[Row]:
     return result
 
 
-def _worst_elsewhere(of: Row, attacked: Sequence[Row]) -> list[str]:
-    """Which of the two attacks that leave the least of an arm's damage, on any family, were not run on this one."""
+def _of_itself(row: Row, plan: Plan, cells: Cells) -> Iterator[str]:
+    """What the figure's own students lack."""
+    if not row.eligible:
+        yield 'not eligible'
+    if row.status != MEASURED:
+        yield f'{row.n} seeds only screen'
+    if row.seen:
+        yield 'a proxy was of this family'
+    if plan.split != 'test':
+        yield f'read on {plan.split}'
+    if row.student in plan.searched:
+        yield 'rules were searched on this family'
+    if cells.ways(row.student) == 1:
+        yield 'the base student was asked in one way only'
+    grid = cells.fewest_settings(row.arm, row.student)
+    if grid < LEAST_GRID:
+        yield f'tuned over {grid} settings, fewer than {LEAST_GRID}'
+
+
+def _beside(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """What must stand beside the figure and does not."""
+    attacked = [one for one in rows if one.figure == 'damage_attacked' and one.status != NOT_RUN]
+    here = {one.attack for one in attacked if (one.arm, one.student) == (row.arm, row.student)}
+    controls = [one for one in rows if (one.figure, one.role, one.student) == ('damage', 'control', row.student)]
+    if all(one.value is None for one in controls):
+        yield 'no control was graded on this family'
+    if never := [what for what, attack in plan.always.items() if attack not in here]:
+        yield f'not run beside it: {", ".join(never)}'
+    if row.figure != 'damage_adaptive':
+        return
+    anywhere = {one.attack for one in attacked if one.arm == row.arm}
+    if never := [attack for attack in (*plan.attacks, *plan.left_out) if attack not in anywhere]:
+        yield f'never run: {", ".join(never)}'
+    if elsewhere := [attack for attack in _worst(row.arm, attacked) if attack not in here]:
+        yield f'not run on this family: {", ".join(elsewhere)}, which leave the least'
+
+
+def _worst(arm: str, attacked: Sequence[Row]) -> list[str]:
+    """The two attacks that leave the least of an arm's damage, on any family."""
     least: dict[str, float] = {}
     for row in attacked:
-        if row.arm == of.arm and row.value is not None:
+        if row.arm == arm and row.value is not None:
             least[row.attack] = min(row.value, least.get(row.attack, math.inf))
-    here = {row.attack for row in attacked if (row.arm, row.student) == (of.arm, of.student)}
-    return [attack for attack in sorted(least, key=lambda name: least[name])[:2] if attack not in here]
+    return sorted(least, key=lambda name: least[name])[:2]

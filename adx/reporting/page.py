@@ -60,15 +60,21 @@ def sentence(rows: Sequence[Row], testbed: str) -> str:
         judged = [row for row in figures if row.value is not None]
         why = 'no defence was measured' if not judged else f'none of {len(judged)} measured rows passes every rule'
         return f'On {testbed}, use none: {why} for a headline.'
-    best = max(heads, key=lambda row: (row.low or 0.0, row.arm))
+    # A buyer does not choose the family of the thief: of every arm the one counts that it takes least from.
+    least = {arm: min((row for row in heads if row.arm == arm), key=_low) for arm in {row.arm for row in heads}}
+    best = max(least.values(), key=lambda row: (_low(row), row.arm))
     prices = [row for row in rows if row.arm == best.arm and row.value is not None]
     lost = next((f'{row.value:.1f} points of accuracy' for row in prices if row.figure == 'teacher_lost'), '')
     cost = next((f'{row.value:.2f} times the cost a token' for row in prices if row.figure == 'cost_per_token'), '')
     price = ' and '.join(part for part in (lost, cost) if part) or 'a price that was not measured'
     return (
-        f'On {testbed}, {best.arm} takes at least {100 * (best.low or 0.0):.0f} % of what {kind} would gain '
+        f'On {testbed}, {best.arm} takes at least {100 * _low(best):.0f} % of what {kind} would gain '
         f'(student {best.student}), for {price}.'
     )
+
+
+def _low(row: Row) -> float:
+    return row.low or 0.0
 
 
 def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Plan:
     selective: arms that are about some slices only, 'name=label'. split: what is read; only 'test' carries headlines.
     left_out: attacks that could have been promised -> why they are not; empty rows that no headline on attacks stands
     without. searched: families of students that rules were searched or shortlisted on: no headline.
+    always: what no headline stands without -> the attack that it is, '' where none is promised.
     """
 
     attacks: tuple[str, ...]
@@ -31,3 +32,4 @@ class Plan:
     level: float = 0.95
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     searched: tuple[str, ...] = ()
+    always: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -206,6 +206,16 @@ def test_headlines_need_every_rule():
     assert 'never run: paraphrase' in row.reason
 
 
+def test_a_headline_needs_its_controls_on_the_same_family():
+    alone = [dataclasses.replace(o, role='defence') for o in outcomes() if o.arm != 'hot']
+    assert 'no control was graded on this family' in find(rows(alone), 'damage').reason
+    promised = dataclasses.replace(PLAN, always={'answers alone': 'prefill', 'shuffled prompts': 'shuffled'})
+    row = find(rows(plan=promised), 'damage')
+    assert not row.headline
+    assert 'not run beside it: shuffled prompts' in row.reason
+    assert find(rows(plan=dataclasses.replace(PLAN, always={'answers alone': 'prefill'})), 'damage').headline
+
+
 def test_a_headline_needs_a_lower_end_above_0_though_its_p_passes():
     plan = dataclasses.replace(PLAN, family=('damage',))
     clean = {o.seed: sum(o.correct) for o in outcomes() if (o.source, o.attack) == ('clean', 'sft')}
@@ -229,6 +239,7 @@ def test_a_headline_needs_the_whole_grid():
 
 def test_the_temperature_baseline_carries_no_headline():
     hot = [dataclasses.replace(o, role='defence') if o.arm == 'hot' else o for o in outcomes()]
+    hot += [dataclasses.replace(o, arm='chance') for o in outcomes() if o.arm == 'hot']
     hot = [dataclasses.replace(o, correct=(True,) * 50 + (False,) * 50) if o.arm == 'hot' else o for o in hot]
     row = find(rows(hot, verdicts=VERDICTS | {'hot': VERDICTS['ads']}), 'damage', 'hot')
     assert not row.headline

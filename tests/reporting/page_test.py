@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 
-from frontier_test import VERDICTS, outcomes, rows
+from frontier_test import PLAN, VERDICTS, outcomes, rows
 
 from adx.reporting.page import Facts, Sample, number, report, sentence
 from adx.reporting.page import html as page
@@ -40,6 +40,18 @@ def test_the_sentence_names_testbed_defence_and_price_or_none():
     assert text.startswith(f'On the testbed, ads takes at least {100 * low:.0f} % of what even the worst attack')
     assert '0.5 points of accuracy and 2.00 times the cost a token' in text
     assert sentence(rows(verdicts={}), 'the testbed').startswith('On the testbed, use none: none of 1 measured')
+
+
+def test_the_sentence_claims_what_the_least_harmed_family_loses():
+    found = rows(plan=dataclasses.replace(PLAN, family=('damage',)))
+    row = next(one for one in found if (one.figure, one.arm) == ('damage', 'ads'))
+    assert row.headline
+    others = [
+        dataclasses.replace(row, student='a', low=0.1), dataclasses.replace(row, student='b', low=0.6),
+        dataclasses.replace(row, arm='poe', low=0.2),
+    ]  # fmt: skip
+    assert sentence(others, 'it').startswith('On it, poe takes at least 20 %')
+    assert sentence(others[:2], 'it').startswith('On it, ads takes at least 10 % of what a passive thief would gain (s')
 
 
 def test_damage_at_equal_steps_stands_beside_the_damage_where_it_was_measured():
