@@ -233,14 +233,15 @@ def text_grade(text: str, gold: str) -> bool:
 
 
 def math_grade(text: str, gold: str) -> bool:
-    """`text_grade`; where that says no and math-verify is installed, its symbolic comparison decides.
+    """`text_grade`; where that says no the symbolic comparison of math-verify decides.
 
-    Raises TimeoutError where it runs out of time.
+    Raises ConfigError where math-verify is not installed: without it right answers would be wrong. Raises TimeoutError
+    where the comparison runs out of time, or dies.
     """
+    if not _math_verify():
+        raise ConfigError("MATH is graded with math-verify, which is not installed; run: pip install 'adx[math]'")
     answer = extract(text)
-    if answer is None:
-        return False
-    return same_answer(answer, gold) or (_math_verify() and _verifier().equal(answer, gold))
+    return answer is not None and (same_answer(answer, gold) or _verifier().equal(answer, gold))
 
 
 @functools.cache
@@ -249,7 +250,7 @@ def _math_verify() -> bool:
 
 
 class _Verifier:
-    """math-verify in a process of its own: it needs a main thread, and a comparison may have to be killed."""
+    """math-verify in a process of its own: it needs a main thread, and a comparison may have to be killed or die."""
 
     SECONDS = 10.0  # above its own two limits of 5 s, which a long C call can outlive
     PROGRAM = r"""
@@ -272,23 +273,32 @@ for line in sys.stdin:
         self.process: subprocess.Popen[str] | None = None
 
     def equal(self, answer: str, gold: str) -> bool:
-        """Whether the two are equal; no where the comparison fails. Raises TimeoutError where it runs out of time."""
+        """Whether the two are equal; no where the comparison raises. Raises TimeoutError where it runs out of time, or
+        its process ends.
+        """
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.process = self._start()
-            assert self.process.stdin is not None
-            assert self.process.stdout is not None
-            self.process.stdin.write(json.dumps([answer, gold]) + '\n')
-            self.process.stdin.flush()
-            # One reply a question, so nothing is ever left in the buffer that select cannot see.
-            if select.select([self.process.stdout], [], [], self.SECONDS)[0]:
-                reply = self.process.stdout.readline()
-                if reply != 'late\n':
-                    return reply == '1\n'
-            else:
+            reply = self._reply(self.process, json.dumps([answer, gold]) + '\n')
+            if not reply:
                 self.process.kill()
                 self.process.wait()
-        raise TimeoutError('the comparison ran out of time')
+        if reply not in ('0\n', '1\n'):
+            raise TimeoutError('the comparison ran out of time or died')
+        return reply == '1\n'
+
+    def _reply(self, process: subprocess.Popen[str], question: str) -> str:
+        """'' where there is none in time, or none any more."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(question)
+            process.stdin.flush()
+        except BrokenPipeError:
+            return ''
+        # One reply a question, so nothing is ever left in the buffer that select cannot see.
+        some = select.select([process.stdout], [], [], self.SECONDS)[0]
+        return process.stdout.readline() if some else ''
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(

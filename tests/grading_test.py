@@ -182,14 +182,15 @@ def test_same_answer(answer, gold, same):
     assert same_answer(answer, gold) is same
 
 
-def test_math_without_math_verify_knows_spellings_only(monkeypatch):
+def test_math_is_not_graded_without_math_verify(monkeypatch):
     monkeypatch.setattr(grading, '_math_verify', lambda: False)
-    assert math_grade('\\boxed{\\tfrac12}', '0.5')
-    assert not math_grade('\\boxed{x^2 + 2x + 1}', '(x+1)^2')
+    with pytest.raises(grading.ConfigError, match=r'pip install .adx\[math\]'):
+        math_grade('\\boxed{\\tfrac12}', '0.5')
 
 
 def test_math_verify_in_its_process():
-    pytest.importorskip('math_verify')
+    assert math_grade('\\boxed{\\tfrac12}', '0.5')
+    assert not math_grade('1/2', '0.5')  # no final answer
     assert math_grade('\\boxed{x^2 + 2x + 1}', '(x+1)^2')
     assert math_grade('\\boxed{\\{2, 1\\}}', '\\{1, 2\\}')
     assert not math_grade('\\boxed{x^2 + 2x}', '(x+1)^2')
@@ -223,6 +224,22 @@ def test_the_worker_is_killed_at_its_time_limit(verifier, monkeypatch):
     with pytest.raises(TimeoutError):
         verifier.equal('1', '2')
     assert verifier.process.poll() is not None
+
+
+DIES = "import os\nprint('ready', flush=True)\ninput()\nos._exit(1)"
+
+
+def test_a_worker_that_dies_at_a_question_is_no_plain_no(verifier, monkeypatch):
+    monkeypatch.setattr(grading._Verifier, 'PROGRAM', DIES)
+    with pytest.raises(TimeoutError, match='died'):
+        verifier.equal('1', '2')
+    monkeypatch.setattr(grading._Verifier, 'PROGRAM', ECHO)
+    assert verifier.equal('same', 'x')
+    verifier.process.kill()
+    verifier.process.wait()
+    monkeypatch.setattr(verifier.process, 'poll', lambda: None)  # it dies between that look and the question
+    with pytest.raises(TimeoutError, match='died'):
+        verifier.equal('same', 'x')
 
 
 def test_a_worker_that_says_that_it_was_late_is_no_plain_no(verifier, monkeypatch):

@@ -86,6 +86,24 @@ def test_a_study_with_each_budget_is_published_and_has_a_column_of_damage_at_equ
     assert found['damage_at_steps'] == '0.50 [0.50, 0.50]'
 
 
+def test_a_study_that_was_not_run_has_empty_rows_with_the_reason(study, findings, published):
+    frontier.skip('bridge', study, 'no GPU was at hand', published)
+    frontier.skip('ladder', dataclasses.replace(study, ladder=('sft',)), 'no winner', published)
+    rows = [row for row in frontier.read(published) if row['raw'] is None]
+    assert {(row['study'], row['figure'], row['defence'], row['student']) for row in rows} == {
+        ('bridge', 'points_lost', 'poe', 'first'), ('bridge', 'damage', 'poe', 'first'),
+        ('ladder', 'cost_multiplier', 'poe', 'first'),
+    }  # fmt: skip
+    assert {row['status'] for row in rows} == {'not_run'}
+    assert {row['reason'] for row in rows} == {'not run: no GPU was at hand', 'not run: no winner'}
+    before = frontier.read(published)
+    frontier.republish(published)
+    assert sorted(map(str, frontier.read(published))) == sorted(map(str, before))
+    frontier.verify(published)
+    frontier.publish('bridge', study, findings, 'python -m publish', published)  # run after all
+    assert {row['study'] for row in frontier.read(published) if row['raw'] is None} == {'ladder'}
+
+
 def test_rows_are_written_anew_from_the_raw_files(published):
     before = frontier.read(published)
     (published / 'frontier.json').write_text(json.dumps([row | {'value': None} for row in before[:3]]))
@@ -119,5 +137,6 @@ def test_the_published_table_verifies_and_readme_states_every_study():
     frontier.verify()
     page = (ROOT / 'README.md').read_text('utf-8')
     assert frontier.rewrite(page) == page, 'run `python -m tools.bench.frontier --render=README.md`'
-    missing = [name for name in {row['study'] for row in frontier.read()} if f'<!-- frontier:{name} -->' not in page]
+    measured = {row['study'] for row in frontier.read() if row['raw'] is not None}
+    missing = [name for name in measured if f'<!-- frontier:{name} -->' not in page]
     assert not missing, 'give each a <!-- frontier:STUDY --> block'

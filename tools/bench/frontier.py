@@ -1,10 +1,11 @@
 """Published figures of studies, each backed by the students it was computed from.
 
 tools/bench/results/frontier.json, and rewriting.json for studies with rewrites, are lists of rows, one for every figure
-of a report. `raw` names a file with the graded students and traces of one study; rows are computed from it again by
-`verify`, which a test runs.
+of a report. `raw` names a file with the graded students and traces of one study, and the criteria by which arms were
+judged, prompt by prompt, where the traces are; rows are computed from it again by `verify`, which a test runs.
 
     python -m tools.bench.frontier --config=configs/testbed_screen.py --workdir=/data/screen    # publishes a study
+    python -m tools.bench.frontier --config=configs/bridge.py --not_run='no GPU was at hand'     # rows without a value
     python -m tools.bench.frontier --again               # after a change of the figures: all rows, from the raw files
     python -m tools.bench.frontier --render=README.md    # renders the tables
 """
@@ -29,7 +30,7 @@ from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
 from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
-from adx.reporting.rows import NOT_RUN, Row
+from adx.reporting.rows import NOT_RUN, Row, Subject
 from adx.study import Study
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
@@ -46,6 +47,7 @@ BITS = ('correct', 'forced', 'lenient')
 
 _CONFIG = flags.DEFINE_string('config', '', 'The config of the study to publish.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with outcomes and quality.', allow_override=True)
+_NOT_RUN = flags.DEFINE_string('not_run', '', 'Why the study of --config was not run; publishes empty rows.')
 _AGAIN = flags.DEFINE_bool('again', False, 'Write the rows of every published study anew, from its raw file.')
 _RENDER = flags.DEFINE_string(
     'render', '', 'File whose <!-- frontier:STUDY --> blocks are rewritten.', allow_override=True
@@ -63,13 +65,31 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
     data = gzip.compress(json.dumps(_to_json(findings), separators=(',', ':')).encode(), mtime=0)
     (results / 'raw').mkdir(parents=True, exist_ok=True)
     (results / raw).write_bytes(data)
-    about = {'study': name, 'testbed': study.testbed or study.experiment.dataset.name, 'split': study.split}
     source = {'raw': {'path': raw, 'sha256': sha256(data)}, 'command': command, 'commit': commit_hash()}
-    rows = [_row(row, about, source) for row in findings.rows()]
+    return _keep(name, study, findings.rows(), source, results)
+
+
+def skip(name: str, study: Study, reason: str, results: pathlib.Path = RESULTS) -> list[dict]:
+    """Writes the empty rows of a study that was not run, in place of its earlier ones, and returns them."""
+    figures = ('cost_multiplier',) if study.ladder else ('points_lost', 'damage')
+    rows = [
+        Subject(arm, study.role(arm), student.name, student.seen, None).row(
+            figure, study.attacks[0].name, reason=f'not run: {reason}'
+        )
+        for figure in figures for student in study.students for arm in study.arms if arm != study.clean
+    ]  # fmt: skip
+    return _keep(name, study, rows, {'raw': None, 'command': '', 'commit': ''}, results)
+
+
+def _keep(
+    name: str, study: Study, rows: Sequence[Row], source: dict[str, Any], results: pathlib.Path
+) -> list[dict]:
+    about = {'study': name, 'testbed': study.testbed or study.experiment.dataset.name, 'split': study.split}
+    made = [_row(row, about, source) for row in rows]
     table = TABLES[bool(study.experiment.rewrites)]
     others = [row for row in read(results, (table,)) if row['study'] != name]
-    (results / table).write_text(json.dumps(others + rows, indent=1, allow_nan=False) + '\n', 'utf-8')
-    return rows
+    (results / table).write_text(json.dumps(others + made, indent=1, allow_nan=False) + '\n', 'utf-8')
+    return made
 
 
 def read(results: pathlib.Path = RESULTS, tables: Sequence[str] = TABLES) -> list[dict[str, Any]]:
@@ -81,14 +101,15 @@ def read(results: pathlib.Path = RESULTS, tables: Sequence[str] = TABLES) -> lis
 def republish(results: pathlib.Path = RESULTS) -> None:
     """Writes the rows of every published study anew, from its raw file."""
     for table in TABLES:
-        rows = [row for _, _, again in _computed(results, (table,)) for row in again]
+        skipped = [row for row in read(results, (table,)) if row['raw'] is None]
+        rows = [*(row for _, _, again in _computed(results, (table,)) for row in again), *skipped]
         if rows:
             (results / table).write_text(json.dumps(rows, indent=1, allow_nan=False) + '\n', 'utf-8')
 
 
 def _computed(results: pathlib.Path, tables: Sequence[str] = TABLES) -> Iterator[tuple[str, list[dict], list[dict]]]:
     """Study, its rows as they are stated, and as they follow from its raw file. Raises InputError for another file."""
-    rows = read(results, tables)
+    rows = [row for row in read(results, tables) if row['raw'] is not None]
     for name in dict.fromkeys(row['study'] for row in rows):
         mine = [row for row in rows if row['study'] == name]
         about, source = ({k: mine[0][k] for k in keys} for keys in (ABOUT, SOURCE))
@@ -211,6 +232,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if _CONFIG.value:
         study, name = load_config(_CONFIG.value), pathlib.Path(_CONFIG.value).stem
+        if _NOT_RUN.value:
+            skip(name, study, _NOT_RUN.value)
+            return
         command = f'python -m tools.bench.frontier --config={_CONFIG.value} --workdir=DIR'
         for row in publish(name, study, find(study, _WORKDIR.value), command):
             print(row['figure'], row['defence'], row['attack'], row['student'], _cell(row))

@@ -4,7 +4,8 @@
 
 `products_share_of_step` is the time of all products with weights, forward and backward, over the time of a step, of one
 student. `stack_speedup` is how much sooner STACK students are trained as one stack than one after the other, and
-`replicas_speedup` how much sooner by processes with a core each than by one with all cores.
+`replicas_speedup` how much sooner by processes with a core each than by one with all cores. `student_seconds` is what
+the longer of a study's budgets takes one student.
 Appends to results/training.json, see figures.py; accelerator_training.py does for GPUs.
 """
 
@@ -129,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
         ('products_share_of_step_cpu', np.array(taken['products']) / ones, 'of a step', '>= 0.6'),
         ('stack_speedup_cpu', STACK * ones / np.array(taken['stack']), 'x', '> 1'),
         ('replicas_speedup_cpu', ones / np.array(taken['replicas']), 'x', '> 1'),
+        ('student_seconds_cpu', max(testbed_screen.study().budgets) * ones, 's', '15 to 30'),
         ('train_tokens_per_second_cpu', tokens / ones, 'tokens/s', ''),
     ]
     for figure, samples, unit, goal in rows:
