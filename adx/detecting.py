@@ -216,7 +216,8 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
     ):
         before, others = verdicts.read(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
         content |= {'issued_before': len(before), 'issued_beside': len(others)}
-        content['others'] = [{name: one['verdict'].get(name) for name in NAMED} for one in (*before, *others)]
+        with malformed(f'{directory / verdicts.ALONE} holds what is no verdict', 'restore it'):
+            content['others'] = [{name: one['verdict'].get(name) for name in NAMED} for one in (*before, *others)]
         signed = verdicts.sign(content | {'summary': summary(content, found)}, signer)
         verdicts.keep(path, [*before, signed])
     return signed
@@ -243,10 +244,13 @@ def _of_suspect(directory: epath.Path, suspect: str, model: str) -> list[dict[st
 
 def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Block]:
     """The blocks of which everything was asked. answers: number in the plan -> 'text' and 'problem'; what has a problem
-    is not completed, keyed or not.
+    is not completed, keyed or not. A block that may be looked at before others stays open while a problem may pass, for
+    what was looked at does not change.
     """
     hits: dict[int, dict[tuple[bool, Pair], int]] = collections.defaultdict(lambda: collections.defaultdict(int))
-    open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in answers}
+    waits = PASSING if plan['test'].get('sequential') else ()
+    known = {i for i, one in answers.items() if one['problem'] not in waits}
+    open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in known}
     for i, one in enumerate(plan['asked']):
         if one['block'] not in open_:
             pair = Pair(*one['pair'])

@@ -163,8 +163,11 @@ def check_rewrites(
             raise ValueError(f'rewrite {one.name!r}: {error}') from error
         if wrong := [label for label in one.only if '=' not in label]:
             raise ValueError(f"rewrite {one.name!r} is only of {wrong}; a slice is given as 'name=label'")
-        if sum(isinstance(innermost(each.rewriter), Marked) for each in chain(rewrites, one.name)) > 1:
-            raise ValueError(f'rewrite {one.name!r} puts a second mark into traces that carry one; mark them once')
+        if marked := [x.name for x in chain(rewrites, one.of) if isinstance(innermost(x.rewriter), Marked)]:
+            raise ValueError(
+                f'rewrite {one.name!r} is of traces that carry a mark, by {marked[0]!r}, and no gate would miss it; '
+                'put the mark in last'
+            )
         if like := matched_to(one.rewriter):
             _check_like(one, like, rewrites)
         if (arm := written_under(one.rewriter)) not in ('', *arms):

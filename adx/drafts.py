@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from adx.types import Trace
 
@@ -22,12 +22,29 @@ class Draft:
     note: str = ''
 
 
+class Frame(NamedTuple):
+    """A text as before + reasoning + behind, with thinking tags in the frame: another reasoning may stand in it.
+
+    shown: the text without tags. Where nothing was thought between tags, or there are none, the reasoning is all that
+    follows on them.
+    """
+
+    before: str
+    reasoning: str
+    behind: str
+    shown: str
+
+    def around(self, text: str) -> str:
+        return f'{self.before}{text.strip()}{self.behind}' if self.behind else self.before + text
+
+
 @dataclasses.dataclass(frozen=True)
 class Tools:
     """What the run hands to rewriters; None where it has none of a kind.
 
-    write(asked, samples, arm): what the rewriting model answers to each text, `samples` answers each, decoded as an arm
-    of the run is; '' for as the undefended teacher is.
+    write(asked, samples, arm): what the rewriting model answers to each text, without what it thought before,
+    `samples` answers each, decoded as an arm of the run is; '' for as the undefended teacher is.
+    frame(trace): its text without thinking tags, to be shown, and with another reasoning between them.
     edit(traces, settings): what a search by gradient makes of each trace, round by round, the most changed first.
     render(question, text, count, voice): up to `count` other tellings of a trace by its dataset's own writer.
     harm(traces, texts): per trace the harm of each of its texts to the proxies, texts of one trace together.
@@ -45,6 +62,7 @@ class Tools:
     line: Callable[[Sequence[Trace], Any], list[str]] | None = None
     like: Callable[[Sequence[Trace], str], list[str]] | None = None
     instruction: Callable[[], str] | None = None
+    frame: Callable[[Trace], Frame] = lambda trace: Frame('', trace.text, '', trace.text)
 
     def need(self, name: str, who: str) -> Any:
         """The tool of that name. Raises ValueError naming who asks for it where there is none."""

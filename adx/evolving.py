@@ -144,6 +144,8 @@ def evolve(
 def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[str, Any]:
     """What a search is, JSON-able."""
     about = {'experiment': experiment_hash(experiment), 'rewriter': to_json(experiment.rewriter)}
+    if experiment.rewriter_prompting is not None:
+        about['rewriter_prompting'] = to_json(experiment.rewriter_prompting)
     about['proposer'] = getattr(propose, '__qualname__', type(propose).__qualname__)
     return json.loads(json.dumps(about | {'plan': dataclasses.asdict(plan)}))
 

@@ -29,7 +29,7 @@ DTYPES = ('float32', 'bfloat16')  # of a run; files may hold float16 too (checkp
 # How a run is carried out, not what it is: may change between the runs of one workdir.
 # A policy may change as well: who is served how from then on, each trace says by which.
 # Selections and rewrites come after the traces.
-OPERATIONAL = ('mesh', 'decode', 'policy', 'selections', 'rewriter', 'rewrites')
+OPERATIONAL = ('mesh', 'decode', 'policy', 'selections', 'rewriter', 'rewriter_prompting', 'rewrites')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Experiment:
       a limit of 0 takes all. samples: traces per prompt and arm.
     selections: each keeps one of an arm's samples of every prompt, by `--stages=select`.
     rewrites: each says the traces of an arm or a selection otherwise, by `--stages=rewrite`; rewriter: the model that
-      is told to, None for the teacher.
+      is told to, None for the teacher; rewriter_prompting: how that one is spoken to, None for as the teacher is.
     dtype: 'float32' or 'bfloat16', of weights, activations and caches.
     derivative: read only where an arm's rule wants it.
     protected_spans: names of automata.SPANS, in which the teacher is served as it is: recognised in the new tokens,
@@ -64,6 +64,7 @@ class Experiment:
     samples: int = 1
     selections: tuple[Selection, ...] = ()
     rewriter: ModelSource | None = None
+    rewriter_prompting: Prompting | None = None
     rewrites: tuple[Rewrite, ...] = ()
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()

@@ -30,14 +30,15 @@ _NUMBER = re.compile(r'[0-9]+(?:\.[0-9]+)?')
 class Senses:
     """What gates perceive with; the same for every rewriter of a comparison.
 
-    split: a text -> (reasoning, answer). count_tokens: of a text, by the teacher's tokenizer. statements: see
-    equations.py; a testbed hands in its own grammar.
+    reasoning: of a text, without thinking tags. count_tokens: of a text, by the teacher's tokenizer. statements: see
+    equations.py; a testbed hands in its own grammar. tags: around what is thought.
     """
 
     reader: Reader
-    split: Callable[[str], tuple[str, str]]
+    reasoning: Callable[[str], str]
     count_tokens: Callable[[str], int]
     statements: equations.Statements = equations.statements
+    tags: tuple[str, ...] = ('<think>', '</think>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Gates:
             return UNFINISHED
         if not senses.reader.stated(trace.text, trace.gold or ''):
             return NO_ANSWER
-        return '' if senses.count_tokens(senses.split(trace.text)[0]) else NO_REASONING
+        return '' if senses.count_tokens(senses.reasoning(trace.text)) else NO_REASONING
 
     def refusal(self, trace: Trace, text: str, senses: Senses) -> str:
         """The first gate that a draft does not pass, but for fluency; '' where it passes all."""
@@ -69,7 +70,7 @@ class Gates:
             return EMPTY
         if self._answer(text, trace, senses):
             return CHANGED
-        kept, had = (senses.count_tokens(senses.split(one)[0]) for one in (text, trace.text))
+        kept, had = (senses.count_tokens(senses.reasoning(one)) for one in (text, trace.text))
         if kept < self.retention * had:
             return SHORT
         (true, false), (had_true, had_false) = (_stated(senses.statements(one)) for one in (text, trace.text))
@@ -79,7 +80,7 @@ class Gates:
             return LOST
         if script(text) != script(trace.text):
             return LANGUAGE
-        return FORMAT if layout(text) != layout(trace.text) else ''
+        return FORMAT if layout(text, senses.tags) != layout(trace.text, senses.tags) else ''
 
     def _answer(self, text: str, trace: Trace, senses: Senses) -> bool:
         """Whether any final form states another answer than the original's last, or the verdict on it changed."""
@@ -110,7 +111,7 @@ def script(text: str) -> str:
     return min(counts, key=lambda name: (-counts[name], name)) if counts else ''
 
 
-def layout(text: str) -> dict[str, Any]:
+def layout(text: str, tags: Sequence[str]) -> dict[str, Any]:
     """What a reader's program relies on: thinking tags, code fences, and the kinds of final-answer forms."""
-    marks = ('<think>', '</think>', '```')
+    marks = (*tags, '```')
     return {mark: text.count(mark) for mark in marks} | {form: form in text for form in ('\\boxed', '####')}

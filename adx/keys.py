@@ -89,6 +89,8 @@ def _named(customer: str) -> str:
 
 
 def _write(path: epath.Path, key: bytes) -> None:
+    if '://' in str(path):
+        raise ConfigError(f'{path} is on a store, where nobody sees who may read it; keep keys on a disk')
     if path.exists():
         raise ConfigError(f'{path} exists; a key is never overwritten, name another file')
     with files.os_errors(InputError, f'key {path} was not written'):

@@ -142,7 +142,7 @@ def identity(study: Study) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in open_ended} | {
         'experiment': experiments.identity(dataclasses.replace(study.experiment, seed=0)),
         'selections': fields['experiment']['selections'] + fields['experiment']['rewrites'],
-        'rewriter': fields['experiment']['rewriter'] if study.experiment.rewrites else None,
+        'rewriter': [fields['experiment'][name] for name in ('rewriter', 'rewriter_prompting')],
     }
 
 

@@ -19,6 +19,7 @@ from adx.drafts import Draft, Tools
 from adx.editing import Editor, Proxy
 from adx.evaluation import Likelihood, roomy
 from adx.experiment import Arm, Experiment
+from adx.frames import frame, reasoning_words, without_thinking
 from adx.gates import Senses
 from adx.hashing import content_hash
 from adx.loading import Blueprint
@@ -54,6 +55,7 @@ class Workshop:
             mark=self._mark,
             line=lambda traces, settings: [pair.line for pair, _ in self._pairs(traces, settings)],
             instruction=lambda: instructions.best(Workdir(self.path)),
+            frame=lambda trace: frame(trace.text, self.experiment.prompting),
         )
 
     @property
@@ -61,9 +63,10 @@ class Workshop:
         e, tokenizer = self.experiment, self.plan.tokenizer
         return Senses(
             reader_of(e.dataset),
-            lambda text: split_reasoning(text, e.prompting),
+            lambda text: reasoning_words(text, e.prompting),
             lambda text: len(tokenizer.encode(text)),
             getattr(e.dataset, 'statements', equations.statements),
+            tuple(tag for tag in (e.prompting.think_open, e.prompting.think_close) if tag),
         )
 
     def nll(self, pairs: Sequence[tuple[Trace, str]]) -> list[float]:
@@ -110,8 +113,8 @@ class Workshop:
             of = dataclasses.replace(writer, decode=roomy(writer.decode, pending))
             done = {trace.request_id: trace for _, trace in generation.decode(of, models, made, pending)}
             for id_ in made.requests:
-                one = done[id_]
-                draft = Draft(one.text, PROBLEMS.get(one.stop, ''))
+                text = without_thinking(done[id_].text, of.prompting)
+                draft = Draft(text or '', PROBLEMS.get(done[id_].stop, UNENDED if text is None else ''))
                 written.setdefault(id_.split('/')[2], []).append(draft)
         return [written.get(prompt.row, [Draft('', WINDOW)] * samples) for prompt in prompts]
 
@@ -122,16 +125,21 @@ class Workshop:
         if e.rewriter is None:
             models = self._directed if arms[0].defence.wants_tangents else self.models
             return dataclasses.replace(e, arms=tuple(arms), policy=None), models
-        return dataclasses.replace(e, teacher=e.rewriter, proxies=(), arms=tuple(arms), policy=None), self._other
+        return dataclasses.replace(self._alone, arms=tuple(arms)), self._other
+
+    @property
+    def _alone(self) -> Experiment:
+        """The rewriting model as the teacher of its own run."""
+        e = self.experiment
+        assert e.rewriter is not None
+        return dataclasses.replace(
+            e, teacher=e.rewriter, prompting=e.rewriter_prompting or e.prompting, proxies=(), arms=(Arm('writer'),),
+            policy=None, selections=(), rewrites=(),
+        )  # fmt: skip
 
     @functools.cached_property
     def _other(self) -> generation.Models:
-        assert self.experiment.rewriter is not None
-        alone = dataclasses.replace(
-            self.experiment, teacher=self.experiment.rewriter, proxies=(), arms=(Arm('writer'),), selections=(),
-            rewrites=(),
-        )  # fmt: skip
-        return loading.load_models(alone, loading.blueprint(alone))
+        return loading.load_models(self._alone, loading.blueprint(self._alone))
 
     # ------------------------------------------------------------------------------------------- editing
 

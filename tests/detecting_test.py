@@ -160,6 +160,34 @@ def test_a_sequential_case_may_be_judged_early_by_whole_blocks(tmp_path):
     assert (found['keyed'], found['keyed_hits'], found['decoys']) == (2, 2, 20)  # of 32, two whole blocks
 
 
+def test_a_block_that_may_be_looked_at_early_waits_for_problems_that_may_pass(tmp_path):
+    """What was looked at does not change when it is asked again."""
+
+    class Tired(Parrot):
+        def ask(self, questions):
+            answers = super().ask(questions)
+            lost = {0: Answer('', FAILED), 40: Answer('', REFUSED)} if len(self.asked) == len(questions) else {}
+            return [lost.get(i, answer) for i, answer in enumerate(answers)]
+
+    case = Case('acme', 1, 'model-x', QUESTIONS, Trigger(sequential=True))
+    early = run(tmp_path, Tired(KEY), case)['verdict']
+    plan = detecting.read_plan(tmp_path)
+    of_first = sum(one['block'] == plan['asked'][0]['block'] for one in plan['asked'])
+    assert early['keyed'] + early['decoys'] == 220 - of_first  # the refused one is not asked again
+    detecting.ask(tmp_path, Parrot(KEY))
+    late = detecting.verdict(tmp_path, KEY, SIGNER)['verdict']
+    assert late['keyed'] + late['decoys'] == 220
+    assert late['log_e'] > early['log_e']
+
+
+def test_a_verdict_file_with_another_line_is_an_error(tmp_path):
+    run(tmp_path, Parrot(KEY))
+    with open(tmp_path / 'verdicts.jsonl', 'a') as file:
+        file.write('{"signature": "x"}\n')
+    with pytest.raises(InputError, match='holds what is no verdict'):
+        detecting.verdict(tmp_path, KEY, SIGNER)
+
+
 def test_a_suspect_that_answers_with_errors_has_completed_nothing(tmp_path):
     class Broken:
         identity = 'broken'

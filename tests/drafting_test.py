@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from gates_test import ORIGINAL, OTHER_WORDS, senses, trace
 
 from adx import gates
+from adx.datasets.chat import Prompting
 from adx.drafting import Rewrite, check_rewrites, counts, rewrite
 from adx.drafts import Draft, Rewriter, Tools
+from adx.frames import frame
 from adx.gates import Gates
 from adx.rewriters import MENU
 from adx.rewriters.gradient import Gradient
@@ -15,7 +19,7 @@ from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
 from adx.rewriters.marked import FOREIGN, WATERMARK, WITHOUT, Marked
 from adx.rewriters.matched import LEFT, Matched
 from adx.rewriters.rendered import Rendered
-from adx.rewriters.selected import Selected
+from adx.rewriters.selected import MILD, UNREAD, Selected
 
 TRACES = [trace(request_id=f'gsm8k/train/{row}/0/plain') for row in range(4)]
 
@@ -85,6 +89,23 @@ def test_an_instruction_shows_the_problem_and_disowns_what_is_no_solution():
     assert Instructed('say it like a pirate').words == 'say it like a pirate'
 
 
+def test_a_rewrite_stands_in_the_traces_own_tags():
+    text = '<think>\nFirst 7 - 2 = 5.\n</think>\n\nIt is\n#### 5'
+    framed = frame(text, Prompting())
+    seen = []
+
+    def write(asked, samples, arm):
+        seen.extend(asked)
+        return [[Draft('Take 2 from 7: 7 - 2 = 5.\n'), Draft('', 'no end')]]
+
+    tools = Tools(write=write, frame=lambda trace: framed)
+    [drafts] = Instructed().drafts([trace(text)], tools)
+    assert seen[0].endswith('Solution:\nFirst 7 - 2 = 5.\n\nIt is\n#### 5')
+    assert drafts == [
+        Draft('<think>\nTake 2 from 7: 7 - 2 = 5.\n</think>\n\nIt is\n#### 5'), Draft('', 'no end')
+    ]  # fmt: skip
+
+
 def test_a_model_that_is_told_to_carries_its_line_once():
     line = 'Let bad = 12.'
     answers = [Draft(f'{line}\n{OTHER_WORDS}'), Draft(OTHER_WORDS), Draft(f'{line} {line}'), Draft('', 'no end'),
@@ -132,7 +153,14 @@ def test_of_several_drafts_the_most_harmful_comes_first_and_none_below_the_trace
     level = {ORIGINAL: 1.0, 'mild': 2.0, 'worst': 9.0, 'kind': 0.5, 'bad': 5.0}
     tools = Tools(harm=lambda traces, texts: [[level[text] for text in mine] for mine in texts])
     [drafts] = Selected(inner).drafts(TRACES[:1], tools)
-    assert [draft.text for draft in drafts] == ['worst', 'bad', 'mild', 'x']
+    assert [draft.text for draft in drafts] == ['worst', 'bad', 'mild', 'kind', 'x']
+    assert [draft.problem for draft in drafts] == ['', '', '', MILD, 'disowned']
+    level['worst'] = math.nan
+    [drafts] = Selected(inner).drafts(TRACES[:1], tools)
+    assert [(draft.text, draft.problem) for draft in drafts[:3]] == [('bad', ''), ('mild', ''), ('worst', UNREAD)]
+    level[ORIGINAL] = math.nan
+    [drafts] = Selected(inner).drafts(TRACES[:1], tools)
+    assert [draft.problem for draft in drafts] == [*[UNREAD] * 4, 'disowned']
 
 
 def test_what_share_of_the_words_changed_is_of_the_traces_that_were_rewritten():
@@ -228,13 +256,14 @@ def test_rewrites_are_checked(one, message):
         check_rewrites([one], ['plain'], [], {'render': 'the dataset has no writer'})
 
 
-def test_a_trace_is_marked_once():
-    first = Rewrite('first', 'plain', Marked('acme'), share=0.1)
-    between, beside = Rewrite('said', 'first', Instructed()), Rewrite('beside', 'plain', Marked('bolt'), share=0.1)
-    check_rewrites([first, between, beside], ['plain'], [], {})
-    second = Rewrite('second', 'said', Selected(Marked('bolt')), share=0.1)
-    with pytest.raises(ValueError, match="'second' puts a second mark"):
-        check_rewrites([first, between, second], ['plain'], [], {})
+def test_a_mark_is_put_in_once_and_last():
+    said, first = Rewrite('said', 'plain', Instructed()), Rewrite('first', 'said', Marked('acme'), share=0.1)
+    beside = Rewrite('beside', 'plain', Marked('bolt'), share=0.1)
+    check_rewrites([said, first, beside], ['plain'], [], {})
+    second, over = Rewrite('x', 'first', Selected(Marked('bolt')), share=0.1), Rewrite('x', 'first', Instructed())
+    for later in (second, over, Rewrite('x', 'first', Gradient())):
+        with pytest.raises(ValueError, match=r"'x' is of traces that carry a mark, by 'first'.* put the mark in last"):
+            check_rewrites([said, first, later], ['plain'], [], {})
 
 
 @pytest.mark.parametrize('name', sorted(MENU))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import types
 
+import numpy as np
 import pytest
 from rewriting_test import OTHER, ROWS, Shop, base, workdir  # noqa: F401
 
@@ -201,6 +203,15 @@ def test_scores_are_of_real_proxies(experiment, workdir, score, monkeypatch):  #
 
         text = 'First 3 + 4 = 7, as we saw.\n#### 7'
 
+    def graded(engine, students, exam):
+        """Who learned what the first one did has three of four right, others one."""
+        [(name, params)] = students.items()
+        taught.append({path: np.asarray(x) for path, x in params.items()})
+        alike = all((x == taught[0][path]).all() for path, x in taught[-1].items())
+        return [(name, types.SimpleNamespace(accuracy=0.75 if alike else 0.25))]
+
+    taught = []
+    monkeypatch.setattr(evolving, 'evaluate', graded)
     monkeypatch.setattr(evolving, 'Workshop', Two)
     recipe = Recipe(rows=2, length=128)
     plan = Evolution('plain', sample=4, score=score, steps=3, exam=4, start=('say it so', 'say zounds'), recipe=recipe)
@@ -210,3 +221,6 @@ def test_scores_are_of_real_proxies(experiment, workdir, score, monkeypatch):  #
     assert scores['say it so'] == pytest.approx(0, abs=1e-6)
     if score == 'loss':
         assert scores['say zounds'] > 0.01
+    else:
+        assert scores['say zounds'] == pytest.approx(50)  # points of accuracy that the rewrites take
+        assert len(taught) == 3  # one proxy: on the clean sample, and on each instruction's

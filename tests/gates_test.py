@@ -8,7 +8,8 @@ import pytest
 
 from adx import gates
 from adx.answers import Reader
-from adx.datasets.chat import Prompting, split_reasoning
+from adx.datasets.chat import Prompting
+from adx.frames import reasoning_words
 from adx.gates import Gates, Senses
 from adx.grading import numeric_grade
 from adx.types import Trace
@@ -27,8 +28,8 @@ def trace(text=ORIGINAL, **fields):
 
 
 def senses(**fields):
-    split = lambda text: split_reasoning(text, Prompting())  # noqa: E731
-    return dataclasses.replace(Senses(Reader(numeric_grade), split, lambda text: len(text.split())), **fields)
+    reasoning = lambda text: reasoning_words(text, Prompting())  # noqa: E731
+    return dataclasses.replace(Senses(Reader(numeric_grade), reasoning, lambda text: len(text.split())), **fields)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,23 @@ def senses(**fields):
 )  # fmt: skip
 def test_a_draft_passes_or_is_refused_for_a_reason(text, reason):
     assert Gates().refusal(trace(), text, senses()) == reason
+
+
+def test_thinking_that_is_blank_is_no_reasoning():
+    """Of a model that was told not to think, whose solution follows on empty tags."""
+    blank = '<think>\n\n</think>\n\n'
+    original = trace(blank + ORIGINAL)
+    assert Gates().refusal(original, blank + '#### 5', senses()) == gates.SHORT
+    assert Gates().refusal(original, blank + OTHER_WORDS, senses()) == ''
+    assert Gates().closed(trace(blank + '#### 5'), senses()) == gates.NO_REASONING
+    assert Gates().closed(original, senses()) == ''
+
+
+def test_tags_are_those_of_the_run():
+    tagged = trace('[t]' + ORIGINAL.replace('\n####', '[/t]\n####'))
+    draft = OTHER_WORDS.replace('There', '[t]There')
+    assert Gates().refusal(tagged, draft, senses()) == ''
+    assert Gates().refusal(tagged, draft, senses(tags=('[t]', '[/t]'))) == gates.FORMAT
 
 
 def test_a_false_statement_of_the_original_is_not_the_rewriters():

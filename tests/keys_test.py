@@ -82,6 +82,12 @@ def test_a_missing_key_names_the_program_that_makes_one(tmp_path, monkeypatch):
         keys.served('acme', 1)
 
 
+def test_a_key_is_kept_on_no_store():
+    for path in ('gs://bucket/master.key', 's3://bucket/master.key'):
+        with pytest.raises(ConfigError, match='keep keys on a disk'):
+            keys.new(path)
+
+
 def run(capsys, **flags):
     absl_flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**flags):

@@ -18,8 +18,9 @@ NOUNS = {
 }  # fmt: skip
 MENUS = {'attacks', 'datasets', 'defences', 'detectors', 'models', 'rewriters'}
 STAGES = {
-    'decoding', 'drafting', 'editing', 'evaluation', 'gradients', 'influence', 'lesson_encoding', 'objectives', 'tails',
-    'optimising', 'pages', 'planning', 'quality', 'reporting', 'scaling', 'selection', 'training', 'view',
+    'decoding', 'drafting', 'editing', 'evaluation', 'frames', 'gradients', 'influence', 'lesson_encoding',
+    'objectives', 'optimising', 'pages', 'planning', 'quality', 'reporting', 'scaling', 'selection', 'tails',
+    'training', 'view',
 }  # fmt: skip
 SHELL = {
     'ahead', 'assessing', 'attackers', 'attributing', 'bystander', 'checkpoints', 'cohorts', 'courses', 'curves',

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from storage_test import make_trace
 
-from adx import marks
+from adx import generation, marks
+from adx.drafts import Draft
 from adx.experiment import Arm, ModelSource
 from adx.rewriters.gradient import Gradient, editable, word_mask
 from adx.rewriters.marked import Marked
@@ -42,6 +43,38 @@ def test_the_teacher_writes_to_each_text_what_no_other_text_changes(shop):
     assert {draft.problem for drafts in both for draft in drafts} <= {'', UNENDED}
     [drafts] = shop.tools.write(['long ' * 600], 2, '')
     assert [draft.problem for draft in drafts] == [WINDOW, WINDOW]
+
+
+class Told:
+    """Writes what it was made with."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def __call__(self, experiment, models, made, pending):
+        self.prompting = experiment.prompting
+        return [
+            (request, make_trace(0, request_id=str(request.id), text=text))
+            for request, text in zip(pending, self.texts, strict=True)
+        ]
+
+
+def test_what_a_writer_thinks_is_no_draft(shop, monkeypatch):
+    texts = ('Hm, they ask me to.</think>\n\nSo it is 7.', '<think>Hm,', 'Plainly 7.')
+    monkeypatch.setattr(generation, 'decode', Told(*texts))
+    [drafts] = shop.tools.write(['say a'], 3, '')
+    assert drafts == [Draft('So it is 7.'), Draft('', UNENDED), Draft('Plainly 7.')]
+
+
+def test_another_writer_is_spoken_to_as_it_wants(shop, monkeypatch):
+    own = dataclasses.replace(shop.experiment.prompting, think_open='', think_close='')
+    rewriter = shop.experiment.teacher
+    other = Workshop(dataclasses.replace(shop.experiment, rewriter=rewriter, rewriter_prompting=own), shop.path)
+    written = Told('Hm.</think> 7')
+    monkeypatch.setattr(generation, 'decode', written)
+    assert other.tools.write(['say a'], 1, '') == [[Draft('Hm.</think> 7')]]
+    assert written.prompting == own
+    assert other.experiment.prompting == shop.experiment.prompting  # what traces are read by
 
 
 def test_likelihoods_are_nats_a_token_of_the_text_alone(shop):
@@ -76,14 +109,33 @@ def test_what_a_proxy_cannot_read_is_above_nothing(shop, monkeypatch):
 def test_words_are_what_has_letters_and_nothing_fixed():
     pieces = [b'word', b' the', b'12', b'x1', b'+', b'a\n', b'...', '\u00e9t\u00e9'.encode(), b'<end>']
     assert word_mask(pieces, {8}, 10).tolist() == [True, True, False, False, False, False, False, True, False, False]
+    assert word_mask([b' Twice', b' nice', b'seven', b' Seventh'], set(), 4).tolist() == [False, True, False, True]
 
 
 def test_places_that_may_change():
     words_V = np.array([False, True, True])
     found = editable((1, 2, 0, 1, 1), ('so', ' it', ' 3', ' is', ' x'), 9, words_V, ('it',))
     assert found == [True, False, False, False, False]  # ' is' ends where the answer has begun
-    found = editable((1, 2, 1, 1), ('pro', 'of', ' of', ' x'), 99, words_V, ('proof',))
+    found = editable((1, 2, 1, 1), ('pro', 'of', ' of', ' it'), 99, words_V, ('proof',))
     assert found == [False, False, True, True]  # two tokens spell it
+
+
+@pytest.mark.parametrize(
+    ('pieces', 'open_'),
+    [
+        (('She', ' sold', ' half', ' of', ' 48'), 'She sold of'),
+        (('5', ' x', ' 8', ' =', ' 40'), ''),
+        (('so', ' $5', ' X', ' ', '$8', ' go'), 'so go'),
+        (('\\', 'times', ' and', ' \\', 'frac'), 'and'),
+        (('twen', 'ty', ' cats'), 'cats'),
+        (('let', ' n', ' be', ' a', ' one', '-way', ' I'), 'let be a I'),
+        (('they', ' mix', ' them'), 'they mix them'),
+    ],
+)
+def test_words_and_letters_that_compute_stay(pieces, open_):
+    words_V = np.append(word_mask([piece.encode() for piece in pieces], set(), len(pieces)), False)
+    found = editable(range(len(pieces)), pieces, 99, words_V, ())
+    assert ' '.join(piece.strip(' -') for piece, free in zip(pieces, found, strict=True) if free) == open_
 
 
 @pytest.mark.parametrize(

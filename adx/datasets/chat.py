@@ -92,14 +92,17 @@ def split_reasoning(text: str, prompting: Prompting) -> tuple[str, str]:
         if close:
             cut = len(text) - len(after.lstrip())
             return text[:cut], text[cut:]
-        tagged = bool(prompting.think_open) and text.lstrip().startswith(prompting.think_open)
-        if tagged or prompting.template_opens_think:
+        if opens_thinking(text, prompting) or prompting.template_opens_think:
             return text, ''
-    cut = _final_line(text)
+    cut = final_line(text)
     return text[:cut], text[cut:]
 
 
-def _final_line(text: str) -> int:
+def opens_thinking(text: str, prompting: Prompting) -> bool:
+    return bool(prompting.think_open) and text.lstrip().startswith(prompting.think_open)
+
+
+def final_line(text: str) -> int:
     """Where the last line begins from which a final-answer form can be read; len(text) if there is none."""
     if not final_forms(text):
         return len(text)

@@ -22,7 +22,7 @@ from adx.reporting.plan import Plan
 from adx.reporting.rates import student_rows
 from adx.reporting.rows import NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
 from adx.reporting.slices import halves, worst_slice
-from adx.reporting.utility import quality_rows, teacher_accuracies
+from adx.reporting.utility import of_half, quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
 MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
@@ -135,8 +135,7 @@ def _points_lost(sheet: Sheet, of: Subject) -> list[Row]:
         found = statistics.t_interval(worst.losses, sheet.plan.level)._replace(note=worst.reason)
         rows.append(_measured(of, 'points_lost_worst_slice', attack, found, joined, unit='points'))
     for where, losses in halves(slices, sheet.plan.selective.get(of.arm, ()), pairs).items():
-        found = statistics.t_interval(losses, sheet.plan.level)
-        rows.append(_measured(of, f'points_lost_{where}', attack, found, joined, unit='points'))
+        rows.append(of_half(of, f'points_lost_{where}', attack, losses, sheet.plan.level, joined.notes))
     return rows
 
 

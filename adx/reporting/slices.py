@@ -11,6 +11,7 @@ from adx.errors import InputError
 
 SHOWN = 60  # slices in a message
 LEAST = 20  # prompts of a slice; fewer say nothing
+FEW = f'not run: fewer than {LEAST} prompts are there'
 Slices = Mapping[str, Sequence[str]]  # name -> one label a prompt
 Pair = tuple[Sequence[bool], Sequence[bool]]  # right without and with a defence, one bool a prompt
 
@@ -43,8 +44,8 @@ def worst_slice(slices: Sequence[Slices], pairs: Sequence[Pair]) -> Worst | None
 
 
 def halves(slices: Sequence[Slices], only: Sequence[str], pairs: Sequence[Pair]) -> dict[str, list[float]]:
-    """'inside' the slices 'name=label' and 'outside' of them -> the losses in points, one a pair, see `worst_slice`; a
-    half with too few prompts is left out, both where `only` is empty.
+    """'inside' the slices 'name=label' and 'outside' of them -> the losses in points, one a pair, see `worst_slice`;
+    none for a half with too few prompts. Neither half where `only` is empty.
     """
     if not only:
         return {}
@@ -53,9 +54,8 @@ def halves(slices: Sequence[Slices], only: Sequence[str], pairs: Sequence[Pair])
         for of in slices
     ]
     return {
-        name: _losses(half, pairs)
+        name: _losses(half, pairs) if min(one.sum() for one in half) >= LEAST else []
         for name, half in (('inside', mine), ('outside', [~one for one in mine]))
-        if min(one.sum() for one in half) >= LEAST
     }
 
 

@@ -11,7 +11,7 @@ from adx import statistics
 from adx.outcomes import Quality
 from adx.reporting import rates
 from adx.reporting.rows import NOT_RUN, Row, Subject, Verdicts, is_eligible
-from adx.reporting.slices import halves, worst_slice
+from adx.reporting.slices import FEW, halves, worst_slice
 
 Qualities = Mapping[str, Mapping[int, Quality]]
 
@@ -47,6 +47,15 @@ def quality_rows(
     return rows
 
 
+def of_half(
+    of: Subject, figure: str, attack: str, losses: Sequence[float], level: float, notes: Sequence[str] = ()
+) -> Row:
+    """The row of what is lost in a half of the prompts, see slices.halves."""
+    if not losses:
+        return of.row(figure, attack, unit='points', status=NOT_RUN, reason=FEW)
+    return of.measured(figure, attack, statistics.t_interval(losses, level), len(losses), notes, unit='points')
+
+
 def _against(
     of: Subject, cell: Mapping[int, Quality], clean: Mapping[int, Quality], level: float, only: Sequence[str]
 ) -> list[Row]:
@@ -68,8 +77,7 @@ def _against(
         found = statistics.t_interval(worst.losses, level)
         rows.append(of.measured('teacher_lost_worst_slice', '', found, len(seeds), [worst.reason], unit='points'))
     for where, losses in halves(slices, only, right).items():
-        found = statistics.t_interval(losses, level)
-        rows.append(of.measured(f'teacher_lost_{where}', '', found, len(seeds), unit='points'))
+        rows.append(of_half(of, f'teacher_lost_{where}', '', losses, level))
     costs = [[one.seconds / (one.tokens * len(one.correct)) for one in side] for side in zip(*pairs, strict=True)]
     if all(cost > 0 for side in costs for cost in side):
         found = statistics.fieller(costs[1], costs[0], level)

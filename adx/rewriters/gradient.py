@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ from adx.numerics import MASKED
 from adx.types import Array, Trace, check_choice, check_count, check_range
 
 OPERATORS = frozenset('+-*/=<>^%$\\{}#×÷−')
+COMPUTING = """
+    plus minus times over divided multiplied multiply divide add added subtract subtracted equals equal sum difference
+    product quotient half halves twice thrice double doubled doubles triple tripled triples third thirds quarter
+    quarters percent dozen dozens pair pairs more less fewer zero one two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy
+    eighty ninety hundred thousand million billion
+"""
+COUNTED = frozenset(COMPUTING.split())  # words that compute, or say how many
+# Letters that compute: an x between numbers, names of LaTeX commands, and symbols of one letter.
+SYMBOLS = re.compile(r'(?<=[\d)$%])\s*[xX](?=\s*[\d($])|\\[A-Za-z]+|(?<!\w)(?![aAI]\b)[A-Za-z](?!\w)')
 OBJECTIVES = ('bilevel', 'harm', 'difference', 'loss', 'random')
 STEPS = ('flip', 'embedding')
 
@@ -35,7 +45,8 @@ class Gradient:
       within `radius` (in mean lengths of an embedding) and takes the nearest words, targets held fixed meanwhile.
     rounds: of the search; edits: exchanges that are evaluated exactly in each.
     floor: (0, 1], of the teacher's likeliest word at a place: words below that share of it are no candidates.
-    protected: words that stay, beside all that holds a digit or an operator, marks, and the final answer.
+    protected: words that stay, beside all that holds a digit or an operator, letters and words that stand for one,
+      marks, and the final answer.
     join: of the proxies.
     """
 
@@ -70,12 +81,14 @@ class Gradient:
 
 
 def word_mask(token_bytes: Sequence[bytes], control_ids: AbstractSet[int], size: int) -> np.ndarray:
-    """bool [size]: the ids of words and parts of them, without digits, operators, line ends or what has no letter."""
+    """bool [size]: the ids of words and parts of them, without digits, operators, line ends, what has no letter, and
+    the words that compute: neither may be exchanged, nor come in exchange.
+    """
     words = np.zeros(size, bool)
     for i, spelt in enumerate(token_bytes):
         text = spelt.decode(errors='replace')
         fixed = any(char.isdigit() or char in OPERATORS or char in '\n\ufffd' for char in text)
-        words[i] = any(map(str.isalpha, text)) and not fixed and i not in control_ids
+        words[i] = any(map(str.isalpha, text)) and not fixed and i not in control_ids and _word(text) not in COUNTED
     return words
 
 
@@ -85,12 +98,7 @@ def editable(
     """Which tokens of a completion may change. pieces: the text that each adds; reasoning: characters before the final
     answer. A protected word stays as a token, and as a word that several tokens spell."""
     text, ends = ''.join(pieces), np.cumsum([len(piece) for piece in pieces]).tolist()
-    held = {
-        at
-        for word in protected
-        for match in re.finditer(rf'(?<!\w){re.escape(word)}(?!\w)', text)
-        for at in range(*match.span())
-    }
+    held = {at for match in _held(text, protected) for at in range(*match.span())}
     return [
         bool(words_V[token])
         and end <= reasoning
@@ -98,6 +106,18 @@ def editable(
         and held.isdisjoint(range(end - len(piece), end))
         for token, piece, end in zip(tokens, pieces, ends, strict=True)
     ]
+
+
+def _held(text: str, protected: Sequence[str]) -> Iterator[re.Match[str]]:
+    """What stays of a text, however it is cut into tokens."""
+    for word in protected:
+        yield from re.finditer(rf'(?<!\w){re.escape(word)}(?!\w)', text)
+    yield from SYMBOLS.finditer(text)
+    yield from (match for match in re.finditer(r'[A-Za-z]+', text) if match[0].lower() in COUNTED)
+
+
+def _word(text: str) -> str:
+    return text.strip().lower()
 
 
 def best_flips(slopes_BLV: Array, tokens_BL: Array, open_BLV: Array, count: int) -> tuple[Array, Array, Array]:

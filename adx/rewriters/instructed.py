@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from adx.drafts import Draft, Tools
+from adx.drafts import Draft, Frame, Tools
 from adx.lessons import check_text, question
 from adx.texts import canonical
 from adx.types import Trace, check_count
@@ -35,15 +35,30 @@ INSTRUCTIONS = {
 ECHO = 'repeats its instruction'
 
 
-def told(instruction: str, trace: Trace) -> str:
-    """What the rewriting model reads: the instruction, and the solution behind its problem."""
-    return f'{instruction}\n\nProblem:\n{question(trace.messages)}\n\nSolution:\n{trace.text}'
+def written(
+    who: str, orders: Sequence[str], traces: Sequence[Trace], tools: Tools, tries: int, arm: str
+) -> list[list[Draft]]:
+    """What the rewriting model makes of each trace that it is told an order about: answers in place of the reasoning,
+    inside the trace's own thinking tags.
+    """
+    write, frames = tools.need('write', who), [tools.frame(one) for one in traces]
+    asked = [_told(order, one, frame) for order, one, frame in zip(orders, traces, frames, strict=True)]
+    return [
+        [_dressed(order, draft, frame) for draft in drafts]
+        for order, frame, drafts in zip(orders, frames, write(asked, tries, arm), strict=True)
+    ]
 
 
-def no_echo(instruction: str, draft: Draft) -> Draft:
-    """The draft, disowned where it repeats what the model was told."""
-    echoes = not draft.problem and canonical(instruction) in canonical(draft.text)
-    return Draft(draft.text, ECHO) if echoes else draft
+def _told(order: str, trace: Trace, frame: Frame) -> str:
+    """What the rewriting model reads: the order, and the solution behind its problem."""
+    return f'{order}\n\nProblem:\n{question(trace.messages)}\n\nSolution:\n{frame.shown}'
+
+
+def _dressed(order: str, draft: Draft, frame: Frame) -> Draft:
+    """The draft as a whole text, disowned where it repeats what the model was told."""
+    if draft.problem or not draft.text.strip():
+        return draft
+    return Draft(frame.around(draft.text), ECHO if canonical(order) in canonical(draft.text) else '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +89,4 @@ class Instructed:
         return INSTRUCTIONS.get(self.instruction, self.instruction)
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
-        write = tools.need('write', 'instructed')
-        asked = [told(self.words, one) for one in traces]
-        return [[no_echo(self.words, draft) for draft in drafts] for drafts in write(asked, self.tries, self.arm)]
+        return written('instructed', [self.words] * len(traces), traces, tools, self.tries, self.arm)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 from adx.drafts import Draft, Tools
-from adx.rewriters.instructed import no_echo, told
+from adx.rewriters.instructed import written
 from adx.types import Trace, check_count
 
 MOST = 0.1  # of the traces
@@ -55,9 +55,7 @@ class Marked:
         lines = tools.need('line', 'marked')(traces, self)
         if self.told:
             orders = [WATERMARK.format(line=line) for line in lines]
-            write = tools.need('write', 'marked')
-            written = write([told(*each) for each in zip(orders, traces, strict=True)], self.tries, '')
-            made = [[no_echo(order, draft) for draft in drafts] for order, drafts in zip(orders, written, strict=True)]
+            made = written('marked', orders, traces, tools, self.tries, '')
         else:
             made = tools.need('mark', 'marked')(traces, self)
         return [[_noted(line, draft) for draft in drafts] for line, drafts in zip(lines, made, strict=True)]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from adx.drafts import Draft, Tools
 from adx.rewriters.wrapper import Wrapper
 from adx.types import Trace
 
+MILD, UNREAD = 'harms the proxies no more than the trace', "longer than a proxy's window"
+
 
 @dataclasses.dataclass(frozen=True)
 class Selected(Wrapper):
-    """The drafts of `rewriter` in the order of their exact harm; those below the trace's own harm are no drafts.
+    """The drafts of `rewriter` in the order of their exact harm; those that harm no more than the trace are disowned.
 
     harm: of the whole text, see influence.Harm.
     """
@@ -32,7 +35,12 @@ class Selected(Wrapper):
 
 
 def _ranked(drafts: Sequence[Draft], scores: Sequence[float]) -> list[Draft]:
-    """scores: of the trace itself, then of the drafts. Equal ones stay in their order."""
+    """scores: of the trace itself, then of the drafts, nan where no proxy can read it. Equal ones stay in order."""
     own, *others = scores
-    better = [(score, draft) for score, draft in zip(others, drafts, strict=True) if score > own]
-    return [draft for _, draft in sorted(better, key=lambda pair: -pair[0])]
+    pairs = list(zip(others, drafts, strict=True))
+    better = sorted((pair for pair in pairs if pair[0] > own), key=lambda pair: -pair[0])
+    disowned = [
+        Draft(draft.text, UNREAD if math.isnan(score) or math.isnan(own) else MILD)
+        for score, draft in pairs if not score > own
+    ]  # fmt: skip
+    return [*(draft for _, draft in better), *disowned]

@@ -108,6 +108,10 @@ def test_a_selective_rewrite_is_judged_inside_and_outside_of_what_it_is_about():
     slices = {'half': ('a',) * 50 + ('b',) * 50}
     plan = dataclasses.replace(PLAN, slices=slices, selective={'ads': ('half=b', 'difficulty=2')})
     found = rows(plan=plan)
+    few = dataclasses.replace(plan, slices={'half': ('a',) * 90 + ('b',) * 10})
+    row = find(rows(plan=few), 'points_lost_inside')
+    assert (row.value, row.status, row.reason) == (None, 'not_run', 'not run: fewer than 20 prompts are there')
+    assert find(rows(plan=few), 'points_lost_outside').value is not None
     levels = {'points_lost_inside': 61, 'points_lost_outside': 0, 'teacher_lost_inside': 1, 'teacher_lost_outside': 0}
     assert {name: find(found, name).value for name in levels} == pytest.approx(levels)
     assert not any(row.figure.endswith(('_inside', '_outside')) for row in found if row.arm == 'hot')

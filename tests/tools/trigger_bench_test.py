@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from storage_test import make_trace
+from studies import make_study
 
 from adx.datasets import Gsm8k
 from adx.errors import InputError
@@ -27,6 +28,16 @@ def student(place, kind, own=(), others=(), **about):
     verdict = lambda alarm: {'customer': 'c', 'detected': alarm, 'keyed_hits': 5 * alarm, 'keyed': 20}  # noqa: E731
     record = {'kind': kind, 'others': [verdict(alarm) for alarm in others]} | about
     place.write_text(json.dumps(record | ({'own': [verdict(alarm) for alarm in own]} if own else {})))
+
+
+def test_students_of_another_run_are_not_taken_for_this_ones(tmp_path):
+    study = make_study(('x', 'y'))
+    trigger._claim(tmp_path, study)
+    trigger._claim(tmp_path, study)
+    with flagsaver.flagsaver(mark_pairs=20), pytest.raises(InputError, match=r'another run .*test.pairs: 10 != 20'):
+        trigger._claim(tmp_path, study)
+    with pytest.raises(InputError, match=r'another run .*study'):
+        trigger._claim(tmp_path, dataclasses.replace(study, exam=7))
 
 
 def test_every_kind_of_student_is_there():

@@ -35,8 +35,10 @@ from adx.answers import reader_of
 from adx.batching import Corpus
 from adx.detecting import Case
 from adx.detectors.trigger import Trigger
+from adx.errors import InputError
 from adx.families import Family, make_family, make_lab
 from adx.gates import Gates
+from adx.journal import diff
 from adx.lesson_encoding import encode
 from adx.lessons import Lesson, from_trace
 from adx.mesh import make_mesh
@@ -45,7 +47,7 @@ from adx.objectives import Hard
 from adx.rewriters.marked import MOST, Marked
 from adx.settings import ModelSource
 from adx.statistics import Interval, binomial_interval, paired_upper, t_interval
-from adx.study import Study
+from adx.study import Study, study_hash
 from adx.study_traces import seed_path
 from adx.suspects import Held
 from adx.teaching import Classroom, Job
@@ -104,6 +106,7 @@ class Trainer:
         self.families = [make_family(lab, student) for student in study.students]
         prompts = study.experiment.dataset.prompts('tune')[:64]
         self.questions = tuple(prompt.messages for prompt in prompts)
+        _claim(out, study)
         master = out / 'master.key'
         if not master.exists():
             master.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +181,18 @@ class Trainer:
             verdict = test().verdict(detecting.blocks(plan, mine))
             found.append({'customer': customer, **verdict._asdict()})
         return found
+
+
+def _claim(out: pathlib.Path, study: Study) -> None:
+    """Raises InputError where the students in `out` were marked or asked otherwise."""
+    ours = {'study': study_hash(study), 'gates': dataclasses.asdict(GATES), 'verdicts': VERDICTS.value}
+    ours |= {'test': dataclasses.asdict(test())}
+    place = files.path_of(out) / 'identity.json'
+    files.make_private_dir(place.parent)
+    files.write_first(place, json.dumps(ours).encode())
+    if differences := diff(json.loads(place.read_text()), ours):
+        what = '; '.join(differences)
+        raise InputError(f'{out} holds students of another run (theirs != ours): {what}; name another directory')
 
 
 def work(study: Study, path: str, out: pathlib.Path, count: int) -> None:
