@@ -44,6 +44,7 @@ Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of h
 class _Share:
     """What one process is to do of a rewrite. chosen: names of the traces that are rewritten; the others stay, those
     `spared` because their licence has no defence. like: by request id, the texts that a control is to match.
+    instruction: the one that a search had found when the rewrite was begun; a search that goes on finds others.
     """
 
     rewrite: Rewrite
@@ -51,6 +52,7 @@ class _Share:
     chosen: frozenset[str]
     spared: frozenset[str] = frozenset()
     like: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    instruction: str = ''
 
 
 def rewrite(
@@ -75,6 +77,7 @@ def rewrite(
         for one in experiment.rewrites:
             share = _share(experiment, workdir, one, place)  # of what the rewrites before it have made
             directory = _claim(experiment, workdir, one)
+            share = dataclasses.replace(share, instruction=_told(directory))
             cut_torn_tails(directory, owner)
             known = _known(share, directory)
             if len(known) < len(share.traces):  # a complete rewrite may be looked at anywhere
@@ -116,7 +119,8 @@ def seconds_per_token(experiment: Experiment, path: str) -> dict[str, float]:
     workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
     shop, found = Workshop(experiment, path), {}
     for one in experiment.rewrites:
-        share = _share(experiment, workdir, one, ALONE)
+        made = workdir.private / 'rewrites' / one.name
+        share = dataclasses.replace(_share(experiment, workdir, one, ALONE), instruction=_told(made))
         batch = share.traces[:BATCH]
         _records(share, batch, shop)
         began = time.perf_counter()
@@ -162,7 +166,9 @@ def next_batch(count: int, seconds: float) -> int:
 def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dict[str, Any]]:
     """The journal's lines of some traces."""
     one, mine = share.rewrite, [trace for trace in traces if _name(trace) in share.chosen]
-    tools = dataclasses.replace(shop.tools, like=lambda of, name: [share.like[trace.request_id] for trace in of])
+    like = lambda of, name: [share.like[trace.request_id] for trace in of]  # noqa: E731
+    instruction = (lambda: share.instruction) if share.instruction else shop.tools.instruction
+    tools = dataclasses.replace(shop.tools, like=like, instruction=instruction)
     done = drafting.rewrite(mine, one.rewriter, one.gates, tools, shop.senses, shop.nll)
     found = {each.request_id: each for each in done}
     results = (found.get(trace.request_id) or _left(share, trace) for trace in traces)
@@ -227,6 +233,12 @@ def _claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
             'name, or give another workdir: students may have learned from the one that is there'
         )
     return directory
+
+
+def _told(directory: Any) -> str:
+    """What the writer of a rewrite is told, where a search has found it; '' else."""
+    there = files.exists(directory / 'identity.json')
+    return _read_identity(directory).get('instruction', '') if there else ''
 
 
 def _read_identity(directory: Any) -> dict[str, Any]:

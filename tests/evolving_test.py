@@ -66,11 +66,13 @@ def test_a_rewriter_is_told_the_best_that_was_found(experiment, judge, workdir, 
         def tools(self):
             def write(texts, samples, arm):
                 told.extend(texts)
+                state.add('Say it loudly.', 2, 0.75, {})  # by a search that goes on meanwhile
                 return [list(self.written)] * len(texts)
 
             return Tools(write=write, instruction=lambda: instructions.best(workdir))
 
     monkeypatch.setattr(rewriting, 'Workshop', Asked)
+    monkeypatch.setattr(rewriting, 'BATCH', 2)
     run = dataclasses.replace(experiment, rewrites=(Rewrite('found', 'plain', Evolved()),))
     with pytest.raises(InputError, match=r'tools\.evolve'):
         rewriting.rewrite(run, str(workdir.path))
@@ -84,7 +86,6 @@ def test_a_rewriter_is_told_the_best_that_was_found(experiment, judge, workdir, 
     counts = rewriting.rewrite(run, str(workdir.path))
     assert counts['found']['rewritten'] == len(told) == ROWS
     assert all(text.startswith('Say it slowly.\n') for text in told)
-    state.add('Say it loudly.', 2, 0.75, {})
     with pytest.raises(InputError, match='another rewrite'):
         rewriting.rewrite(run, str(workdir.path))
 
