@@ -39,7 +39,7 @@ ATTACKS = (
 LEFT_OUT = (
     *((name, 'no model here follows instructions') for name in ('paraphrase', 'inversion', 'solo', 'augment_queries')),
     ('accounts', 'all accounts are served alike'),
-    ('best_of_k', 'more samples a prompt are rungs of configs/testbed_ladder.py'),
+    ('best_of_k', 'the arms have one sample a prompt'),
 )
 
 

@@ -18,7 +18,7 @@ from adx.drafting import Rewrite
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.matched import Matched
 from adx.study import Study
-from configs import testbed_rewrites, testbed_screen
+from configs import testbed_attacks, testbed_rewrites, testbed_screen
 
 FIXED = (*OPERATIONS, *NAMES, *(f'{name}:' for name in NAMES))
 
@@ -33,5 +33,5 @@ def study() -> Study:
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
     return dataclasses.replace(
         screen, experiment=experiment, attacks=testbed_rewrites.ATTACKS, each_budget=True, controls=('chance',),
-        temperatures=(),
+        temperatures=(), left_out=testbed_attacks.LEFT_OUT,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from adx.rewriters.matched import Matched
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import Selected
 from adx.study import Study
-from configs import testbed_screen
+from configs import testbed_attacks, testbed_screen
 
 FINALIST = 'cross_soft'  # of the screen
 TELLINGS = Rendered(8)
@@ -45,5 +45,6 @@ def study() -> Study:
     )
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
     return dataclasses.replace(
-        screen, experiment=experiment, attacks=ATTACKS, each_budget=True, controls=('told',), temperatures=()
+        screen, experiment=experiment, attacks=ATTACKS, each_budget=True, controls=('told',), temperatures=(),
+        left_out=testbed_attacks.LEFT_OUT,
     )

@@ -18,7 +18,7 @@ from adx.drafting import Rewrite
 from adx.gates import Gates
 from adx.rewriters.rendered import Rendered
 from adx.study import Study
-from configs import testbed_rewrites, testbed_screen
+from configs import testbed_attacks, testbed_rewrites, testbed_screen
 
 OPEN = Gates(retention=0.1, fluency=10.0)
 
@@ -30,5 +30,5 @@ def study() -> Study:
     experiment = dataclasses.replace(screen.experiment, arms=arms, rewrites=rewrites)
     return dataclasses.replace(
         screen, experiment=experiment, students=screen.students[:1], attacks=testbed_rewrites.ATTACKS,
-        controls=tuple(VOICES), temperatures=(),
+        controls=tuple(VOICES), temperatures=(), left_out=testbed_attacks.LEFT_OUT,
     )  # fmt: skip

@@ -58,10 +58,19 @@ def test_studies_stand_beside_each_other_and_one_is_replaced(study, findings, pu
 def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, published):
     of = dataclasses.replace(study.experiment, rewrites=(Rewrite('told', 'plain', Rendered()),))
     bare = dataclasses.replace(study, experiment=of)
-    with pytest.raises(InputError, match='no AnswerOnly among its attacks'):
+    with pytest.raises(InputError, match=r"no student that AnswerOnly taught from \['plain', 'told'\]"):
         frontier.publish('two', bare, findings, 'python -m publish', published)
-    beside = dataclasses.replace(bare, attacks=(*study.attacks, Attack('answer_only', (AnswerOnly(),))))
-    frontier.publish('two', beside, findings, 'python -m publish', published)
+    alone = dataclasses.replace(bare, attacks=(*study.attacks, Attack('answer_only', (AnswerOnly(),))))
+    with pytest.raises(InputError, match=r"taught from \['plain', 'told'\]"):  # promised and not run
+        frontier.publish('two', alone, findings, 'python -m publish', published)
+    beside = [
+        dataclasses.replace(one, attack='answer_only', arm={'poe': 'told'}.get(one.arm, one.arm))
+        for one in findings.outcomes if one.arm
+    ]  # fmt: skip
+    graded = dataclasses.replace(findings, outcomes=[*findings.outcomes, *beside])
+    frontier.publish('two', alone, graded, 'python -m publish', published)
+    assert 'length_ratio' in frontier.render('two', published).splitlines()[0]
+    assert 'length_ratio' not in frontier.render('one', published)
     for table, name in (('frontier.json', 'one'), ('rewriting.json', 'two')):
         assert {row['study'] for row in json.loads((published / table).read_text())} == {name}
     frontier.verify(published)

@@ -42,6 +42,7 @@ FIELDS = (
     'status', 'reason', *SOURCE,
 )  # fmt: skip
 COLUMNS = ('teacher_lost', 'points_lost', 'damage', 'excess_damage')  # of the rendered table
+OF_ARMS = ('teacher_lost', 'length_ratio')  # whoever the student is
 BY_ATTACK = ('damage_attacked', 'recovered')
 BITS = ('correct', 'forced', 'lenient')
 
@@ -56,9 +57,8 @@ _RENDER = flags.DEFINE_string(
 
 def publish(name: str, study: Study, findings: Findings, command: str, results: pathlib.Path = RESULTS) -> list[dict]:
     """Writes the raw file and the rows of a study in place of its earlier ones, and returns the rows."""
-    learned = [transform for attack in study.attacks for transform in attack.transforms]
-    if study.experiment.rewrites and not any(isinstance(one, AnswerOnly) for one in learned):
-        raise InputError(f'study {name!r} has rewrites and no AnswerOnly among its attacks; they are held against it')
+    if study.experiment.rewrites:
+        _check_answers(name, study, findings)
     if not findings.outcomes:
         raise InputError(f'study {name!r} has no graded student; run --stages=distil first')
     raw = f'raw/frontier_{name}.json.gz'
@@ -67,6 +67,17 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
     (results / raw).write_bytes(data)
     source = {'raw': {'path': raw, 'sha256': sha256(data)}, 'command': command, 'commit': commit_hash()}
     return _keep(name, study, findings.rows(), source, results)
+
+
+def _check_answers(name: str, study: Study, findings: Findings) -> None:
+    """Raises InputError unless students of every rewrite, and of clean traces, learned from the answers alone too."""
+    alone = {one.name for one in study.attacks if any(isinstance(each, AnswerOnly) for each in one.transforms)}
+    learned = {one.arm for one in findings.outcomes if one.attack in alone}
+    if lacking := sorted({study.clean, *(one.name for one in study.experiment.rewrites)} - learned):
+        raise InputError(
+            f'study {name!r} has rewrites, and no student that AnswerOnly taught from {lacking}; they are held against '
+            'it, distil them too'
+        )
 
 
 def skip(name: str, study: Study, reason: str, results: pathlib.Path = RESULTS) -> list[dict]:
@@ -176,11 +187,13 @@ def render(name: str, results: pathlib.Path = RESULTS) -> str:
     """
     rows = [row for row in read(results) if row['study'] == name]
     by = {(row['figure'], row['defence'], row['student'], row['attack']): row for row in rows}
-    columns = with_steps(COLUMNS, {row['figure'] for row in rows if row['value'] is not None})
+    told_otherwise = any(row['study'] == name for row in read(results, TABLES[1:]))
+    measured = {row['figure'] for row in rows if row['value'] is not None}
+    columns = with_steps((*OF_ARMS, *COLUMNS[1:]) if told_otherwise else COLUMNS, measured)
     lines = [f'| arm | student | {" | ".join(columns)} | eligible |', '|---' * (len(columns) + 3) + '|']
     for row in rows:
         if row['figure'] == 'points_lost':
-            keys = [(c, row['defence'], '' if c == 'teacher_lost' else row['student']) for c in columns]
+            keys = [(c, row['defence'], '' if c in OF_ARMS else row['student']) for c in columns]
             found = [next((r for (f, d, s, _), r in by.items() if (f, d, s) == key), None) for key in keys]
             judged = {True: 'yes', False: 'no', None: 'not judged'}[row['eligible']]
             lines.append(f'| {" | ".join([row["defence"], row["student"], *map(_cell, found), judged])} |')
