@@ -1,4 +1,4 @@
-"""The arithmetic testbed: the screen's finalists against sixteen attacks, each three ways.
+"""The arithmetic testbed: the screen's finalists against eighteen attacks, each three ways.
 
 Claim:   none. The two attacks that recover most are taken to the confirmation.
 Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/data/attacks \
@@ -35,11 +35,12 @@ ATTACKS = (
     Attack('on_policy', loss='on_policy', arguments=(('candidates', 16),)),
     Attack('answer_only', (menu.AnswerOnly(),)),
     Attack('shuffled_prompts', (menu.ShuffledPrompts(),)),
+    Attack('best_of_k', (menu.Prefill('', samples=4), menu.BestOfK(4))),
+    Attack('self_consistency', (menu.Prefill('', samples=4), menu.BestOfK(4, 'self_consistency'))),
 )
 LEFT_OUT = (
     *((name, 'no model here follows instructions') for name in ('paraphrase', 'inversion', 'solo', 'augment_queries')),
     ('accounts', 'all accounts are served alike'),
-    ('best_of_k', 'the arms have one sample a prompt'),
 )
 
 

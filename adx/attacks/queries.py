@@ -32,7 +32,8 @@ UNANSWERED = 'the teacher did not answer'
 
 @dataclasses.dataclass(frozen=True)
 class Prefill(Passive):
-    """Asks the teacher again, its answer begun with `text`; of the lessons given nothing is read but the prompts.
+    """Asks the teacher again, its answer begun with `text`, '' for freely; of the lessons given nothing is read but the
+    prompts.
 
     samples: per prompt. own_only: None, all it has is the teacher's.
     """
@@ -45,7 +46,8 @@ class Prefill(Passive):
     asks_teacher = True
 
     def check(self) -> None:
-        check_text('Prefill.text', self.text)
+        if self.text:
+            check_text('Prefill.text', self.text)
         check_range('Prefill.samples', self.samples, 1)
 
     def apply(self, lessons: Sequence[Lesson], resources: Resources) -> tuple[list[Lesson], Tally]:

@@ -39,6 +39,15 @@ class TestPrefill:
         assert all(text.startswith('Sure') for text in texts(kept))
         assert (len(kept), tally.dropped, tally.added) == (6, {'asked again': 6}, {'prefilled': 6})
 
+    def test_no_first_words_leave_the_teacher_free(self):
+        asked = Asked()
+        Prefill('').check()
+        kept, _ = apply(Prefill('', samples=2), lessons(3), resources(query=asked))
+        assert [call[1:] for call in asked.calls] == [(2, '')]
+        assert len(kept) == 6
+        with pytest.raises(ValueError, match='Prefill.text'):
+            Prefill('  ').check()
+
     def test_asks_what_was_sent_also_where_nothing_usable_came_back(self):
         sent = tuple(x.prompt for x in lessons(5))
         assert rows(apply(Prefill(), lessons(2), resources(prompts=sent))[0]) == ['0', '1', '2', '3', '4']
