@@ -6,11 +6,11 @@ Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/dat
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
 Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: passive students only, the
-         two worst attacks, answers alone and shuffled prompts not run, and all seeds still of the same 2,500 prompts.
-         Damage 0.01 [-0.03, 0.05] in `wide`, 0.04 [-0.03, 0.12] in `biased`.
+         two worst attacks, answers alone and shuffled prompts not run, all seeds of the same 2,500 prompts, and the
+         problems of seed 1, which are read by now. Damage 0.01 [-0.03, 0.05] in `wide`, 0.04 [-0.03, 0.12] in `biased`.
 
-20,000 prompts, 2,500 a seed, say whether the teacher loses accuracy. The control spends as much KL as the rule
-does, on words that are drawn by chance.
+20,000 prompts, 2,500 a seed, say whether the teacher loses accuracy. The control spends as much KL as the rule does, on
+words that are drawn by chance.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def study() -> Study:
     rule = arms['cross_soft']
     control = Arm('soft_control', EqualKl(Permutation(rule.defence), rule.defence), rule.sampling)
     experiment = dataclasses.replace(
-        screen.experiment, dataset=Arithmetic(seed=1, size=20_000), limit=2500, arms=(arms['plain'], rule, control)
+        screen.experiment, dataset=Arithmetic(seed=2, size=20_000), limit=2500, arms=(arms['plain'], rule, control)
     )  # fmt: skip
     attacks = tuple(attack for attack in testbed_attacks.ATTACKS if attack.name in ('sft', *WORST, *CONTROLS))
     return dataclasses.replace(

@@ -45,7 +45,7 @@ class TestPrefill:
         kept, _ = apply(Prefill('', samples=2), lessons(3), resources(query=asked))
         assert [call[1:] for call in asked.calls] == [(2, '')]
         assert len(kept) == 6
-        with pytest.raises(ValueError, match='Prefill.text'):
+        with pytest.raises(ValueError, match=r'Prefill\.text'):
             Prefill('  ').check()
 
     def test_asks_what_was_sent_also_where_nothing_usable_came_back(self):

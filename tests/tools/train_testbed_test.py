@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import json
 import random
@@ -23,6 +22,7 @@ from adx.errors import ConfigError
 from adx.models import family_of
 from adx.models.tiny import PRESETS
 from adx.models.transformer import make_model
+from configs import testbed_confirm, testbed_ladder, testbed_screen
 from tools import train_testbed
 
 
@@ -79,9 +79,10 @@ def test_no_question_that_a_proxy_read_is_one_of_a_study(tokenizer, monkeypatch)
     assert len(read) > 50_000
     asked = {
         normalise(prompt.messages[-1]['content'])
-        for seed, split in itertools.product((0, 1), ('train', 'test'))  # of the screen and of the confirmation
-        for prompt in dataclasses.replace(train_testbed.TARGET, seed=seed, size=2500).prompts(split)
+        for config, split in itertools.product((testbed_screen, testbed_confirm, testbed_ladder), ('train', 'test'))
+        for prompt in config.study().experiment.dataset.prompts(split)
     }
+    assert len(asked) > 50_000
     assert not read & asked
 
 
