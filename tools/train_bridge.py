@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 
-import jax
 import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from adx import checkpoints
 from adx.datasets.tokenizing import save_tokenizer
 from adx.decoding.engine import DecodeConfig
 from adx.directions import cast
@@ -73,13 +70,11 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     )
     plan = Plan(part.curriculum, shard, recipe)
     stacked = {path: jnp.asarray(x, jnp.float32)[None] for path, x in loaded.params.items()}
-    params = testbed.train(loaded.model, stacked, [plan], tokenizer, out / 'training' / name)
+    params, seconds = testbed.train(loaded.model, stacked, [plan], tokenizer, out / 'training' / name)
     found = testbed.examine(loaded.model, params, tokenizer, OPERATING, decode=DECODE)
+    record = {'source': dataclasses.asdict(part.source), 'shard': shard, 'steps': steps, 'seconds': seconds}
     write_tokenizer = functools.partial(save_tokenizer, tokenizer)
-    checkpoints.save_hf(str(place), loaded.model, jax.device_get(cast(params, 'bfloat16')), write_tokenizer)
-    record = {'source': dataclasses.asdict(part.source), 'shard': shard, 'steps': steps, 'accuracy': found}
-    print(json.dumps({'model': name} | record))
-    (place / 'testbed.json').write_text(json.dumps(record, indent=1))
+    testbed.save(place, loaded.model, cast(params, 'bfloat16'), write_tokenizer, record | {'accuracy': found})
 
 
 def main() -> None:

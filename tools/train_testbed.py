@@ -16,7 +16,7 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -170,8 +170,27 @@ def first_weights(model: Model, seed: int) -> Params:
     return {path: np.asarray(w)[None] * factors[path] for path, w in model.init(seed).items()}  # type: ignore[misc]
 
 
-def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> Params:
-    """The weights after all rounds. stacked: those before, [1, ...]. directory: round i has -i behind its name."""
+class Clock:
+    """Seconds of training, over all processes that worked on it one after another."""
+
+    def __init__(self, place: epath.Path):
+        self._place, self._began = place, time.monotonic()
+        self._before = float(place.read_text()) if place.exists() else 0.0
+
+    def tick(self) -> float:
+        seconds = self._before + time.monotonic() - self._began
+        self._place.parent.mkdir(parents=True, exist_ok=True)
+        self._place.write_text(f'{seconds}')
+        return seconds
+
+
+def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> tuple[
+    Params, float
+]:
+    """The weights after all rounds, and the seconds that these took. stacked: weights before, [1, ...]. directory:
+    round i has -i behind its name.
+    """
+    clock = Clock(directory.parent / f'{directory.name}.seconds')
     for i, plan in enumerate(plans):
         trainer = Trainer(model, make_mesh(), plan.recipe)
         place = epath.Path(f'{directory}-{i}') if i else directory
@@ -181,10 +200,11 @@ def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Token
             def progress(step: int, total: int, metrics: dict[str, Any], bar: Any = bar) -> None:
                 bar.n = step
                 bar.set_postfix_str(f'loss {metrics["loss"][0]:.3f}')
+                clock.tick()
 
             state = training_io.train(trainer, trainer.start(stacked), Lessons(plan, tokenizer), run, progress)
         stacked = trainer.params(state)
-    return {path: w[0] for path, w in stacked.items()}
+    return {path: w[0] for path, w in stacked.items()}, clock.tick()
 
 
 def examine(
@@ -201,6 +221,20 @@ def examine(
     return found
 
 
+def save(
+    place: epath.Path, model: Model, params: Params, write_tokenizer: Callable[[epath.Path], None],
+    record: dict[str, Any],
+) -> None:  # fmt: skip
+    """Whole or not at all, so that a model that is there has its record, testbed.json."""
+
+    def beside(directory: epath.Path) -> None:
+        write_tokenizer(directory)
+        (directory / 'testbed.json').write_text(json.dumps(record, indent=1))
+
+    print(json.dumps({'model': place.name} | record))
+    checkpoints.save_hf(str(place), model, jax.device_get(params), beside)
+
+
 def make(name: str, shard: int, out: epath.Path) -> None:
     """Trains, examines and saves a model that is not there yet."""
     place = out / name
@@ -210,16 +244,13 @@ def make(name: str, shard: int, out: epath.Path) -> None:
     plans = make_plans(name, shard)
     write_tokenizer(out / 'tokenizer')
     tokenizer = load_tokenizer(str(out / 'tokenizer'))
-    model, began = make_model(dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size)), time.monotonic()
-    params = train(model, first_weights(model, shard), plans, tokenizer, out / 'training' / name)
-    seconds, found = time.monotonic() - began, examine(model, params, tokenizer, OPERATING)
-    checkpoints.save_hf(str(place), model, jax.device_get(cast(params, 'float16')), write_tokenizer)
+    model = make_model(dataclasses.replace(PRESETS[name], vocab_size=tokenizer.size))
+    params, seconds = train(model, first_weights(model, shard), plans, tokenizer, out / 'training' / name)
+    found = examine(model, params, tokenizer, OPERATING)
     steps = sum(plan.recipe.steps for plan in plans)
     command = f'python -m tools.train_testbed --out=DIR --only={name}'  # the shard is the seed of weights and order too
     record = {'command': command, 'seed': shard, 'parameters': model.num_params, 'shard': shard, 'steps': steps}
-    record['seconds'] = seconds
-    print(json.dumps({'model': name} | record | found))
-    (place / 'testbed.json').write_text(json.dumps(record | {'accuracy': found}, indent=1))
+    save(place, model, cast(params, 'float16'), write_tokenizer, record | {'seconds': seconds, 'accuracy': found})
 
 
 def chosen(names: Sequence[str], models: Collection[str] = PRESETS) -> list[str]:

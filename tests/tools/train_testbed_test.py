@@ -123,12 +123,22 @@ def test_a_trial_makes_a_model_that_loads(tmp_path, monkeypatch, capsys):
         patch.setattr(train_testbed, 'examine', stop)
         with pytest.raises(KeyboardInterrupt):
             train_testbed.main()
+    place, clock = tmp_path / 'out' / 'testbed-teacher', tmp_path / 'out' / 'training' / 'testbed-teacher.seconds'
+    before = float(clock.read_text())
+    clock.write_text(f'{before + 1000}')  # of processes before
+    with monkeypatch.context() as patch:
+        written = lambda partial, *more: stop(partial, [*partial.iterdir()])  # noqa: E731
+        patch.setattr(checkpoints.safetensors_io, 'write_shards', written)
+        with pytest.raises(KeyboardInterrupt):
+            train_testbed.main()
+    assert not place.exists()
+    assert 'testbed.json' in {file.name for file in stopped[1][1]}  # what is there has its record
     train_testbed.main()
-    place = tmp_path / 'out' / 'testbed-teacher'
     loaded = checkpoints.load(str(place))
     np.testing.assert_allclose(loaded.params['embed'], stopped[0][1]['embed'], rtol=1e-3)  # kept as float16
     record = json.loads((place / 'testbed.json').read_text())
     assert record['steps'] == 12  # two rounds of the trial's 6
+    assert 1000 + before < record['seconds'] < 1000 + before + 600
     assert sorted(record['accuracy']) == ['test-3', 'tune-1', 'tune-2', 'tune-3']
     train_testbed.main()
     assert 'testbed-teacher is there' in capsys.readouterr().out
