@@ -102,7 +102,9 @@ class PerplexityFilter(Passive):
 
 @dataclasses.dataclass(frozen=True)
 class CorrectnessFilter(Passive):
-    """Keeps the lessons whose final answer is the gold one. own_only: None, a verifier makes no lessons."""
+    """Keeps the lessons whose final answer is the gold one. own_only: None: a verifier makes no lessons, and what gold
+    answers teach is left to Reconstruct.
+    """
 
     needs = ('grade',)
 

@@ -57,7 +57,8 @@ class Reweight(Passive):
 
     weight = exp(+-z / temperature) over its mean, z the standardised score: 'aligned' with plus, 'opposed' with minus;
     'random' deals the weights of 'aligned' out by chance. temperature > 0, in standard deviations. They multiply the
-    weights that lessons have. own_only: None, weights make no lessons.
+    weights that lessons have. own_only: None: weights make no lessons, and what the validation traces would teach by
+    themselves is left to MixClean.
     """
 
     how: str = 'aligned'
