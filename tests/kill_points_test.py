@@ -166,7 +166,7 @@ class Anything:
 def test_rewrites(tmp_path, monkeypatch):
     one = Rewrite('told', 'plain', Instructed())
     share = rewriting._Share(one, TRACES, frozenset())
-    experiment, shop = types.SimpleNamespace(rewriter=None, rewrites=(one,)), Anything()
+    experiment, shop = types.SimpleNamespace(rewriter=None, rewriter_prompting=None, rewrites=(one,)), Anything()
     monkeypatch.setattr(rewriting, 'BATCH', BATCH)
     monkeypatch.setattr(rewriting, 'LARGEST', BATCH)
     monkeypatch.setattr(rewriting.drafting, 'rewrite', lambda *given: [])  # all stay as they are: without models
