@@ -21,7 +21,7 @@ from adx.experiment import Arm
 from adx.study import Study
 from configs import testbed_attacks, testbed_screen
 
-WORST = ('canonicalise', 'prefill')  # of testbed_attacks, those that recover most
+WORST = ('canonicalise', 'soft')  # of testbed_attacks, those that leave the least damage
 CONTROLS = ('answer_only', 'shuffled_prompts')
 
 
