@@ -24,7 +24,7 @@ from adx.datasets.chat import encode_conversation
 from adx.drafting import Rewritten
 from adx.errors import ConfigError, InputError
 from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
-from adx.experiment import Experiment, experiment_hash, to_json
+from adx.experiment import Experiment, experiment_hash, writer_identity
 from adx.gates import Gates
 from adx.hashing import row_key
 from adx.instructions import State
@@ -143,9 +143,7 @@ def evolve(
 
 def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[str, Any]:
     """What a search is, JSON-able."""
-    about = {'experiment': experiment_hash(experiment), 'rewriter': to_json(experiment.rewriter)}
-    if experiment.rewriter_prompting is not None:
-        about['rewriter_prompting'] = to_json(experiment.rewriter_prompting)
+    about = {'experiment': experiment_hash(experiment), **writer_identity(experiment)}
     about['proposer'] = getattr(propose, '__qualname__', type(propose).__qualname__)
     return json.loads(json.dumps(about | {'plan': dataclasses.asdict(plan)}))
 

@@ -181,6 +181,14 @@ def sweep(experiment: Experiment, assignments: list[str]) -> Experiment:
     return dataclasses.replace(experiment, arms=arms, selections=selections)
 
 
+def writer_identity(experiment: Experiment) -> dict[str, Any]:
+    """Which model rewrites and how it is spoken to, JSON-able; what is not said is left out."""
+    found = {'rewriter': to_json(experiment.rewriter)}
+    if experiment.rewriter_prompting is not None:
+        found['rewriter_prompting'] = to_json(experiment.rewriter_prompting)
+    return found
+
+
 def wants_tangents(experiment: Experiment) -> bool:
     """Whether a rule of the run reads derivatives, so that decoding needs directions."""
     return any(arm.defence.wants_tangents for arm in experiment.arms)

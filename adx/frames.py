@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adx.datasets.chat import Prompting, final_line, opens_thinking
+from adx.datasets.chat import Prompting, final_line, opens_thinking, split_reasoning
 from adx.drafts import Frame
 
 
@@ -13,17 +13,24 @@ def without_thinking(text: str, prompting: Prompting) -> str | None:
     _, close, after = text.partition(prompting.think_close)
     if close:
         return after.lstrip()
-    return None if prompting.template_opens_think or opens_thinking(text, prompting) else text
+    return None if opens_thinking(text, prompting) else text
+
+
+def reasoning_span(text: str, prompting: Prompting) -> tuple[int, int]:
+    """Where the reasoning begins and ends, without its tags and with the white space beside them."""
+    reasoning = split_reasoning(text, prompting)[0]
+    closes = reasoning.find(prompting.think_close) if prompting.think_close else -1
+    end = closes if closes >= 0 else len(reasoning)
+    opens = text.find(prompting.think_open, 0, end) if prompting.think_open else -1
+    return opens + len(prompting.think_open) if opens >= 0 else 0, end
 
 
 def frame(text: str, prompting: Prompting) -> Frame:
     """Thinking that never closes is no frame."""
-    close = text.find(prompting.think_close) if prompting.think_close else -1
-    if close < 0:
+    if not prompting.think_close or prompting.think_close not in text:
         return Frame('', text, '', text)
-    opened = text.find(prompting.think_open, 0, close) if prompting.think_open else -1
-    start = opened + len(prompting.think_open) if opened >= 0 else 0
-    inside, after = text[start:close], text[close + len(prompting.think_close) :].lstrip()
+    start, close = reasoning_span(text, prompting)
+    inside, after = text[start:close], split_reasoning(text, prompting)[1]
     if not inside.strip():
         return Frame(text[: len(text) - len(after)], after, '', after)
     start += len(inside) - len(inside.lstrip())

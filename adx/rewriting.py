@@ -205,9 +205,7 @@ def _result(record: dict[str, Any]) -> Rewritten:
 
 def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
     """What a rewrite belongs to beside its workdir, JSON-able: itself and the rewrites that it is made of."""
-    found = {'format_version': FORMAT_VERSION, 'rewriter': to_json(experiment.rewriter), 'rewrite': to_json(one)}
-    if experiment.rewriter_prompting is not None:
-        found['rewriter_prompting'] = to_json(experiment.rewriter_prompting)
+    found = {'format_version': FORMAT_VERSION, **experiments.writer_identity(experiment), 'rewrite': to_json(one)}
     marked = drafting.innermost(one.rewriter)
     if isinstance(marked, Marked):
         found['key'] = keys.fingerprint(keys.served(marked.customer, marked.epoch))

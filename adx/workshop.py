@@ -19,7 +19,7 @@ from adx.drafts import Draft, Tools
 from adx.editing import Editor, Proxy
 from adx.evaluation import Likelihood, roomy
 from adx.experiment import Arm, Experiment
-from adx.frames import frame, reasoning_words, without_thinking
+from adx.frames import frame, reasoning_span, reasoning_words, without_thinking
 from adx.gates import Senses
 from adx.hashing import content_hash
 from adx.loading import Blueprint
@@ -210,19 +210,11 @@ class Workshop:
     def _mark(self, traces: Sequence[Trace], settings: Marked) -> list[list[Draft]]:
         found = []
         for one, (pair, draw) in zip(traces, self._pairs(traces, settings), strict=True):
-            places = marks.places(one.text, *self._reasoning(one.text))
+            begin, end = reasoning_span(one.text, self.experiment.prompting)
+            places = marks.places(one.text, end, begin)
             tried = draw.sample(places, min(settings.tries, len(places)))
             found.append([Draft(marks.put(one.text, place, pair)) for place in tried])
         return found
-
-    def _reasoning(self, text: str) -> tuple[int, int]:
-        """(end, start) of the reasoning without its tags, as `marks.places` has them."""
-        prompting = self.experiment.prompting
-        reasoning = split_reasoning(text, prompting)[0]
-        closes = reasoning.find(prompting.think_close) if prompting.think_close else -1
-        end = closes if closes >= 0 else len(reasoning)
-        opens = text.find(prompting.think_open, 0, end) if prompting.think_open else -1
-        return end, opens + len(prompting.think_open) if opens >= 0 else 0
 
     # ---------------------------------------------------------------------------------------------- harm
 

@@ -184,9 +184,9 @@ class Clock:
         return seconds
 
 
-def train(model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path) -> tuple[
-    Params, float
-]:
+def train(
+    model: Model, stacked: Params, plans: Sequence[Plan], tokenizer: Tokenizer, directory: epath.Path
+) -> tuple[Params, float]:
     """The weights after all rounds, and the seconds that these took. stacked: weights before, [1, ...]. directory:
     round i has -i behind its name.
     """

@@ -92,14 +92,16 @@ def split_reasoning(text: str, prompting: Prompting) -> tuple[str, str]:
         if close:
             cut = len(text) - len(after.lstrip())
             return text[:cut], text[cut:]
-        if opens_thinking(text, prompting) or prompting.template_opens_think:
+        if opens_thinking(text, prompting):
             return text, ''
     cut = final_line(text)
     return text[:cut], text[cut:]
 
 
 def opens_thinking(text: str, prompting: Prompting) -> bool:
-    return bool(prompting.think_open) and text.lstrip().startswith(prompting.think_open)
+    """Whether what a model wrote begins inside its thinking."""
+    opens = bool(prompting.think_open) and text.lstrip().startswith(prompting.think_open)
+    return opens or prompting.template_opens_think
 
 
 def final_line(text: str) -> int:

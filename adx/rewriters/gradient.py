@@ -88,7 +88,8 @@ def word_mask(token_bytes: Sequence[bytes], control_ids: AbstractSet[int], size:
     for i, spelt in enumerate(token_bytes):
         text = spelt.decode(errors='replace')
         fixed = any(char.isdigit() or char in OPERATORS or char in '\n\ufffd' for char in text)
-        words[i] = any(map(str.isalpha, text)) and not fixed and i not in control_ids and _word(text) not in COUNTED
+        words[i] = any(map(str.isalpha, text)) and not fixed and i not in control_ids
+        words[i] &= text.strip().lower() not in COUNTED
     return words
 
 
@@ -114,10 +115,6 @@ def _held(text: str, protected: Sequence[str]) -> Iterator[re.Match[str]]:
         yield from re.finditer(rf'(?<!\w){re.escape(word)}(?!\w)', text)
     yield from SYMBOLS.finditer(text)
     yield from (match for match in re.finditer(r'[A-Za-z]+', text) if match[0].lower() in COUNTED)
-
-
-def _word(text: str) -> str:
-    return text.strip().lower()
 
 
 def best_flips(slopes_BLV: Array, tokens_BL: Array, open_BLV: Array, count: int) -> tuple[Array, Array, Array]:

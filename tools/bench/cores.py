@@ -26,13 +26,11 @@ def available() -> list[int]:
 
 
 class Replica:
-    """A process on some cores; its first line says that it is warm."""
+    """A process on one core; its first line says that it is warm."""
 
-    def __init__(self, cores: Sequence[int], command: Sequence[str]):
-        on = ','.join(map(str, cores))
-        self._process = subprocess.Popen(
-            ['taskset', '-c', on, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, core: int, command: Sequence[str]):
+        pinned = ['taskset', '-c', str(core), sys.executable, *command]
+        self._process = subprocess.Popen(pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def tell(self) -> None:
         assert self._process.stdin
@@ -68,7 +66,7 @@ def started(commands: Sequence[Sequence[str]]) -> Iterator[list[Replica]]:
     replicas: list[Replica] = []
     try:
         for number, command in enumerate(commands):
-            replicas.append(Replica(cores[number : number + 1], [*command, f'--worker={number}']))
+            replicas.append(Replica(cores[number], [*command, f'--worker={number}']))
         for replica in replicas:
             replica.read()
         yield replicas
