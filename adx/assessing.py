@@ -252,10 +252,7 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
         licence=study.experiment.licence,
         disclosure=study.experiment.disclosure,
         samples=_samples(study.clean, shown, reader),
-        transfer=[
-            (one.arm, one.predictor, one.model, f'{one.rho.value:.2f} [{one.rho.low:.2f}, {one.rho.high:.2f}]')
-            for one in transfer.read(path)
-        ],
+        transfer=[(one.arm, one.predictor, one.model, one.text) for one in transfer.read(path)],
         environments=[
             f'seed {seed}, {line}'
             for seed in study.seeds for line in environments.changes(Workdir(seed_path(path, seed)))

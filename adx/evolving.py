@@ -26,8 +26,9 @@ from adx.errors import ConfigError, InputError
 from adx.evaluation import Likelihood, evaluate, make_exam, student_engine
 from adx.experiment import Experiment, experiment_hash, writer_identity
 from adx.gates import Gates
-from adx.hashing import row_key
+from adx.hashing import content_hash, row_key
 from adx.instructions import State
+from adx.keeping import TRAINING, Keeping, Shelf
 from adx.models.transformer import Model, Params
 from adx.objectives import Hard
 from adx.optimising import Recipe
@@ -38,6 +39,7 @@ from adx.types import check_choice, check_range
 from adx.workshop import Workshop
 
 SCORES = ('loss', 'accuracy')
+WARM, TRIED = 'warm', 'tried'  # proxies that learn
 Scored = Sequence[tuple[str, float]]  # (instruction, score), the best last
 Propose = Callable[[Scored, int, int], Sequence[str]]  # (the best, how many, round) -> new instructions
 CLAUSES = (
@@ -125,7 +127,8 @@ def evolve(
 ) -> list[tuple[str, float]]:  # fmt: skip
     """The instructions that beat doing nothing, the best last; scores are those of `plan.score`, and 0 is nothing done.
 
-    Stopped at any moment it goes on with the instruction that it was at. shop: the workdir's, where it is open already.
+    Stopped at any moment it goes on where it was: in the middle of a rewrite of the sample, of a warm-up, of learning.
+    shop: the workdir's, where it is open already.
     Raises ConfigError, WorkdirError for a workdir that is another's or busy, and InputError where the traces are not
     there or the directory holds another search.
     """
@@ -138,7 +141,10 @@ def evolve(
     workdir = storage.of_experiment(path, experiment_hash(experiment))
     with storage.held(workdir, 'evolve', ['evolved']):
         state = State(workdir, _about(experiment, plan, propose))
-        return _search(state, _Judge(shop or Workshop(experiment, path), plan), plan, propose, tell)
+        judge = _Judge(shop or Workshop(experiment, path), plan, state)
+        found = _search(state, judge, plan, propose, tell)
+        _shelf(state, plan, WARM).clear()
+        return found
 
 
 def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[str, Any]:
@@ -167,7 +173,17 @@ def _search(
 def _score(state: State, judge: _Judge, instruction: str, turn: int, tell: Callable[[str, float], None]) -> None:
     if instruction not in state.scores:
         state.add(instruction, turn, *judge(instruction))
+        _shelf(state, judge.plan, TRIED).clear()
     tell(instruction, state.scores[instruction])
+
+
+def _shelf(state: State, plan: Evolution, kind: str, of: str = '') -> Shelf:
+    """Where proxies are kept that learn: warmed up, for as long as the search goes; on what is tried, until it is
+    scored.
+    """
+    every = max(1, min(250, plan.steps // 2))
+    identity = {'search': state.content['about'], 'of': of}
+    return Shelf(state.place.parent / TRAINING / kind, identity, Keeping(every=every))
 
 
 class _Judge:
@@ -176,9 +192,9 @@ class _Judge:
     others: those on which proxies are warmed up, so that what is scored is not what they have learned by heart.
     """
 
-    def __init__(self, shop: Workshop, plan: Evolution):
+    def __init__(self, shop: Workshop, plan: Evolution, state: State):
         experiment = shop.experiment
-        self.experiment, self.plan, self.shop = experiment, plan, shop
+        self.experiment, self.plan, self.shop, self.state = experiment, plan, shop, state
         originals = rewriting.originals(experiment, Workdir(shop.path), plan.of)
         drawn = sorted(originals, key=lambda trace: row_key(experiment.seed, f'evolve/{trace.request_id}').tolist())
         self.sample, self.others = drawn[: plan.sample], drawn[plan.sample : 2 * plan.sample]
@@ -190,12 +206,21 @@ class _Judge:
 
     def __call__(self, instruction: str) -> tuple[float, dict[str, Any]]:
         """(score, counts of the rewrites)."""
-        shop = self.shop
-        done = drafting.rewrite(
-            self.sample, Instructed(instruction), self.plan.gates, shop.tools, shop.senses, shop.nll
-        )
+        done = self._rewritten(instruction)
         levels = [level(done) for level in self._levels]
         return sum(levels) / len(levels), drafting.counts(done)
+
+    def _rewritten(self, instruction: str) -> list[Rewritten]:
+        """The sample as an instruction has it; what was made before a stop is there."""
+        shop, state = self.shop, self.state
+        there = {record['request_id'] for record in state.rewritten(instruction)}
+        left = [trace for trace in self.sample if trace.request_id not in there]
+        make = lambda batch: drafting.rewrite(  # noqa: E731
+            batch, Instructed(instruction), self.plan.gates, shop.tools, shop.senses, shop.nll
+        )
+        for made in rewriting.in_batches(left, make):
+            state.append(instruction, [dataclasses.asdict(one) for one in made])
+        return [rewriting.from_record(record) for record in state.rewritten(instruction)]
 
     @functools.cached_property
     def _levels(self) -> list[Callable[[Sequence[Rewritten]], float]]:
@@ -205,14 +230,14 @@ class _Judge:
             for traces in (self.sample, self.others)
         )
         found = []
-        for model, params in self._proxies():
+        for i, (model, params) in enumerate(self._proxies()):
             room = Classroom(model, params, self.shop.plan.ensemble.teacher_layout.mesh, self.plan.recipe)
             if self.plan.score == 'loss':
-                warm, likelihood = self._taught(room, others), Likelihood(model)
+                warm, likelihood = self._taught(room, i, others), Likelihood(model)
                 mean = functools.partial(self._loss, likelihood, warm)
             else:
-                mean = functools.partial(self._error, room, model, params)
-            found.append(_above(mean, mean(clean)))
+                mean = functools.partial(self._error, room, i, model, params)
+            found.append(_above(mean, self.state.level(f'clean {i}', functools.partial(mean, clean))))
         return found
 
     def _proxies(self) -> list[tuple[Model, Params]]:
@@ -229,7 +254,7 @@ class _Judge:
             for one in done
         ]
 
-    def _taught(self, room: Classroom, done: Sequence[Rewritten]) -> Params:
+    def _taught(self, room: Classroom, proxy: int, done: Sequence[Rewritten]) -> Params:
         examples, length = self._examples(done), self.plan.recipe.length
         if all(len(one.prompt) + len(one.completion) > length for one in examples):
             raise InputError(
@@ -237,19 +262,23 @@ class _Judge:
                 'recipe; raise it'
             )
         job = Job({'learning_rate': self.plan.rate}, self.plan.steps, Corpus(examples, 0))
-        return room.teach([job], Hard(), 0, lambda done, total: None)[0].params
+        kind = WARM if self.plan.score == 'loss' else TRIED
+        shelf = _shelf(self.state, self.plan, kind, f'{proxy} {content_hash([one.text for one in done])}')
+        return room.teach([job], Hard(), 0, lambda done, total: None, shelf)[0].params
 
     def _loss(self, likelihood: Likelihood, params: Params, done: Sequence[Rewritten]) -> float:
         return likelihood.mean(params, self._examples(done))
 
-    def _error(self, room: Classroom, model: Model, params: Params, done: Sequence[Rewritten]) -> float:
+    def _error(
+        self, room: Classroom, proxy: int, model: Model, params: Params, done: Sequence[Rewritten]
+    ) -> float:
         """Points of wrong answers of a proxy that learned from these texts."""
         e, tokenizer = self.experiment, self.shop.plan.tokenizer
         prompts = e.dataset.prompts('tune')[: self.plan.exam]
         exam = make_exam(prompts, tokenizer, e.prompting, reader_of(e.dataset), e.max_new_tokens)
         mesh = self.shop.plan.ensemble.teacher_layout.mesh
         engine = student_engine(model, params, mesh, e.decode, 0, sorted(tokenizer.eos_ids))
-        taught = {path: jnp.asarray(x, params[path].dtype) for path, x in self._taught(room, done).items()}
+        taught = {path: jnp.asarray(x, params[path].dtype) for path, x in self._taught(room, proxy, done).items()}
         [(_, graded)] = evaluate(engine, {'proxy': taught}, exam)
         return 100 * (1 - graded.accuracy)
 

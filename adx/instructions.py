@@ -1,11 +1,11 @@
 """Instructions that a search has tried, with their scores, in the workdir.
 
-    private/evolved/state.json   every instruction that was tried, written after each
+    private/evolved/state.json   what is known, written after every change: see State
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adx import files
@@ -19,12 +19,15 @@ ANEW = 'delete it to begin anew'
 class State:
     """What a search knows, on disk after every change.
 
+    Every instruction that was scored, those proposed for a round, what rewriting has made so far of the sample for one
+    that is not scored yet, and what proxies are compared with.
+
     about: what the search is. Raises InputError where the workdir holds another, StorageError for a damaged file.
     """
 
     def __init__(self, workdir: Workdir, about: dict[str, Any]):
         self.place = _place(workdir)
-        self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}}
+        self.content: dict[str, Any] = {'about': about, 'scored': [], 'proposed': {}, 'rewritten': {}, 'levels': {}}
         if files.exists(self.place):
             self.content = _read(self.place)
             if differences := diff(self.content['about'], about):
@@ -58,9 +61,25 @@ class State:
         self.content['proposed'][str(turn)] = list(instructions)
         self._save()
 
+    def rewritten(self, instruction: str) -> list[dict[str, Any]]:
+        """The records of the sample's first traces as this instruction has them, as far as they were made."""
+        return list(self.content['rewritten'].get(instruction, ()))
+
+    def append(self, instruction: str, records: Sequence[dict[str, Any]]) -> None:
+        self.content['rewritten'] = {instruction: [*self.rewritten(instruction), *records]}
+        self._save()
+
+    def level(self, name: str, measure: Callable[[], float]) -> float:
+        """What `measure` gave when it was first asked for that name."""
+        if name not in self.content['levels']:
+            self.content['levels'][name] = measure()
+            self._save()
+        return float(self.content['levels'][name])
+
     def add(self, instruction: str, turn: int, score: float, counts: Mapping[str, Any]) -> None:
         record = {'instruction': instruction, 'turn': turn, 'score': score, 'counts': dict(counts)}
         self.content['scored'].append(record)
+        self.content['rewritten'].pop(instruction, None)
         self._save()
 
     def _save(self) -> None:
@@ -92,7 +111,8 @@ def _place(workdir: Workdir) -> Any:
 
 
 def _read(place: Any) -> dict[str, Any]:
-    content = read_content(place, 'search', dict, StorageError, ANEW)
+    earlier: dict[str, Any] = {'rewritten': {}, 'levels': {}}  # which earlier versions did not write
+    content = earlier | read_content(place, 'search', dict, StorageError, ANEW)
     with malformed(f'{place} is damaged', ANEW, StorageError):
         _check(content)
     return content
@@ -106,6 +126,12 @@ def _check(content: dict[str, Any]) -> None:
         if [type(one[name]) for name in ('instruction', 'turn')] != [str, int] or isinstance(one['score'], bool):
             raise TypeError(f'{one!r:.80} has no instruction, turn and score')
         _ = float(one['score'])
+    for records in content['rewritten'].values():
+        if not all(isinstance(one['text'], str) and isinstance(one['refusals'], list) for one in records):
+            raise TypeError('rewritten holds what is no record of a rewrite')
+    for name, level in content['levels'].items():
+        if isinstance(level, bool) or not isinstance(level, int | float):
+            raise TypeError(f'level {name!r} is no number')
     for turn, new in content['proposed'].items():
         if int(turn) < 1 or not isinstance(new, list) or not all(isinstance(one, str) for one in new):
             raise TypeError(f'proposed {int(turn)} is no list of instructions')

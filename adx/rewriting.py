@@ -13,7 +13,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from adx import drafting, environments, files, instructions, keys, storage, watch
 from adx import experiment as experiments
@@ -38,6 +38,7 @@ BATCH = 64  # traces that are rewritten together, and saved together, at first
 SECONDS, LARGEST = 60.0, 1024  # later batches are of as many as take so long, which is what a stop may cost
 NOT_CHOSEN, SPARED = 'not chosen', 'licence without a defence'
 Tell = Callable[[str, int, int], None]  # name of the rewrite, traces done, of how many
+Made = TypeVar('Made')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +145,24 @@ def _rewrite(
     share: _Share, known: dict[str, dict[str, Any]], journal: Journal, shop: Workshop, tell: Tell,
     guard: Callable[[], Any],
 ) -> dict[str, Any]:  # fmt: skip
-    left, count = [trace for trace in share.traces if trace.request_id not in known], BATCH
+    left = [trace for trace in share.traces if trace.request_id not in known]
     with contextlib.closing(journal):
-        while left:
-            batch, left, began = left[:count], left[count:], time.perf_counter()
-            records = _records(share, batch, shop)
-            count = next_batch(len(batch), time.perf_counter() - began)
+        for records in in_batches(left, lambda batch: _records(share, batch, shop)):
             with guard():
                 journal.append([to_line(record) for record in records])
             known |= {record['request_id']: record for record in records}
             tell(share.rewrite.name, len(known), len(share.traces))
-    return drafting.counts([_result(record) for record in known.values()])
+    return drafting.counts([from_record(record) for record in known.values()])
+
+
+def in_batches(traces: Sequence[Trace], make: Callable[[Sequence[Trace]], Made]) -> Iterator[Made]:
+    """What is made of the traces, a batch at a time: BATCH at first, then as many as `next_batch` says."""
+    left, count = traces, BATCH
+    while left:
+        batch, left, began = left[:count], left[count:], time.perf_counter()
+        made = make(batch)
+        count = next_batch(len(batch), time.perf_counter() - began)
+        yield made
 
 
 def next_batch(count: int, seconds: float) -> int:
@@ -198,7 +206,8 @@ def _record(experiment: Experiment, trace: Trace, result: Rewritten, shop: Works
     return record | {'tokens': tokens, 'reasoning': reasoning, 'answer': answer}
 
 
-def _result(record: dict[str, Any]) -> Rewritten:
+def from_record(record: dict[str, Any]) -> Rewritten:
+    """What a record of a rewrite says became of its trace."""
     refusals, changed = tuple(record['refusals']), record.get('changed')
     return Rewritten(record['request_id'], record['text'], record['accepted'], refusals, changed=changed)
 
@@ -287,7 +296,7 @@ def names(workdir: Workdir) -> list[str]:
 
 def tally(workdir: Workdir, name: str) -> dict[str, Any]:
     """`drafting.counts` of a rewrite, of all that any process has made so far."""
-    return drafting.counts([_result(record) for record in _records_of(workdir, name).values()])
+    return drafting.counts([from_record(record) for record in _records_of(workdir, name).values()])
 
 
 def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:

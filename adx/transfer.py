@@ -17,7 +17,6 @@ from etils import epath
 
 from adx import checkpoints, curves, files, statistics, study_traces
 from adx.batching import Corpus, Example, Stream, batches
-from adx.datasets.tokenizing import Tokenizer
 from adx.errors import InputError, StorageError, malformed
 from adx.evaluation import Likelihood
 from adx.gradients import Differentiator
@@ -40,13 +39,22 @@ Tell = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The rank correlation of a proxy's prediction with what one step did to a model, over n groups of traces."""
+    """The rank correlation of a proxy's prediction with what one step did to a model, over n groups of traces.
+
+    unread: traces of the groups that one of the two was not taught: too long for it, truncated or not to be spelt.
+    """
 
     arm: str
     predictor: str
     model: str
     rho: Interval
     n: int
+    unread: int = 0
+
+    @property
+    def text(self) -> str:
+        unread = f', without {self.unread} traces that one of the two cannot read' if self.unread else ''
+        return f'{self.rho.value:.2f} [{self.rho.low:.2f}, {self.rho.high:.2f}], {self.n} groups{unread}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +66,44 @@ class Subject:
     groups: list[list[Example]]
     held: list[Example]
 
+    @property
+    def read(self) -> set[str]:
+        return {example.id for group in self.groups for example in group}
+
 
 def transfer(
     study: Study, path: str, arm: str, groups: int = 48, size: int = 8, tell: Tell = lambda name, done, total: None
 ) -> list[Cell]:
-    """The matrix on the first seed, proxies by all models, and keeps it in private/report/transfer.json.
+    """The matrix on the first seed, kept in private/report/transfer.json.
 
     Raises InputError where traces of the arm or of the holdout split are missing or too few.
     """
-    if groups < LEAST:
-        raise InputError(f'{groups} groups are too few for a correlation with an interval; take at least {LEAST}')
-    proxies = [Student(source.source, source) for source in study.experiment.proxies]
-    others = [one for one in study.students if one.source not in study.experiment.proxies]
-    drawn = _draw(study, path, arm, groups, size)
-    teacher = read_tokenizer(study.experiment.teacher.source)
-    subjects = [_subject(study, path, one, drawn, teacher) for one in (*proxies, *others)]
-    predicted = {one.name: predictions(one) for one in subjects[: len(proxies)]}
-    cells = []
-    for subject in subjects:
-        done = changes(subject, study.recipe, tell)
-        for name, said in predicted.items():
-            cells.append(Cell(arm, name, subject.name, statistics.rank_correlation(said, done), groups))
-    place = place_of(path)
+    cells, place = measure(study, path, study.seeds[0], arm, groups, size, tell), place_of(path)
     with files.os_errors(StorageError, f'{place} was not written'):
         files.make_private_dir(place.parent)
         record = [dataclasses.asdict(cell) | {'rho': list(cell.rho)} for cell in cells]
         files.write_private(place, content_to_json('cells', record))
+    return cells
+
+
+def measure(
+    study: Study, path: str, seed: int, arm: str, groups: int, size: int, tell: Tell = lambda name, done, total: None
+) -> list[Cell]:
+    """The proxies by all models of the study, on traces of one of its seeds; raises as transfer does."""
+    if groups < LEAST:
+        raise InputError(f'{groups} groups are too few for a correlation with an interval; take at least {LEAST}')
+    proxies = [Student(source.source, source) for source in study.experiment.proxies]
+    others = [one for one in study.students if one.source not in study.experiment.proxies]
+    drawn = _draw(study, path, seed, arm, groups, size)
+    subjects = [_subject(study, path, seed, one, drawn) for one in (*proxies, *others)]
+    predicted = [(one, predictions(one)) for one in subjects[: len(proxies)]]
+    cells = []
+    for subject in subjects:
+        done = changes(subject, study.recipe, tell)
+        for proxy, said in predicted:
+            rho = statistics.rank_correlation(said, done)
+            unread = groups * size - len(proxy.read & subject.read)
+            cells.append(Cell(arm, proxy.name, subject.name, rho, groups, unread))
     return cells
 
 
@@ -108,8 +128,7 @@ def _cell(record: dict[str, Any]) -> Cell:
     return Cell(**record | {'rho': Interval(float(value), float(low), float(high), str(note))})
 
 
-def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[list[Lesson]]:
-    seed = study.seeds[0]
+def _draw(study: Study, path: str, seed: int, arm: str, groups: int, size: int) -> list[list[Lesson]]:
     made = study_traces.read(study, path, seed)
     if arm not in made:
         raise InputError(f'{arm!r} is no arm of the study; it has {sorted(made)}')
@@ -120,9 +139,9 @@ def _draw(study: Study, path: str, arm: str, groups: int, size: int) -> list[lis
     return [drawn[i * size : (i + 1) * size] for i in range(groups)]
 
 
-def _subject(study: Study, path: str, one: Student, drawn: Sequence[Sequence[Lesson]], teacher: Tokenizer) -> Subject:
+def _subject(study: Study, path: str, seed: int, one: Student, drawn: Sequence[Sequence[Lesson]]) -> Subject:
     (loaded, tokenizer), length = load_alone(one.source), study.recipe.length
-    where = study_traces.seed_path(path, study.seeds[0])
+    teacher, where = read_tokenizer(study.experiment.teacher.source), study_traces.seed_path(path, seed)
     held = curves.holdout_examples(where, tokenizer, one.prompting, length, teacher)
     if not held:
         raise InputError(f'{where} has no clean holdout traces; --stages=prepare makes them for rules with directions')

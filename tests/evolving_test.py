@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from adx.experiment import ModelSource
 from adx.optimising import Recipe
 from adx.rewriters.evolved import Evolved
 from adx.rewriters.instructed import INSTRUCTIONS
+from adx.training import Trainer
 
 START = [INSTRUCTIONS[name] for name in ('paraphrase', 'formalise', 'reorder')]
 
@@ -34,8 +37,8 @@ class Counter:
 
     asked: list[str] = []  # noqa: RUF012
 
-    def __init__(self, shop, plan):
-        pass
+    def __init__(self, shop, plan, state):
+        self.plan = plan
 
     def __call__(self, instruction):
         self.asked.append(instruction)
@@ -172,7 +175,7 @@ def test_what_cannot_be_scored_is_said(experiment, workdir, changes, message, mo
 
 
 def test_proxies_are_warmed_up_on_other_traces(experiment, workdir):  # noqa: F811
-    judge = evolving._Judge(Shop(experiment, str(workdir.path)), Evolution('plain', sample=4))
+    judge = evolving._Judge(Shop(experiment, str(workdir.path)), Evolution('plain', sample=4), None)
     taken, others = ({one.request_id for one in traces} for traces in (judge.sample, judge.others))
     assert (len(taken), len(others), taken & others) == (4, 2, set())
 
@@ -225,3 +228,58 @@ def test_scores_are_of_real_proxies(experiment, workdir, score, monkeypatch):  #
     else:
         assert scores['say zounds'] == pytest.approx(50)  # points of accuracy that the rewrites take
         assert len(taught) == 3  # one proxy: on the clean sample, and on each instruction's
+
+
+@pytest.mark.parametrize('score', evolving.SCORES)
+def test_what_was_rewritten_and_learned_is_not_done_again(experiment, workdir, score, monkeypatch):  # noqa: F811
+    """Every process is killed when it writes or takes a step for the fourth time."""
+    events, asked = [], []
+
+    def live(what):
+        events.append(what)
+        if len(events) == limit:
+            raise KeyboardInterrupt
+
+    class Strange(Shop):
+        @property
+        def tools(self):
+            def write(texts, samples, arm):
+                live('write')
+                asked.extend(texts)
+                return [[Draft(OTHER.replace('at first', 'quizzically'))] for _ in texts]
+
+            return Tools(write=write)
+
+    def step(self, *given):
+        live('step')
+        return whole_step(self, *given)
+
+    whole_step = Trainer.step
+    monkeypatch.setattr(Trainer, 'step', step)
+    monkeypatch.setattr(evolving, 'Workshop', Strange)
+    monkeypatch.setattr(rewriting, 'BATCH', 1)
+    monkeypatch.setattr(rewriting, 'next_batch', lambda count, seconds: 1)
+    graded = [('proxy', types.SimpleNamespace(accuracy=0.5))]
+    monkeypatch.setattr(evolving, 'evaluate', lambda engine, students, exam: graded)
+    plan = Evolution('plain', sample=3, score=score, steps=6, exam=4, start=('say it so', 'say it not'), rounds=1)
+    plan = dataclasses.replace(plan, recipe=Recipe(rows=2, length=128))
+    search = lambda path: evolve(experiment, path, plan, lambda best, count, turn: [])  # noqa: E731
+
+    def known(path):
+        return json.loads((Path(path) / 'private' / 'evolved' / 'state.json').read_text())['search']
+
+    limit, whole, cut, processes = 0, f'{workdir.path}.whole', str(workdir.path), 0
+    shutil.copytree(cut, whole)
+    search(whole)
+    least, limit = len(events), 4
+    asked.clear()
+    while processes == 0 or len(events) == limit:
+        assert processes < least, 'a process that is killed gets nowhere'
+        events.clear()
+        processes += 1
+        with contextlib.suppress(KeyboardInterrupt):
+            search(cut)
+    assert known(cut) == known(whole)
+    assert len(asked) == 2 * plan.sample  # each trace once an instruction
+    assert processes >= least // limit
+    assert not any((workdir.private / 'evolved' / 'training').glob('*'))

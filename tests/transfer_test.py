@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from studies import make_study, write_holdout, write_students, write_traces
 
 from adx import assessing, transfer
 from adx.batching import batches
-from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import InputError
 from adx.evaluation import Likelihood
 from adx.gradients import Differentiator
 from adx.mesh import make_mesh
 from tools import transfer_matrix
+from tools.bench import transfer as bench
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +36,8 @@ def path(study, tmp_path_factory):
 
 
 def subject(study, path, groups=4, size=3):
-    drawn = transfer._draw(study, path, 'plain', groups, size)
-    tokenizer = load_tokenizer(study.experiment.teacher.source)
-    return transfer._subject(study, path, study.students[0], drawn, tokenizer)
+    drawn = transfer._draw(study, path, 0, 'plain', groups, size)
+    return transfer._subject(study, path, 0, study.students[0], drawn)
 
 
 def test_without_holdout_traces_there_is_no_matrix(study, tmp_path):
@@ -68,6 +68,22 @@ def test_the_matrix_is_measured_kept_and_reported(study, path, capsys):
     assert all(cell.n == 20 and cell.rho.low <= cell.rho.value <= cell.rho.high for cell in cells)
     assert transfer.read(path) == cells
     assert np.isfinite(cells[1].rho.value)
+    assert bench.samples(study, path, 20, 1) == {
+        f'{pathlib.Path(proxy).name}_to_{pathlib.Path(cell.model).name}'.replace('-', '_'): [cell.rho.value]
+        for cell in cells
+    }
+
+
+def test_traces_that_a_model_cannot_read_are_counted(study, path, monkeypatch):
+    whole = [example for group in subject(study, path).groups for example in group]
+    longest = max(len(example.prompt) + len(example.completion) for example in whole)
+    short = dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, length=longest - 1))
+    left = [example for group in subject(short, path).groups for example in group]
+    assert len(left) < len(whole)
+    monkeypatch.setattr(transfer, 'LEAST', 4)
+    cells = transfer.measure(short, path, 0, 'plain', 4, 3)
+    assert cells[0].unread > 0
+    assert f'without {cells[0].unread} traces' in cells[0].text
 
 
 def test_the_program_prints_a_line_a_cell(study, path, monkeypatch, capsys):

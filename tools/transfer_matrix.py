@@ -35,8 +35,7 @@ def main() -> None:
         tell = functools.partial(progress.steps, 'steps')
         cells = transfer(study, _WORKDIR.value, _ARM.value, _GROUPS.value, _SIZE.value, tell)
     for cell in cells:
-        low, high = cell.rho.low, cell.rho.high
-        print(f'{cell.predictor} -> {cell.model}: rho {cell.rho.value:.2f} [{low:.2f}, {high:.2f}], {cell.n} groups')
+        print(f'{cell.predictor} -> {cell.model}: rho {cell.text}')
 
 
 if __name__ == '__main__':
