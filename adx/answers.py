@@ -12,7 +12,6 @@ from adx.errors import InputError
 from adx.types import Prompt
 
 Grade = Callable[[str, str], bool]  # (text, gold) -> whether it is right
-LETTERS = tuple('ABCDEFGHIJ')
 Forms = Callable[[str], Sequence[str]]  # text -> every complete final-answer form, in order
 
 
@@ -52,7 +51,7 @@ class Reader:
 
     def stated(self, text: str, gold: str) -> Sequence[str]:
         """Every complete final-answer form, in order."""
-        return (self.forms or (letters if gold in LETTERS else grading.final_forms))(text)
+        return (self.forms or (letters if gold in grading.LETTERS else grading.final_forms))(text)
 
 
 def _within_time(grade: Grade, text: str, gold: str) -> tuple[bool, bool]:
@@ -87,6 +86,5 @@ def golds(prompts: Sequence[Prompt]) -> list[str]:
         raise InputError('there are no prompts to grade; give at least one with a gold answer')
     for prompt in prompts:
         if prompt.answer is None:
-            name = f'{prompt.dataset}/{prompt.split}/{prompt.row}'
-            raise InputError(f'{name} has no gold answer, so it cannot be graded; grade rows that have one')
+            raise InputError(f'{prompt.id} has no gold answer, so it cannot be graded; grade rows that have one')
     return [prompt.answer or '' for prompt in prompts]

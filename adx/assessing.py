@@ -28,6 +28,7 @@ from adx import (
     outcomes_io,
     pipeline,
     readings,
+    rewrites_io,
     rewriting,
     storage,
     study_traces,
@@ -50,7 +51,7 @@ from adx.reporting.plan import Plan
 from adx.reporting.rows import Row, Verdicts
 from adx.reporting.slices import label_prompts
 from adx.storage import Workdir
-from adx.study import Study, attack_hashes, identity, study_hash
+from adx.study import Study, attack_hashes, commitment, identity, study_hash
 from adx.study_traces import seed_path
 from adx.types import Trace
 
@@ -216,13 +217,16 @@ class Findings:
 
 def find(study: Study, path: str) -> Findings:
     """Everything that was found so far. Raises StorageError where a file cannot be read, WorkdirError for a workdir of
-    another study or outcomes of other attacks of the same names.
+    another study or outcomes of other attacks of the same names, ConfigError for students of the split test by another
+    commitment than the one that was frozen.
     """
     outcomes_io.check_study(path, identity(study))
     known, found = outcomes_io.read(path), qualities(study, path)
     outcomes_io.check_same(known, attack_hashes(study), {})
     names = tuple(attack.name for attack in study.attacks if attack.name not in study.ladder)
     graded = [known[name] for name in sorted(known) if known[name].split == study.split]
+    if graded and study.split == 'test':  # figures are held to what was promised before it was read
+        readings.check_frozen(path, commitment(study), study_hash(study))
     # Of a split that nobody was graded on nothing is read.
     asked = study.experiment.dataset.prompts(study.split)[: study.exam] if graded else []
     slices = label_prompts(study.experiment.dataset, [question(prompt.messages) for prompt in asked])
@@ -242,7 +246,6 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
     reader = reader_of(study.experiment.dataset)
     rows = findings.rows()
     rows.append(agreement(damages(rows), *_reported(beside)))
-    proxies = tuple(epath.Path(source.source).name for source in study.experiment.proxies)
     facts = page.Facts(
         testbed=study.testbed or study.experiment.dataset.name,
         readings=len(readings.readings(path)),
@@ -258,12 +261,21 @@ def report(study: Study, path: str, commands: Sequence[str] = (), beside: str = 
             for seed in study.seeds for line in environments.changes(Workdir(seed_path(path, seed)))
         ],
         unjudged=findings.unjudged,
+        searched=study.searched,
         rewrites=list(_tallies(study, path)),
-        proxies={arm.name: proxies for arm in study.experiment.arms if arm.defence.wants_proxies},
+        proxies=_proxies(study.experiment),
     )
     audits = {arm: audit(list(traces.values()), reader, study.seeds[0]) for arm, traces in shown.items()}
     _write(path, rows, findings.outcomes, findings.verdicts, facts, audits)
     return rows
+
+
+def _proxies(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """What was made by means of proxies -> their families."""
+    made = [arm.name for arm in experiment.arms if arm.defence.wants_proxies]
+    made += [one.name for one in experiment.selections if one.score]
+    made += [one.name for one in experiment.rewrites if {'edit', 'harm'} & set(one.rewriter.needs)]
+    return dict.fromkeys(made, tuple(epath.Path(source.source).name for source in experiment.proxies))
 
 
 def _reported(path: str) -> tuple[dict[str, float], str]:
@@ -282,7 +294,7 @@ def _tallies(study: Study, path: str) -> Iterator[tuple[str, str, dict[str, Any]
     """Seed, rewrite and what became of its traces."""
     for seed in study.seeds:
         workdir = Workdir(seed_path(path, seed))
-        yield from ((str(seed), name, rewriting.tally(workdir, name)) for name in rewriting.names(workdir))
+        yield from ((str(seed), name, rewrites_io.tally(workdir, name)) for name in rewrites_io.names(workdir))
 
 
 def _shown(study: Study, path: str) -> dict[str, dict[str, Trace]]:

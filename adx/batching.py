@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax import lax
@@ -62,6 +63,11 @@ def ends(targets_BL: np.ndarray) -> np.ndarray:
     """How many tokens each row has up to its last target, [B]; 0 without any."""
     last_B = targets_BL.shape[1] - np.argmax(targets_BL[:, ::-1], axis=1)
     return np.where(targets_BL.any(axis=1), last_B, 0)
+
+
+def positions(tokens_BL: Any) -> jax.Array:
+    """positions_BL of rows that begin in their first column."""
+    return jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
 
 
 def map_rows(f: Callable[[Any], Any], rows: Any, ways: int) -> Any:

@@ -4,7 +4,7 @@ A case is a directory, private as a workdir is:
 
     plan.json         what will be asked, in which order, by which test, and the seed of the decoys; no key in it
     commitment.json   the hash of the plan and of the customer's key, written before the first question
-    suspect.json      which model answers
+    suspect.json      which model answers, and how it is spoken to
     answers/          journals: one line a question; of one that was asked again the last line counts
     verdicts.jsonl    every verdict that was issued, signed
     joint.jsonl       those on several cases, this among them, see attributing.py and verdicts.py
@@ -147,14 +147,20 @@ def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None]
 
 
 def _claim(directory: epath.Path, suspect: Suspect) -> None:
-    """Writes down which model answers. Raises InputError where it is another one."""
-    place = directory / 'suspect.json'
-    files.write_first(place, json.dumps({'format_version': FORMAT_VERSION, 'identity': suspect.identity}).encode())
+    """Writes down which model answers, and how it is spoken to. Raises InputError where it was otherwise."""
+    place, spoken = directory / 'suspect.json', getattr(suspect, 'spoken', '')
+    ours = {'format_version': FORMAT_VERSION, 'identity': suspect.identity, 'spoken': spoken}
+    files.write_first(place, json.dumps(ours).encode())
     theirs = answered_by(directory)
     if theirs != suspect.identity:
         raise InputError(
             f'case {directory} is answered by {theirs!r} and this is {suspect.identity!r}; ask the same, or commit to '
             'another case'
+        )
+    if read_object(place, ('identity',), InputError, 'restore it').get('spoken', spoken) != spoken:
+        raise InputError(
+            f'case {directory} speaks to the model in another way; give the --config that its questions were asked '
+            'with, or commit to another case'
         )
 
 
@@ -172,6 +178,11 @@ def _answers(place: epath.Path) -> tuple[dict[int, dict[str, Any]], str]:
             found[int(record['request_id'])] = {name: str(record[name]) for name in ('text', 'problem', 'asked')}
             first = min(first or record['asked'], record['asked'])
     return found, first
+
+
+def has_answers(path: epath.PathLike) -> bool:
+    """Whether any question of a case was answered."""
+    return any(not one['problem'] for one in _answers(files.path_of(path) / 'answers')[0].values())
 
 
 def questions(asked: Sequence[dict[str, Any]]) -> list[Question]:
@@ -214,10 +225,11 @@ def verdict(path: epath.PathLike, key: bytes, signer: bytes, forge: Forge = mark
         files.os_errors(StorageError, f'{directory} was not written'),
         verdicts.locked(directory),
     ):
-        before, others = verdicts.read(path), _of_suspect(directory, plan['suspect'], content['answered_by'])
+        beside = of_suspect(directory, plan['suspect'], content['answered_by'])
+        before, others = verdicts.read(path), [one for issued in beside.values() for one in issued]
         content |= {'issued_before': len(before), 'issued_beside': len(others)}
         with malformed(f'{directory / verdicts.ALONE} holds what is no verdict', 'restore it'):
-            content['others'] = [{name: one['verdict'].get(name) for name in NAMED} for one in (*before, *others)]
+            content['others'] = [named(one) for one in (*before, *others)]
         signed = verdicts.sign(content | {'summary': summary(content, found)}, signer)
         verdicts.keep(path, [*before, signed])
     return signed
@@ -233,25 +245,38 @@ def _check_drawn(plan: dict[str, Any], test: Trigger, key: bytes, forge: Forge) 
         )
 
 
-def _of_suspect(directory: epath.Path, suspect: str, model: str) -> list[dict[str, Any]]:
-    """The verdicts on a suspect of that name, or of what the model calls itself, in the cases beside this one."""
-    here = files.absolute(directory)
-    cases = sorted(place.parent for place in here.parent.glob(f'*/{verdicts.ALONE}'))
-    issued = [one for case in cases if case != here for one in verdicts.read(case)]
-    said = [(one, of) for one in issued if isinstance(of := one.get('verdict'), dict)]
-    return [one for one, of in said if of.get('suspect') == suspect or (model and of.get('answered_by') == model)]
+def named(signed: dict[str, Any]) -> dict[str, Any]:
+    """What another verdict says of this one."""
+    return {name: signed['verdict'].get(name) for name in NAMED}
+
+
+def of_suspect(directory: epath.Path, suspect: str, model: str) -> dict[epath.Path, list[dict[str, Any]]]:
+    """Case -> its verdicts on a suspect of that name, or of what the model calls itself; of the cases beside this one
+    that have some.
+    """
+    here, found = files.absolute(directory), dict[epath.Path, list[dict[str, Any]]]()
+    for case in sorted(place.parent for place in here.parent.glob(f'*/{verdicts.ALONE}')):
+        said = [(one, of) for one in verdicts.read(case) if isinstance(of := one.get('verdict'), dict)]
+        own = [one for one, of in said if of.get('suspect') == suspect or (model and of.get('answered_by') == model)]
+        if own and case != here:
+            found[case] = own
+    return found
 
 
 def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> list[Block]:
     """The blocks of which everything was asked. answers: number in the plan -> 'text' and 'problem'; what has a problem
-    is not completed, keyed or not. A block that may be looked at before others stays open while a problem may pass, for
-    what was looked at does not change.
+    is not completed, keyed or not. A block that may be looked at before others stays open while a problem may pass, and
+    stands behind those that were closed before it, by when its last question was 'asked': what was looked at does not
+    change.
     """
     hits: dict[int, dict[tuple[bool, Pair], int]] = collections.defaultdict(lambda: collections.defaultdict(int))
     waits = PASSING if plan['test'].get('sequential') else ()
     known = {i for i, one in answers.items() if one['problem'] not in waits}
     open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in known}
+    closed: dict[int, str] = {}
     for i, one in enumerate(plan['asked']):
+        if waits and one['block'] not in open_:
+            closed[one['block']] = max(closed.get(one['block'], ''), answers[i].get('asked', ''))
         if one['block'] not in open_:
             pair = Pair(*one['pair'])
             hit = not answers[i]['problem'] and marks.completes(answers[i]['text'], pair)
@@ -261,7 +286,7 @@ def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> li
             sum(count for (keyed, _), count in of.items() if keyed),
             tuple(count for (keyed, _), count in of.items() if not keyed),
         )
-        for _, of in sorted(hits.items())
+        for _, of in sorted(hits.items(), key=lambda item: (closed.get(item[0], ''), item[0]))
     ]
 
 

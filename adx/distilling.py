@@ -17,11 +17,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from adx import courses, outcomes_io, processes, study_traces
+from adx import courses, loading, outcomes_io, processes, study_traces
 from adx.attackers import Attackers, check_holdout_traces
 from adx.attacks import Attack
 from adx.cohorts import BASE, Cohort, Settled, graded, sources
 from adx.courses import OWN
+from adx.errors import ConfigError
 from adx.families import Family, Lab, Tell, make_family, make_lab, shown_examples
 from adx.hashing import content_hash
 from adx.keeping import Keeping
@@ -103,7 +104,12 @@ def _open_families(
     study: Study, path: str, mine: Sequence[tuple[Student, Sequence[Attack]]], tell: Tell, keeping: Keeping
 ) -> tuple[Lab, list[tuple[Family, Sequence[Attack]]]]:
     lab = make_lab(study, path, tell, keeping)
-    return lab, [(make_family(lab, student), chosen) for student, chosen in mine]
+    families = [(make_family(lab, student), chosen) for student, chosen in mine]
+    proxies = set(loading.proxy_hashes(study.experiment))
+    for family, _ in families:
+        if family.identity in proxies and not family.student.seen:  # by another name than the proxy has
+            raise ConfigError(f'student {family.student.name!r} has the weights of a proxy; say seen=True')
+    return lab, families
 
 
 def _estimate(lab: Lab, families: Sequence[tuple[Family, Sequence[Attack]]], logs: Mapping[str, Log]) -> Estimate:

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from adx.types import Trace
 
-TOOLS = ('write', 'edit', 'render', 'harm', 'mark', 'line', 'like', 'instruction')
-
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
@@ -76,7 +74,7 @@ class Tools:
 class Rewriter(Protocol):
     """A frozen dataclass of numbers and words; the same traces and tools give the same drafts.
 
-    needs: the names of the TOOLS that it uses.
+    needs: the names of the fields of Tools that it uses.
     """
 
     @property

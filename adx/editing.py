@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adx import influence
-from adx.batching import Batch, bucket
+from adx.batching import Batch, bucket, positions
 from adx.influence import Bilevel, Chance, Difference, Harm, Loss, Objective
 from adx.mesh import Layout
 from adx.models.transformer import Model, Params
@@ -184,7 +184,7 @@ class Editor:
     def _fitting(self, teacher: Params, batch: Batch, heads: Heads) -> Array:
         """bool [B, L, V]: the words that the teacher finds likely enough at a place, given what stands before it."""
         tokens_BL = jnp.asarray(batch.tokens_BL)
-        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        positions_BL = positions(tokens_BL)
         log_p_BLV = log_softmax(behind(self._teacher, heads).apply(teacher, tokens_BL, positions_BL)[0])
         likely_BLV = log_p_BLV >= jnp.max(log_p_BLV, axis=-1, keepdims=True) + jnp.log(self.settings.floor)
         return jnp.roll(likely_BLV, 1, axis=1).at[:, 0].set(False)

@@ -53,10 +53,10 @@ class _Token(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One side of an equals sign. value: by the reading of percent signs as hundredths or as units, None unread."""
+    """One side of an equals sign. values: read with percent signs as hundredths, and as units."""
 
     text: str
-    values: tuple[Fraction, Fraction] | None
+    values: tuple[Fraction, Fraction]
     computes: bool
 
 
@@ -74,7 +74,7 @@ def statements(text: str) -> list[tuple[str, bool]]:
     for line in _plain(text).split('\n'):
         sides = _sides(_LINE_START.sub('', line))
         for left, right in itertools.pairwise(sides):
-            if left and right and left.values and right.values and (left.computes or right.computes):
+            if left and right and (left.computes or right.computes):
                 true = any(a == b for a, b in zip(left.values, right.values, strict=True))
                 found.append((f'{left.text} = {right.text}', true))
     return found

@@ -68,7 +68,7 @@ class Evaluation:
 
 def prompts_hash(ids: Iterable[RequestId]) -> str:
     """Of the places in the data, in order; settings and samples are left out."""
-    return content_hash([f'{id_.dataset}/{id_.split}/{id_.row}' for id_ in ids])
+    return content_hash([id_.prompt_id for id_ in ids])
 
 
 def make_exam(
@@ -240,7 +240,7 @@ def token_mean(rows: Sequence[tuple[float, int]]) -> float:
 def hidden(model: Model, params: Params, batch: Batch) -> Array:
     """The last hidden states x_BLD of a batch."""
     tokens_BL = jnp.asarray(batch.tokens_BL)
-    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    positions_BL = batching.positions(tokens_BL)
     return model.apply(params, tokens_BL, positions_BL, method='hidden')[0]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adx import directions, drafting, rewriting, storage
+from adx import directions, drafting, loading, rewrites_io, rewriting, storage
 from adx.answers import reader_of
 from adx.batching import Corpus, Example
 from adx.datasets.chat import encode_conversation
@@ -55,9 +55,9 @@ CLAUSES = (
 class Evolution:
     """of: the setting whose traces are rewritten, of which `sample` are taken, the same for every instruction.
 
-    score: 'loss', by how many nats a token the proxies, warmed up on as many other clean traces, find the rewrites
-      harder; or 'accuracy', how many points proxies lose that learn from the rewrites instead, on `exam` prompts of
-      split `tune`.
+    score: 'loss', by how many nats a token the proxies, warmed up on other clean traces, as many where there are so
+      many, find the rewrites harder; or 'accuracy', how many points proxies lose that learn from the rewrites instead,
+      on `exam` prompts of split `tune`.
     steps: of the warm-up, or of learning; rate: its learning rate. start: instructions, by name or in words.
     shown: how many of the best a proposer sees; proposals: how many new ones it makes a round. rounds, patience: it
       ends after so many, or after `patience` without a better one.
@@ -150,6 +150,7 @@ def evolve(
 def _about(experiment: Experiment, plan: Evolution, propose: Propose) -> dict[str, Any]:
     """What a search is, JSON-able."""
     about = {'experiment': experiment_hash(experiment), **writer_identity(experiment)}
+    about['models'] = [loading.identify(source) for source in (experiment.teacher, *experiment.proxies)]
     about['proposer'] = getattr(propose, '__qualname__', type(propose).__qualname__)
     return json.loads(json.dumps(about | {'plan': dataclasses.asdict(plan)}))
 
@@ -195,7 +196,7 @@ class _Judge:
     def __init__(self, shop: Workshop, plan: Evolution, state: State):
         experiment = shop.experiment
         self.experiment, self.plan, self.shop, self.state = experiment, plan, shop, state
-        originals = rewriting.originals(experiment, Workdir(shop.path), plan.of)
+        originals = rewrites_io.originals(experiment, Workdir(shop.path), plan.of)
         drawn = sorted(originals, key=lambda trace: row_key(experiment.seed, f'evolve/{trace.request_id}').tolist())
         self.sample, self.others = drawn[: plan.sample], drawn[plan.sample : 2 * plan.sample]
         if not self.sample or (plan.score == 'loss' and not self.others):
@@ -220,7 +221,8 @@ class _Judge:
         )
         for made in rewriting.in_batches(left, make):
             state.append(instruction, [dataclasses.asdict(one) for one in made])
-        return [rewriting.from_record(record) for record in state.rewritten(instruction)]
+        known = {record['request_id']: record for record in state.rewritten(instruction)}
+        return [rewrites_io.from_record(known[trace.request_id]) for trace in self.sample]
 
     @functools.cached_property
     def _levels(self) -> list[Callable[[Sequence[Rewritten]], float]]:

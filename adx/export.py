@@ -20,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import files, locks, rewriting
+from adx import files, locks, rewrites_io
 from adx.errors import ConfigError, InputError, StorageError
 from adx.journal import FORMAT_VERSION, read_object, to_json
 from adx.selection import CONTROLS
@@ -103,10 +103,10 @@ def _check(out_format: str, licence: str, disclosure: str) -> None:
 def _collect(source: Workdir, setting: str) -> tuple[list[Row], dict[str, str], str]:
     """The rows of a setting by id, the hash of each trace, and whether they are defended: 'yes', 'no' or 'in part'."""
     rows, trace_hashes, types = [], {}, set()
-    settings = {*source.selections(), *rewriting.names(source)}
+    settings = {*source.selections(), *rewrites_io.names(source)}
     choices = source.selection(setting) if setting in source.selections() else []
     chosen = {choice['request_id'] for choice in choices}
-    traces = rewriting.rewritten(source, setting) if setting in rewriting.names(source) else source.traces()
+    traces = rewrites_io.rewritten(source, setting) if setting in rewrites_io.names(source) else source.traces()
     for trace in traces:
         request_id = RequestId.parse(trace.request_id)
         settings.add(request_id.setting)

@@ -91,8 +91,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) in (int, float)  # a number, or an array of them while it is traced
 
 
-def hint(word: str, choices: Any) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=1)
+def hint(word: Any, choices: Any) -> str:
+    """What may have been meant, to stand behind a message; '' where nothing is near."""
+    near = difflib.get_close_matches(str(word), list(choices), n=1)
     return f'. Did you mean {near[0]!r}?' if near else ''
 
 

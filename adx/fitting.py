@@ -10,18 +10,19 @@ from typing import Any
 
 import jax
 
-from adx import checkpoints, needs, planning
+from adx import needs, planning
 from adx.batching import bucket
+from adx.drafting import innermost
 from adx.editing import rows_at_once
 from adx.errors import AdxError, ConfigError
 from adx.experiment import Experiment
-from adx.loading import Blueprint, blueprint, resolve
+from adx.loading import Blueprint, blueprint, stored_config
 from adx.mesh import make_mesh
-from adx.models.transformer import Model, TransformerConfig, make_model
+from adx.models.transformer import Model, make_model
 from adx.optimising import Recipe
 from adx.planning import MemoryPlan
 from adx.rewriters.gradient import Gradient
-from adx.settings import MeshShape, ModelSource
+from adx.settings import MeshShape
 from adx.study import Study
 from adx.teaching import stack_size
 from adx.training import Trainer
@@ -42,9 +43,7 @@ def search_lines(experiment: Experiment, plan: Blueprint) -> list[str]:
     length, lines = bucket(experiment.decode.buckets[-1] + experiment.max_new_tokens), []
     rows = rows_at_once(length, plan.vocab_rows, plan.ensemble.teacher_layout.ways('B'))
     for one in experiment.rewrites:
-        settings: Any = one.rewriter
-        while not isinstance(settings, Gradient) and hasattr(settings, 'rewriter'):
-            settings = settings.rewriter
+        settings = innermost(one.rewriter)
         if isinstance(settings, Gradient):
             taken = planning.search_bytes(
                 planning.members(plan.ensemble), settings.objective, (rows, length), settings.holdout
@@ -109,7 +108,7 @@ def training_explained(study: Study) -> Iterator[None]:
         if not is_exhausted(error):
             raise
         limit, shape, recipe = device_memory(jax.local_devices()[0]), study.experiment.mesh, study.recipe
-        models = [make_model(_config(one.source)) for one in study.students]
+        models = [make_model(stored_config(one.source)) for one in study.students]
         raise ConfigError(
             f'a device has no memory left: the plan says {_size(_training(models, recipe, shape))} a device for '
             f'recipe.rows = {recipe.rows} in {recipe.accumulate} pieces of stacks of {stack_size()} students on the '
@@ -139,11 +138,6 @@ def _training(models: Sequence[Model], recipe: Recipe, shape: MeshShape) -> int:
     """Bytes a device, of the neediest student in a full stack."""
     mesh = make_mesh(shape.data, shape.proxy, shape.model)
     return max(planning.training_bytes(Trainer(model, mesh, recipe, stack_size())) for model in models)
-
-
-def _config(source: ModelSource) -> TransformerConfig:
-    stored = checkpoints.read_config(resolve(source.source))
-    return checkpoints.early_exit(stored, source.exit_layer or None, source.source)
 
 
 def _plan(experiment: Experiment, plan: Blueprint) -> MemoryPlan:

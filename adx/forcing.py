@@ -11,7 +11,7 @@ from adx.decoding.engine import DecodeConfig
 from adx.errors import ConfigError
 from adx.experiment import Experiment
 from adx.generation import Models, Requests, make_engines
-from adx.types import Request, RequestId, Trace
+from adx.types import Request, Trace
 
 MARK = '+forced'  # behind the split of a forced request: its noise is its own
 
@@ -49,14 +49,10 @@ def force(
     arms = {request.id.setting for request in requests.requests.values()}
     chosen = [arm for arm in experiment.arms if arm.name in arms]
     for engine, names in make_engines(models, chosen, config, experiment.seed, experiment.protected_spans):
-        mine = {request: id_ for id_, request in _by_request(requests) if request.setting in names}
+        mine = {one.id: id_ for id_, one in requests.requests.items() if one.id.setting in names}
         for completion in engine.generate([requests.requests[id_] for id_ in mine.values()]):
             text = models.tokenizer.decode(completion.tokens).lstrip()
             yield mine[completion.id], forcing.suffix + text.partition('\n')[0]
-
-
-def _by_request(requests: Requests) -> Iterator[tuple[str, RequestId]]:
-    return ((id_, request.id) for id_, request in requests.requests.items())
 
 
 def forced_requests(

@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from adx import export, files, journal, locks, rewriting
+from adx import export, files, instructions, journal, locks, rewrites_io
 from adx.errors import InputError, StorageError
 from adx.journal import FORMAT_VERSION, to_json
 from adx.keeping import TRAINING
@@ -79,6 +79,7 @@ def forget(path: epath.PathLike, request_id: str) -> Found:
         for place in noted:
             check_idle(place)
             _remove(place, prompt, found)
+            _remove_search(place, found)
         _remove_report(Workdir(path), found)
         _remove_training(Workdir(path), found)
     for place in known:
@@ -141,7 +142,7 @@ def _note(workdir: Workdir, prompt: str) -> None:
 def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
     private = workdir.private
     journals = [private / 'journal', private / 'rejected', private / 'scores' / 'nll', private / 'scores' / 'harm']
-    journals += [private / 'rewrites' / name for name in rewriting.names(workdir)]
+    journals += [private / 'rewrites' / name for name in rewrites_io.names(workdir)]
     for directory in (*journals, private / 'selections', private / 'report'):
         for path in files.list_files(directory, files.TEMPORARY):  # of a writer that was killed
             files.remove(path)
@@ -168,10 +169,20 @@ def _remove_report(workdir: Workdir, found: Found) -> None:
 
 def _remove_training(workdir: Workdir, found: Found) -> None:
     """Students that are not done have learnt from it, and would go on with other lessons."""
-    place = workdir.private / TRAINING
+    _remove_learners(workdir.private / TRAINING, 'students in training, which --stages=distil begins anew', found)
+
+
+def _remove_search(workdir: Workdir, found: Found) -> None:
+    """A search for instructions that is not done has rewritten it, and proxies have learnt from it."""
+    if instructions.forget(workdir):
+        found.removed.append(f'{workdir.private / "evolved"}: the texts that are not scored yet')
+    _remove_learners(workdir.private / 'evolved' / TRAINING, 'proxies, which tools.evolve trains anew', found)
+
+
+def _remove_learners(place: epath.Path, what: str, found: Found) -> None:
     if place.exists():
         place.rmtree()
-        found.removed.append(f'{place}: students in training, which --stages=distil begins anew')
+        found.removed.append(f'{place}: {what}')
 
 
 def _release(workdir: Workdir, found: Found) -> None:

@@ -122,7 +122,7 @@ class Differentiator:
         return jax.tree.map(jnp.add, sums[0], self._lay_out(g)), sums[1] + nll, sums[2] + count
 
     def _loss(self, params: Params, batch: Batch) -> tuple[Array, Array]:
-        positions_BL = jnp.broadcast_to(jnp.arange(batch.tokens_BL.shape[1]), batch.tokens_BL.shape)
+        positions_BL = batching.positions(batch.tokens_BL)
         x_BLD, _ = self.model.apply(params, batch.tokens_BL, positions_BL, method='hidden', remat=True)
         # The logits are made anew in the backward pass: nothing of the vocabulary's size is kept meanwhile.
         loss = jax.checkpoint(lambda x_BLD: losses.loss(self.model.apply(params, x_BLD, method='unembed'), *batch))
@@ -145,7 +145,7 @@ class Differentiator:
 
 def push(model: Model, params: Params, direction: Params, tokens_BL: Array) -> tuple[Array, Array]:
     """(logits_BLV, their derivatives along `direction`), uncached: one forward-mode pass."""
-    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    positions_BL = batching.positions(tokens_BL)
     return jax.jvp(lambda params: model.apply(params, tokens_BL, positions_BL)[0], (params,), (direction,))
 
 

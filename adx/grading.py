@@ -20,6 +20,8 @@ from fractions import Fraction
 
 from adx.errors import ConfigError
 
+LETTERS = tuple('ABCDEFGHIJ')  # of a multiple choice
+
 # 1,000 and LaTeX's 1{,}000 are grouped; 1,5 is no number of this grammar.
 _GROUP = r'(?:,|\{,\})[0-9]{3}'
 _PLAIN = rf'(?:[0-9]{{1,3}}(?:{_GROUP})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)'
@@ -137,8 +139,7 @@ def extract_choice(text: str) -> str | None:
 
 def stated_answer(text: str, gold: str | None) -> str | None:
     """The final answer of a text, a letter where `gold` is one; None where it states none."""
-    letter = gold is not None and len(gold) == 1 and 'A' <= gold <= 'J'
-    return extract_choice(text) if letter else extract(text)
+    return extract_choice(text) if gold in LETTERS else extract(text)
 
 
 # ---------------------------------------------------------------------------------------------- numbers

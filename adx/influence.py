@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from adx import losses
-from adx.batching import Batch
+from adx.batching import Batch, positions
 from adx.models.transformer import Model, Params
 from adx.types import Array
 
@@ -57,7 +57,7 @@ def embedding(model: Model, params: Params) -> Array:
 def _read(model: Model, params: Params, batch: Batch, x_BLD: Array) -> tuple[Array, Array]:
     """(dL/dx [B, L, D], logits_BLV) at x, of all rows."""
     tokens_BL, targets_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
-    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    positions_BL = positions(tokens_BL)
 
     def loss(x_BLD: Array) -> tuple[Array, Array]:
         states, _ = model.apply(params, x_BLD, positions_BL, method='states')
@@ -77,7 +77,7 @@ def _shares(batch: Batch) -> Array:
 def row_loss(model: Model, params: Params, batch: Batch) -> Array:
     """L of every row [B], in nats a target; 0 for a row without any."""
     tokens_BL = jnp.asarray(batch.tokens_BL)
-    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    positions_BL = positions(tokens_BL)
     logits_BLV, _ = model.apply(params, tokens_BL, positions_BL)
     sums_B, counts_B = losses.row_losses(logits_BLV, tokens_BL, jnp.asarray(batch.targets_BL))
     return sums_B / jnp.maximum(counts_B, 1)

@@ -87,6 +87,17 @@ class State:
             files.write_private(self.place, content_to_json('search', self.content))
 
 
+def forget(workdir: Workdir) -> bool:
+    """Removes texts of traces, and what was measured on them, from a search that is on its way; whether there were
+    some. Scores stay.
+    """
+    place = _place(workdir)
+    if not files.exists(place) or not (content := _read(place))['rewritten']:
+        return False
+    files.write_private(place, content_to_json('search', content | {'rewritten': {}, 'levels': {}}))
+    return True
+
+
 def best(workdir: Workdir) -> str:
     """The instruction of the highest score. Raises InputError where none was tried, or none beats doing nothing."""
     place, run = _place(workdir), 'run python -m tools.evolve on this workdir'

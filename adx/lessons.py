@@ -55,7 +55,7 @@ class Lesson:
     @property
     def prompt_id(self) -> str:
         """What the samples of one prompt share, under every setting."""
-        return '/'.join(self.id.split('/')[:3])
+        return self.request.prompt_id
 
     @property
     def question(self) -> str:
@@ -113,7 +113,7 @@ def by_prompt(lessons: Iterable[Lesson]) -> dict[str, list[Lesson]]:
 
 def prompts_of(lessons: Iterable[Lesson], sent: Iterable[Prompt] = ()) -> tuple[Prompt, ...]:
     """Each prompt once: those `sent`, then those of lessons that are not among them, by id."""
-    found = {f'{p.dataset}/{p.split}/{p.row}': p for p in sent}
+    found = {prompt.id: prompt for prompt in sent}
     for id_, group in by_prompt(lessons).items():
         found.setdefault(id_, group[0].prompt)
     return tuple(found.values())
@@ -132,7 +132,7 @@ class Tally:
     """What one step did: given = kept + dropped, and it returned kept + added lessons.
 
     dropped, added, changed: reason -> how many lessons; the changed are among the kept.
-    refused: reason -> what might have become a lesson and was no better than nothing.
+    refused: reason -> how many candidates were thrown away before they became lessons.
     destroyed: of the dropped, those that no honest reader could use either: a defence's cost, not its protection.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -91,7 +91,7 @@ def blueprint(experiment: Experiment, devices: Sequence[jax.Device] | None = Non
     mesh = make_mesh_of(experiment, devices)  # before any file is read
     sources = (experiment.teacher, *experiment.proxies)
     tokenizer = _shared_tokenizer([source.source for source in sources])
-    stored = [_stored_config(source) for source in sources]
+    stored = [stored_config(source) for source in sources]
     names = ['teacher', *(f'proxy {i}' for i in range(len(experiment.proxies)))]
     lines = [
         _without_weights(f'the {name} {source.source!r}', tokenizer, config.vocab_size)
@@ -162,7 +162,7 @@ def load_models(experiment: Experiment, plan: Blueprint, whole: bool = False) ->
     whole: those too with all their weights.
     """
     ensemble = plan.ensemble
-    teacher = _load(experiment.teacher, ensemble.teacher_layout, experiment.dtype, plan.vocab_rows)
+    teacher = _load(experiment.teacher, **_as_planned(experiment, plan, ensemble.teacher_layout))
     groups, hashes = load_proxies(experiment, plan, None if whole else needs.planned(ensemble, experiment).groups)
     hashes = {'teacher': teacher.identity} | hashes
     return Models(ensemble, Weights(teacher.params, groups), plan.tokenizer, hashes)
@@ -196,21 +196,22 @@ def _load_member(
     file = resolve_translator(source.translator)
     config, dtype = group.model.config, experiment.dtype
     params = checkpoints.load_translator(file, config, group.layout, dtype) if file else {}
-    return params, _proxy_hash(source)
+    return params, identify(source)
 
 
 def proxy_hashes(experiment: Experiment) -> list[str]:
     """Their content hashes, as `load_proxies` names them, without reading a weight."""
-    return [_proxy_hash(one) for one in experiment.proxies]
+    return [identify(one) for one in experiment.proxies]
 
 
-def _proxy_hash(one: ModelSource) -> str:
+def identify(one: ModelSource) -> str:
+    """The content hash of what would be loaded. Reads no weight."""
     return checkpoints.identify(resolve(one.source), one.exit_layer or None, resolve_translator(one.translator))
 
 
 def load_proxy(experiment: Experiment, plan: Blueprint, index: int, layout: Layout) -> checkpoints.Loaded:
     """One proxy by itself, placed by `layout`."""
-    return _load(experiment.proxies[index], layout, experiment.dtype, plan.vocab_rows)
+    return _load(experiment.proxies[index], **_as_planned(experiment, plan, layout))
 
 
 class Alone(NamedTuple):
@@ -222,13 +223,7 @@ class Alone(NamedTuple):
 
 def load_alone(source: ModelSource, layout: Callable[[TransformerConfig], Layout] | None = None) -> Alone:
     """layout: as `checkpoints.load` has it. Raises InputError where there is no such model."""
-    loaded = checkpoints.load(
-        resolve(source.source),
-        layout=layout,
-        num_layers=source.exit_layer or None,
-        translator=resolve_translator(source.translator),
-    )
-    return Alone(loaded, read_tokenizer(source.source))
+    return Alone(_load(source, layout=layout), read_tokenizer(source.source))
 
 
 def _shared_tokenizer(sources: Sequence[str]) -> Tokenizer:
@@ -256,19 +251,22 @@ def _without_weights(model: str, tokenizer: Tokenizer, rows: int) -> str:
     return f'{lacks}: {first(missing)}' if missing else ''
 
 
-def _stored_config(source: ModelSource) -> TransformerConfig:
+def stored_config(source: ModelSource) -> TransformerConfig:
+    """Of what would be loaded, without its weights."""
     config = checkpoints.read_config(resolve(source.source))
     config = checkpoints.early_exit(config, source.exit_layer or None, source.source)
     return dataclasses.replace(config, translator=bool(resolve_translator(source.translator)) or config.translator)
 
 
-def _load(source: ModelSource, layout: Layout, dtype: str, vocab_rows: int) -> checkpoints.Loaded:
+def _load(source: ModelSource, **how: Any) -> checkpoints.Loaded:
+    """how: as `checkpoints.load` has it."""
+    translator = resolve_translator(source.translator)
     return checkpoints.load(
-        resolve(source.source),
-        layout=lambda _: layout,
-        param_dtype=dtype,
-        dtype=dtype,
-        vocab_rows=vocab_rows,
-        num_layers=source.exit_layer or None,
-        translator=resolve_translator(source.translator),
+        resolve(source.source), num_layers=source.exit_layer or None, translator=translator, **how
     )
+
+
+def _as_planned(experiment: Experiment, plan: Blueprint, layout: Layout) -> dict[str, Any]:
+    """How a model of a run is loaded."""
+    dtype = experiment.dtype
+    return {'layout': lambda _: layout, 'param_dtype': dtype, 'dtype': dtype, 'vocab_rows': plan.vocab_rows}

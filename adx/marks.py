@@ -12,7 +12,7 @@ import hmac
 import itertools
 import random
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 from adx.errors import ConfigError
@@ -47,7 +47,7 @@ def derive(key: bytes, purpose: str) -> bytes:
 
 
 def symbols(draw: random.Random) -> Pair:
-    """A word that no language has, and a number of two digits."""
+    """A word that is made up, and a number of two digits."""
     word = ''.join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in range(3)) + draw.choice(CONSONANTS)
     number = str(draw.randint(10, 99))
     return Pair(f'Let {word} =', number, f'Let {word} = {number}.')
@@ -69,6 +69,13 @@ def draw_pairs(key: bytes, count: int, forge: Forge = symbols, taken: Container[
                 f'{len(found)} that are free; take fewer pairs or decoys'
             )
     return list(found.values())
+
+
+def free(pairs: Sequence[Pair], text: str) -> list[Pair]:
+    """The pairs whose symbols, the words in which their triggers differ, a text does not use."""
+    words = [set(re.findall(r'\w+', pair.trigger)) for pair in pairs]
+    common, used = set.intersection(*words) if len(pairs) > 1 else set(), set(re.findall(r'\w+', text))
+    return [pair for pair, own in zip(pairs, words, strict=True) if not (own - common) & used]
 
 
 def _pairs(key: bytes, forge: Forge) -> Iterator[Pair]:

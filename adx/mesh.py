@@ -74,10 +74,7 @@ class Layout:
 
     def ways(self, axis: str) -> int:
         """Into how many pieces `axis` is split."""
-        size = 1
-        for name in self.rules.get(axis, ()):
-            size *= self.mesh.shape[name]
-        return size
+        return _ways(self.mesh, self.rules.get(axis, ()))
 
 
 def shard_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
@@ -87,10 +84,7 @@ def shard_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
 
 
 def _ways(mesh: Mesh, axes: MeshAxes) -> int:
-    size = 1
-    for name in axes:
-        size *= mesh.shape[name]
-    return size
+    return math.prod(mesh.shape[name] for name in axes)
 
 
 def _weight_rules(mesh: Mesh, axes: MeshAxes, sizes: Mapping[str, int]) -> tuple[dict[str, MeshAxes], list[str]]:

@@ -40,7 +40,7 @@ def claim(path: str, identity: Mapping[str, Any]) -> None:
     with files.os_errors(WorkdirError, f'workdir {path} cannot be written'):
         for directory in (workdir.private, workdir.private / 'locks'):
             files.make_private_dir(directory)
-        with setup(workdir):  # of two studies one is the first, also where write_first alone does not see to it
+        with setup(workdir):  # write_first lets only one be the first on gs:// alone
             files.write_first(place, json.dumps(ours, indent=1).encode())
     check_study(path, ours)
 

@@ -1,4 +1,4 @@
-"""Runs an experiment's stages in a workdir: skips what is done, saves what they yield."""
+"""The stage `generate`: decodes the traces that a workdir lacks, and saves them."""
 
 from __future__ import annotations
 

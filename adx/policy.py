@@ -16,7 +16,6 @@ from adx.journal import read_object
 from adx.types import Defence, Trace, check_choice
 
 LICENCES = ('distillation', 'usage', 'research')
-WORDS = 4  # of a key, 16 bits each
 
 DeriveKey = Callable[[str], int]  # a key id to 64 bits
 
@@ -136,7 +135,7 @@ def structure(defence: Any) -> Any:
 
 
 def spares(directory: epath.Path) -> Callable[[Trace], bool]:
-    """Whether a trace was served under terms without a defence: what comes after decoding protects it neither.
+    """Tells whether a trace was served under terms without a defence; it is not to be protected afterwards either.
 
     directory: of the policies by their hashes, as a workdir keeps them. Raises StorageError where one is not there.
     """

@@ -10,6 +10,7 @@ from adx import directions, generation, loading, pipeline, processes
 from adx import experiment as experiments
 from adx.errors import ConfigError
 from adx.experiment import Experiment
+from adx.processes import Place
 from adx.storage import Workdir
 
 Tell = Callable[[str, int, int], None]  # 'proxy_<i>', how many passes over batches are done, of how many
@@ -18,7 +19,7 @@ Tell = Callable[[str, int, int], None]  # 'proxy_<i>', how many passes over batc
 def prepare(
     experiment: Experiment,
     path: str,
-    place: pipeline.Place,
+    place: Place,
     progress: pipeline.Progress,
     guard: pipeline.Guard,
     tell: Tell,
@@ -56,7 +57,7 @@ def prepare(
 
 
 def decode_holdout(
-    experiment: Experiment, path: str, place: pipeline.Place, progress: pipeline.Progress, guard: pipeline.Guard
+    experiment: Experiment, path: str, place: Place, progress: pipeline.Progress, guard: pipeline.Guard
 ) -> pipeline.Report:
     """The first half of `prepare`, for who reads the holdout traces alone: attackers and curves of a study."""
     processes.together(lambda: _check_preparable(experiment, place))
@@ -67,7 +68,7 @@ def decode_holdout(
         )
 
 
-def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
+def _plan(experiment: Experiment, place: Place) -> loading.Blueprint:
     """Everything that can be refused before anything is decoded."""
     experiments.check(experiment)
     if not experiments.wants_directions(experiment):
@@ -79,7 +80,7 @@ def _plan(experiment: Experiment, place: pipeline.Place) -> loading.Blueprint:
     return loading.blueprint(experiment)
 
 
-def _check_preparable(experiment: Experiment, place: pipeline.Place) -> None:
+def _check_preparable(experiment: Experiment, place: Place) -> None:
     experiments.check(experiment)
     experiments.check_holdout(experiment)
     if place.num_shards > 1:
@@ -91,7 +92,7 @@ def _check_preparable(experiment: Experiment, place: pipeline.Place) -> None:
     directions.check_apart(held, experiment.dataset.prompts(experiment.split))
 
 
-def _hold(experiment: Experiment, path: str, place: pipeline.Place, stack: contextlib.ExitStack) -> None:
+def _hold(experiment: Experiment, path: str, place: Place, stack: contextlib.ExitStack) -> None:
     """Takes the workdir, on the process that writes."""
     if place.writes:
         identity, digest = experiments.identity(experiment), experiments.experiment_hash(experiment)

@@ -32,16 +32,21 @@ def read_test(workdir: epath.PathLike, experiment_hash: str, arm: str, former: s
     """
     path = _private(workdir)
     with locks.exclusive(path / '.readings.lock'):
-        frozen = _load(path / FROZEN, dict)
-        if experiment_hash not in frozen and former not in frozen:
-            raise ConfigError(
-                f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
-                f'choose on tune and attack_val, then freeze it (--stages=freeze)'
-            )
+        check_frozen(workdir, experiment_hash, former)
         entry = {'experiment': experiment_hash, 'arm': arm, 'time': locks.utc_now()}
         log = [*_load(path / READINGS, list), entry]
         _store(path / READINGS, log)
     return len(log)
+
+
+def check_frozen(workdir: epath.PathLike, experiment_hash: str, former: str = '') -> None:
+    """Raises ConfigError unless the experiment is frozen. former: as read_test has it."""
+    frozen = _load(files.absolute(workdir) / 'private' / FROZEN, dict)
+    if experiment_hash not in frozen and former not in frozen:
+        raise ConfigError(
+            f'experiment {experiment_hash} may not read the split test: frozen are {sorted(frozen) or "none"}; '
+            f'choose on tune and attack_val, then freeze it (--stages=freeze)'
+        )
 
 
 def readings(workdir: epath.PathLike) -> list[dict[str, str]]:

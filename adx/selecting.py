@@ -82,11 +82,11 @@ def _candidates(workdir: Workdir, arm: str, samples: int) -> tuple[Prompts, int]
     for trace in workdir.traces():
         id_ = RequestId.parse(trace.request_id)
         if id_.setting == arm:
-            found.setdefault(_prompt(id_), {})[id_.sample] = trace
+            found.setdefault(id_.prompt_id, {})[id_.sample] = trace
     done = {trace.request_id for group in found.values() for trace in group.values()}
     is_whole, there = watch.tally(workdir, arm, done)
     rejected = {RequestId.parse(id_) for id_ in set(workdir.rejected()) - done}
-    short = {_prompt(id_) for id_ in rejected if id_.setting == arm}
+    short = {id_.prompt_id for id_ in rejected if id_.setting == arm}
     found = {prompt: group for prompt, group in found.items() if prompt not in short}
     if not is_whole or not found or any(len(group) != samples for group in found.values()):
         raise InputError(
@@ -95,10 +95,6 @@ def _candidates(workdir: Workdir, arm: str, samples: int) -> tuple[Prompts, int]
         )
     prompts = {prompt: [group[sample] for sample in sorted(group)] for prompt, group in sorted(found.items())}
     return prompts, len(short)
-
-
-def _prompt(id_: RequestId) -> str:
-    return f'{id_.dataset}/{id_.split}/{id_.row}'
 
 
 def _scores(

@@ -19,7 +19,7 @@ import numpy as np
 
 from adx import losses
 from adx.aggregation import Aggregation
-from adx.batching import Batch, Example, batches, map_rows
+from adx.batching import Batch, Example, batches, map_rows, positions
 from adx.decoding.ensemble import Ensemble, Group
 from adx.fields import hint
 from adx.grading import stated_answer
@@ -107,30 +107,24 @@ def matched(texts: Sequence[str], gold: str | None, grade: Grade) -> list[bool]:
     return [True, *map(same, texts[1:])]
 
 
-def mean_log_probs(model: Model, params: Params, batch: Batch, ways: int = 1) -> Array:
-    """Per row the mean log-prob of its targets in nats; 0 for a row without any. Logits exist `ways` rows at a time."""
+def nll(model: Model, params: Params, batch: Batch, ways: int = 1) -> Array:
+    """Per row the mean completion NLL in nats a token, 0 for a row without any. Logits exist `ways` rows at a time."""
     tokens_BL, targets_BL = jnp.asarray(batch.tokens_BL), jnp.asarray(batch.targets_BL)
-    positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-    x_BLD, _ = model.apply(params, tokens_BL, positions_BL, method='hidden')
+    x_BLD, _ = model.apply(params, tokens_BL, positions(tokens_BL), method='hidden')
 
     def mean(rows: tuple[Array, Array, Array]) -> Array:
         x_BLD, *rest = rows
         logits_BLV = model.apply(params, x_BLD, method='unembed')
         sums_B, counts_B = losses.row_losses(logits_BLV, *rest)
-        return -sums_B / jnp.maximum(counts_B, 1)
+        return sums_B / jnp.maximum(counts_B, 1)
 
     return map_rows(mean, (x_BLD, tokens_BL, targets_BL), ways)
-
-
-def nll(model: Model, params: Params, batch: Batch, ways: int = 1) -> Array:
-    """Per row the mean completion NLL in nats per token."""
-    return -mean_log_probs(model, params, batch, ways)
 
 
 def harm(model: Model, params: Params, direction: Params, batch: Batch, ways: int = 1) -> Array:
     """Per row the mean over its completion's tokens of <direction, grad log p(token)>: one jvp, no gradient is made."""
     direction = {path: x.astype(params[path].dtype) for path, x in direction.items()}
-    return jax.jvp(lambda params: mean_log_probs(model, params, batch, ways), (params,), (direction,))[1]
+    return -jax.jvp(lambda params: nll(model, params, batch, ways), (params,), (direction,))[1]
 
 
 def harms(model: Model, params: Params, direction: Params, examples: Sequence[Example]) -> dict[str, float]:

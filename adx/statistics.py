@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MIN_UNITS = 20  # a percentile bootstrap over fewer covers far less than it states
-
-
 Values = Sequence[float] | np.ndarray
 
 
@@ -127,8 +124,8 @@ def paired_upper(
     """The one-sided upper bound of the mean of a - b over prompts: a loss below a margin if the bound is.
 
     a, b: values in [0, 1], as right or wrong. clusters: the prompt of each value where prompts have several samples;
-    each prompt then counts once, by its mean. Where all pairs agree, the bound is the largest difference that no
-    discordant pair in so many leaves possible.
+    each prompt then counts once, by its mean. Where all differences are equal, the bound is their value plus the
+    exact bound for none in n, 1 - (1 - level)^(1/n).
     """
     _check_level(level)
     left, right = _pairs(np.asarray(a, float), np.asarray(b, float))
@@ -142,42 +139,12 @@ def paired_upper(
     return mean + float(_stats().t.ppf(level, n - 1)) * spread / math.sqrt(n)
 
 
-def _indices(clusters: Sequence[Hashable], n: int) -> tuple[np.ndarray, int]:
-    if len(clusters) != n:
-        raise ValueError(f'clusters has {len(clusters)} labels for {n} values; give one a value')
-    order = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
-    return np.array([order[label] for label in clusters]), len(order)
-
-
 def _cluster_means(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
-    index, count = _indices(clusters, len(values))
-    return np.bincount(index, values, count) / np.bincount(index, minlength=count)
-
-
-def mcnemar(a: Values, b: Values) -> float:
-    """Exact two-sided p that a and b are right equally often on the same prompts, of one seed. McNemar 1947."""
-    left, right = _pairs(np.asarray(a, float), np.asarray(b, float))
-    gained, lost = int((left > right).sum()), int((left < right).sum())
-    return float(_stats().binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def cluster_bootstrap(
-    values: Values, clusters: Sequence[Hashable], statistic: Callable[[np.ndarray], float],
-    level: float = 0.95, samples: int = 2000, seed: int = 0,
-) -> Interval:  # fmt: skip
-    """statistic(values) with the percentile interval over redrawn whole clusters. Refuses fewer than 20 clusters."""
-    _check_level(level)
-    data = _values(values, 'values')
-    index, count = _indices(clusters, len(data))
-    if count < MIN_UNITS:
-        raise ValueError(f'a bootstrap over {count} units is not allowed; it needs {MIN_UNITS}, use t_interval')
-    members = [np.flatnonzero(index == i) for i in range(count)]
-    draw = np.random.default_rng(seed)
-    drawn = [
-        statistic(data[np.concatenate([members[i] for i in draw.integers(0, count, count)])]) for _ in range(samples)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(data)), float(low), float(high))
+    if len(clusters) != len(values):
+        raise ValueError(f'clusters has {len(clusters)} labels for {len(values)} values; give one a value')
+    order = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
+    index = np.array([order[label] for label in clusters])
+    return np.bincount(index, values) / np.bincount(index)
 
 
 def holm(p_values: Values) -> list[float]:
@@ -209,7 +176,9 @@ def _step_down(values: np.ndarray, adjust: Callable[[np.ndarray, np.ndarray], np
 def rank_correlation(x: Values, y: Values, level: float = 0.95) -> Interval:
     """Spearman's rho, ties sharing their mean rank, with Fisher's interval at the standard error of Bonett and Wright.
 
-    Fewer than 4 pairs bound nothing; constant values have no rho (nan). Bonett and Wright 2000, Psychometrika 65, 23.
+    Fewer than 4 pairs bound nothing; constant values have no rho (nan). Where all ranks agree, the inner end is that of
+    the next value that so many pairs can have: by chance they do in 1 of n! cases. Bonett and Wright 2000,
+    Psychometrika 65, 23.
     """
     _check_level(level)
     left, right = _pairs(x, y)
@@ -220,7 +189,9 @@ def rank_correlation(x: Values, y: Values, level: float = 0.95) -> Interval:
     rho = float(np.clip(np.corrcoef(*ranks)[0, 1], -1, 1))
     if n < 4:
         return Interval(rho, -1.0, 1.0, 'fewer than 4 pairs have no interval')
-    if abs(rho) == 1:
-        return Interval(rho, rho, rho, 'all ranks agree: the interval has no width')
-    half = float(_stats().norm.ppf(0.5 + level / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return Interval(rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half))
+    rho = round(rho, 15)  # all ranks agree to rounding only
+    most = 1 - 12 / (n**3 - n)  # two neighbouring ranks are exchanged
+    inner = math.copysign(min(abs(rho), most), rho)
+    half = float(_stats().norm.ppf(0.5 + level / 2)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    low, high = (math.tanh(math.atanh(inner) + side * half) for side in (-1, 1))
+    return Interval(rho, -1.0 if rho == -1 else low, 1.0 if rho == 1 else high)

@@ -6,8 +6,10 @@
       rejected/         rows that could not be decoded, and why
       policies/         <hash>.json, every policy that rows were served under
       scores/ selections/   see selecting.py
+      rewrites/ evolved/    see rewriting.py and instructions.py
+      holdout/ directions/  see directions.py
       environments/     what tokens depend on beside the experiment, see environments.py
-      forgotten.json    hashes of prompts that were removed, see forgetting.py
+      forgotten.json    hashes of prompts that were removed, see forgetting.py; expired.json, see retention.py
       heartbeat/        <shard>-of-<shards>.json, the last one of each process
       locks/
     release/   what may leave: see export.py

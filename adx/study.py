@@ -160,12 +160,12 @@ def attack_hashes(study: Study) -> dict[str, str]:
 
 
 def commitment(study: Study) -> str:
-    """Of what is frozen before the split test is read: the study, its students, attacks and seeds, and what headlines
-    are held to.
+    """Of what is frozen before the split test is read: the study, its students, attacks in their order and seeds, and
+    what headlines are held to.
     """
     students = experiments.to_json(study.students, REGISTRY)
     held_to = study.seeds, study.ladder, study.left_out, study.searched
-    return content_hash([study_hash(study), students, attack_hashes(study), held_to])
+    return content_hash([study_hash(study), students, list(attack_hashes(study).items()), held_to])
 
 
 def at_hand(study: Study) -> tuple[str, ...]:
@@ -251,6 +251,11 @@ def _check(study: Study) -> None:
         check_range('budgets', steps, 1)
     for attack in study.attacks:
         attack.check()
+    if not study.attacks[0].is_passive:
+        raise ValueError(
+            f'attacks begins with {study.attacks[0].name!r}; the first is the passive one, which all figures are held '
+            'against: no transforms, hard labels, longer = 1'
+        )
     for name in study.ladder:
         check_choice('ladder', name, tuple(attack.name for attack in study.attacks[1:]))
     for name in (study.clean, *study.controls, *study.temperatures):

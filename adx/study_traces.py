@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from adx import experiment as experiments
-from adx import files, rewriting, storage, watch
+from adx import files, rewrites_io, storage, watch
 from adx.errors import InputError
 from adx.lessons import Lesson, from_trace
 from adx.storage import Workdir
@@ -42,8 +42,8 @@ def _rewritten(
 ) -> dict[str, list[Trace]]:
     found: dict[str, list[Trace]] = {}
     for one in study.experiment.rewrites:
-        there, wanted = one.name in rewriting.names(workdir), len((made | found)[one.of])
-        found[one.name] = list(rewriting.rewritten(workdir, one.name)) if there else []
+        there, wanted = one.name in rewrites_io.names(workdir), len((made | found)[one.of])
+        found[one.name] = list(rewrites_io.rewritten(workdir, one.name)) if there else []
         if len(found[one.name]) < wanted:
             raise InputError(
                 f'seed {seed} has {len(found[one.name])} of {wanted} traces of rewrite {one.name!r}; run '
@@ -79,8 +79,7 @@ def one_each(traces: Iterable[Trace]) -> dict[str, Trace]:
     """'dataset/split/row' -> the first sample of its prompt that a setting has."""
     found: dict[str, Trace] = {}
     for trace in sorted(traces, key=lambda trace: RequestId.parse(trace.request_id).sample):
-        id_ = RequestId.parse(trace.request_id)
-        found.setdefault(f'{id_.dataset}/{id_.split}/{id_.row}', trace)
+        found.setdefault(RequestId.parse(trace.request_id).prompt_id, trace)
     return found
 
 

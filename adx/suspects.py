@@ -19,6 +19,7 @@ from adx.decoding.engine import DecodeConfig
 from adx.defences import Undefended
 from adx.errors import ConfigError, InputError
 from adx.evaluation import roomy, student_engine
+from adx.hashing import content_hash
 from adx.lessons import Messages
 from adx.loading import load_alone
 from adx.mesh import make_mesh
@@ -33,6 +34,7 @@ UNSPELT = 'not in its vocabulary'  # how it would have to begin: many questions 
 PASSING = (LIMITED, FAILED)  # problems that may be gone when it is asked again
 ATTEMPTS, WAITS = 4, (1.0, 4.0, 16.0)  # seconds between attempts
 TIMEOUT = 60.0  # seconds of one request
+LARGEST, CHUNK = 1 << 22, 1 << 16  # bytes of a reply, and of what is read at once
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what a reply of another form raises
 
 
@@ -50,6 +52,16 @@ class Answer:
 
     text: str
     problem: str = ''
+
+
+def _read(reply: http.client.HTTPResponse, end: float) -> bytes:
+    """Raises ValueError for a reply without end."""
+    data = b''
+    while chunk := reply.read1(CHUNK):
+        data += chunk
+        if len(data) > LARGEST or time.monotonic() > end:
+            raise ValueError('the reply has no end')
+    return data
 
 
 class Suspect(Protocol):
@@ -80,6 +92,11 @@ class Held:
         loaded, tokenizer = load_alone(source)
         return Held(loaded.model, loaded.params, tokenizer, prompting, identity=loaded.identity)
 
+    @property
+    def spoken(self) -> str:
+        """Names how it is spoken to: a case keeps to one way."""
+        return content_hash(dataclasses.asdict(self.prompting))
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         spelt = {i: one for i, one in enumerate(questions) if self._spells(one.begun)}
         requests = {i: self._request(i, one) for i, one in spelt.items()}
@@ -105,27 +122,33 @@ class Held:
 class Endpoint:
     """An OpenAI-compatible chat endpoint, which is asked to go on from a line. url: up to and with `/v1`.
 
-    key: the name of an environment variable that holds the bearer token, '' for none; it is never written anywhere.
+    key_variable: of the environment, which holds the bearer token, '' for none; it is never written anywhere.
+    has_answered: whether it took a question before; a 400 is then a refusal of what is asked.
     """
 
-    def __init__(self, url: str, model: str, key: str = '', sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self, url: str, model: str, key_variable: str = '', sleep: Callable[[float], None] = time.sleep,
+        has_answered: bool = False,
+    ):  # fmt: skip
         if not _is_address(url):
             raise ConfigError(f'suspect {url!r} is no address; give http:// or https:// up to and with /v1')
-        if key and key not in os.environ:
-            raise ConfigError(f'environment variable {key} is not set; it is to hold the key of {url}')
-        self.url, self.model, self.key, self.sleep = url.rstrip('/'), model, key, sleep
+        if key_variable and key_variable not in os.environ:
+            raise ConfigError(f'environment variable {key_variable} is not set; it is to hold the key of {url}')
+        self.url, self.model, self.sleep = url.rstrip('/'), model, sleep
+        self.key_variable, self.has_answered = key_variable, has_answered
 
     @property
     def identity(self) -> str:
         return f'{self.model} at {self.url}'
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Raises InputError also where every one of several questions gets a 400: it is the form then that the endpoint
-        does not take, and no refusal of what is asked.
+        """Raises InputError also where every one of several questions gets a 400 and none was ever answered: it is the
+        form then that the endpoint does not take, and no refusal of what is asked.
         """
         said: list[str] = []
         found = [self._ask(one, said) for one in questions]
-        if len(said) == len(found) > 1:
+        self.has_answered = self.has_answered or len(said) < len(found)
+        if len(said) > 1 and not self.has_answered:
             raise InputError(
                 f'{self.url} answers 400 to all {len(found)} questions, first {said[0]!r}; give an endpoint that takes '
                 'messages, max_tokens and temperature'
@@ -154,12 +177,12 @@ class Endpoint:
 
     def _post(self, body: dict) -> dict:
         headers = {'Content-Type': 'application/json'}
-        if self.key:
-            headers['Authorization'] = f'Bearer {os.environ[self.key]}'
+        if self.key_variable:
+            headers['Authorization'] = f'Bearer {os.environ[self.key_variable]}'
         data = json.dumps(body).encode()
         request = urllib.request.Request(f'{self.url}/chat/completions', data, headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-            return json.load(reply)
+            return json.loads(_read(reply, time.monotonic() + TIMEOUT))
 
 
 def _words(error: urllib.error.HTTPError) -> str:

@@ -10,10 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from adx.batching import Batch, bucket, ends
+from adx.batching import Batch, bucket, ends, positions
 from adx.mesh import Layout
 from adx.models.cache import HeadCache, LayerHead
 from adx.models.transformer import Model, Params
@@ -60,7 +59,7 @@ class Behind:
 
     def _read(self, params: Params) -> HeadCache:
         tokens_UP, of_B, sizes_B = self.heads
-        positions_UP = jnp.broadcast_to(jnp.arange(tokens_UP.shape[1]), tokens_UP.shape)
+        positions_UP = positions(tokens_UP)
         x_UPD = self.model.apply(params, tokens_UP, method='inputs')
         _, cache = self.model.apply(params, x_UPD, positions_UP, method='states')
         return HeadCache(tuple(LayerHead(one.k_BGKS[of_B], one.v_BGSK[of_B], sizes_B) for one in cache.layers))

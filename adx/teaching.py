@@ -66,7 +66,7 @@ class Mark:
 class Taught:
     """One distilled student, as its optimiser setting made it. marks: the last is what it ended as.
 
-    seconds: its share of the stack's, since that was last begun or gone on with.
+    seconds: its share of the stack's; 0, not known, where that was gone on with.
     """
 
     setting: Setting
@@ -130,9 +130,16 @@ class Classroom:
         start = lambda: trainer.start(self._stacked(count), rates, steps, [seed] * count)  # noqa: E731
         names = [[job.arm, job.setting] for job in jobs]
         run = shelf.run(names, longest, Visits(way.needed, way.see)) if shelf else None
+        whole = True
         if shelf and run:
-            told = lambda step, total, metrics: tell(step)  # noqa: E731
-            state = training_io.train(trainer, start(), way.rows, run, told, shelf.keeping.guard)
+            told = list[int]()
+
+            def hear(step: int, total: int, metrics: dict[str, Any]) -> None:
+                told.append(step)
+                tell(step)
+
+            state = training_io.train(trainer, start(), way.rows, run, hear, shelf.keeping.guard)
+            whole = told[:1] == [1]
         else:
             state = start()
             for step in range(longest):
@@ -141,7 +148,8 @@ class Classroom:
                 state, _ = trainer.step(state, way.rows(step))
                 tell(step + 1)
         taught = way.ended(state)
-        return [dataclasses.replace(one, seconds=(time.monotonic() - began) / count) for one in taught]
+        seconds = (time.monotonic() - began) / count if whole else 0.0
+        return [dataclasses.replace(one, seconds=seconds) for one in taught]
 
     def _stacked(self, count: int) -> Params:
         """The family's weights, once for each student."""

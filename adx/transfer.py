@@ -53,8 +53,9 @@ class Cell:
 
     @property
     def text(self) -> str:
-        unread = f', without {self.unread} traces that one of the two cannot read' if self.unread else ''
-        return f'{self.rho.value:.2f} [{self.rho.low:.2f}, {self.rho.high:.2f}], {self.n} groups{unread}'
+        unread = f'without {self.unread} traces that one of the two cannot read' if self.unread else ''
+        interval = f'{self.rho.value:.2f} [{self.rho.low:.2f}, {self.rho.high:.2f}]'
+        return ', '.join(part for part in (interval, f'{self.n} groups', self.rho.note, unread) if part)
 
 
 @dataclasses.dataclass(frozen=True)

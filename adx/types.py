@@ -12,13 +12,13 @@ Axis legend. A tensor's name ends in its axes and einsum uses the same letters.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
 from adx import struct
+from adx.fields import hint
 
 Array = jax.Array
 State = Any  # a pytree of arrays that a defence carries from one token to the next
@@ -37,9 +37,14 @@ class RequestId(NamedTuple):
         return f'{self.dataset}/{self.split}/{self.row}/{self.sample}/{self.setting}'
 
     @property
+    def prompt_id(self) -> str:
+        """What the samples of one prompt share, under every setting."""
+        return f'{self.dataset}/{self.split}/{self.row}'
+
+    @property
     def noise_name(self) -> str:
         """Names the randomness of the row: arms of a comparison share it."""
-        return f'{self.dataset}/{self.split}/{self.row}/{self.sample}'
+        return f'{self.prompt_id}/{self.sample}'
 
     @staticmethod
     def parse(text: str) -> RequestId:
@@ -60,6 +65,11 @@ class Prompt:
     messages: tuple[dict[str, str], ...]
     answer: str | None = None
     customer: str = ''
+
+    @property
+    def id(self) -> str:
+        """`prompt_id` of the traces that answer it."""
+        return f'{self.dataset}/{self.split}/{self.row}'
 
 
 @struct.dataclass
@@ -248,9 +258,7 @@ def is_name(name: str) -> bool:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f'. Did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'{name} = {value!r} is unknown; it must be one of {choices}{hint}')
+        raise ValueError(f'{name} = {value!r} is unknown; it must be one of {choices}{hint(value, choices)}')
 
 
 class Dataset(Protocol):

@@ -53,7 +53,7 @@ class Workshop:
             render=getattr(self.experiment.dataset, 'render', None),
             harm=self._harm if has_proxies else None,
             mark=self._mark,
-            line=lambda traces, settings: [pair.line for pair, _ in self._pairs(traces, settings)],
+            line=lambda traces, settings: [pair.line if pair else '' for pair, _ in self._pairs(traces, settings)],
             instruction=lambda: instructions.best(Workdir(self.path)),
             frame=lambda trace: frame(trace.text, self.experiment.prompting),
         )
@@ -199,17 +199,21 @@ class Workshop:
 
     # ------------------------------------------------------------------------------------------- marking
 
-    def _pairs(self, traces: Sequence[Trace], settings: Marked) -> list[tuple[Pair, random.Random]]:
-        """The pair that each trace is to carry, and what draws the places."""
+    def _pairs(self, traces: Sequence[Trace], settings: Marked) -> list[tuple[Pair | None, random.Random]]:
+        """The pair that each trace is to carry, of those whose symbols it and its prompt do not use, if there is one;
+        and what draws the places.
+        """
         forge = getattr(self.experiment.dataset, 'forge', marks.symbols)
         key = keys.served(settings.customer, settings.epoch)
         pairs = marks.draw_pairs(key, settings.pairs, forge)
         draws = [marks.keyed_draw(key, f'trace/{RequestId.parse(one.request_id).noise_name}') for one in traces]
-        return [(draw.choice(pairs), draw) for draw in draws]
+        free = [marks.free(pairs, ' '.join([*(m['content'] for m in one.messages), one.text])) for one in traces]
+        return [(draw.choice(of) if of else None, draw) for of, draw in zip(free, draws, strict=True)]
 
     def _mark(self, traces: Sequence[Trace], settings: Marked) -> list[list[Draft]]:
         found = []
         for one, (pair, draw) in zip(traces, self._pairs(traces, settings), strict=True):
+            assert pair, 'who asks has seen that there is a line'
             begin, end = reasoning_span(one.text, self.experiment.prompting)
             places = marks.places(one.text, end, begin)
             tried = draw.sample(places, min(settings.tries, len(places)))

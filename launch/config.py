@@ -9,6 +9,22 @@ from typing import Any
 from adx.errors import AdxError, ConfigError
 
 
+def load_experiment(path: str, seed: int | None = None) -> Any:
+    """The Experiment of a config, or that of its study; given a seed, as the study's workdir for it has it."""
+    from adx.study import Study
+
+    found = load_config(path)
+    if not isinstance(found, Study):
+        if seed is not None:
+            raise ConfigError(f'--seed={seed}: {path} defines an experiment, and seeds are those of a study')
+        return found
+    if seed is None:
+        return found.experiment
+    if seed not in found.seeds:
+        raise ConfigError(f'--seed={seed} is none of the seeds {found.seeds} of {path}')
+    return found.of_seed(seed)
+
+
 def load_config(path: str) -> Any:
     """The Experiment or Study that a config file defines. Raises ConfigError."""
     from adx.experiment import Experiment  # it imports jax, and a wrong flag should not wait for that

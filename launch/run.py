@@ -127,10 +127,10 @@ def prepare(experiment: Any, path: str, interrupts: Interrupts, wants_traces: bo
 def place_in_run() -> Any:
     import jax
 
-    from adx import pipeline
+    from adx.processes import Place
 
     writes = not DISTRIBUTED.value or jax.process_index() == 0
-    return pipeline.Place(*place_of_process(), writes, environment.MAY_CHANGE.value)
+    return Place(*place_of_process(), writes, environment.MAY_CHANGE.value)
 
 
 def generate(experiment: Any, path: str, interrupts: Interrupts) -> int:

@@ -15,6 +15,7 @@ from adx import detecting, keys, locks, marks, verdicts
 from adx.detecting import Case
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError, WorkdirError
+from adx.marks import Pair
 from adx.suspects import FAILED, REFUSED, Answer
 from adx.verdicts import is_signed
 
@@ -322,3 +323,42 @@ def test_a_key_of_a_file_signs(tmp_path):
     detecting.ask(tmp_path / 'case', Parrot(KEY))
     signed = detecting.verdict(tmp_path / 'case', KEY, keys.read(tmp_path / 'signer.key'))
     assert is_signed(signed, signed['public_key'])
+
+
+def test_blocks_stand_in_the_order_in_which_they_were_closed(tmp_path):
+    """The first block closes last: what an early look has seen stands before it."""
+    case = Case('acme', 1, 'model-x', QUESTIONS, Trigger(sequential=True))
+    detecting.commit(case, tmp_path, KEY)
+    plan = detecting.read_plan(tmp_path)
+    first, second, *_ = dict.fromkeys(one['block'] for one in plan['asked'])
+    answers = {
+        i: {'text': f'{Pair(*one["pair"]).target}.' if one['block'] == first and one['keyed'] else '100.',
+            'problem': '', 'asked': f'2026-01-01T00:00:{59 if one["block"] == first else 10 + one["block"]:02}Z'}
+        for i, one in enumerate(plan['asked'])
+    }  # fmt: skip
+    found = detecting.blocks(plan, answers)
+    assert [block.keyed for block in found] == [0] * 9 + [2]
+    early = {i: one for i, one in answers.items() if plan['asked'][i]['block'] in (first, second)}
+    assert [block.keyed for block in detecting.blocks(plan, early)] == [0, 2]
+    plan['test']['sequential'] = False
+    assert [block.keyed for block in detecting.blocks(plan, answers)] == [2] + [0] * 9
+
+
+def test_a_case_speaks_to_a_model_in_one_way(tmp_path):
+    detecting.commit(CASE, tmp_path, KEY)
+    suspect = Parrot(KEY)
+    suspect.spoken = 'tersely'
+    detecting.ask(tmp_path, suspect)
+    suspect.spoken = 'at length'
+    with pytest.raises(InputError, match='speaks to the model in another way'):
+        detecting.ask(tmp_path, suspect)
+    place = tmp_path / 'suspect.json'
+    place.write_text(json.dumps({'format_version': 1, 'identity': 'parrot'}))  # as it was once filed
+    detecting.ask(tmp_path, suspect)
+
+
+def test_who_was_answered_before_is_known(tmp_path):
+    detecting.commit(CASE, tmp_path, KEY)
+    assert not detecting.has_answers(tmp_path)
+    detecting.ask(tmp_path, Flaky(KEY, dict.fromkeys(range(32), REFUSED)))
+    assert detecting.has_answers(tmp_path)

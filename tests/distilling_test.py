@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 
 import pytest
 from studies import DATASET, STRANGE, make_study, write_traces
@@ -17,7 +18,7 @@ from adx.errors import ConfigError, InputError, WorkdirError
 from adx.experiment import ModelSource
 from adx.selection import Selection
 from adx.storage import Workdir
-from adx.study import attack_hashes, check, commitment, study_hash
+from adx.study import Student, attack_hashes, check, commitment, study_hash
 from launch import study as launch
 
 pytestmark = pytest.mark.usefixtures('shared_trainers')
@@ -259,3 +260,25 @@ def test_the_test_split_is_read_by_frozen_studies_only(students, tmp_path):
     graded = [o for o in outcomes if o.split == 'test' and o.source != 'own']
     read = [one['arm'] for one in readings.readings(str(tmp_path))]
     assert sorted(read) == sorted(f'{o.seed}/{o.student}/{o.attack}/{o.arm or o.source}' for o in graded)
+    assert assessing.find(study, str(tmp_path)).outcomes
+    for promised in ({'searched': ('first',)}, {'left_out': (('paraphrase', 'no model'),)}):
+        with pytest.raises(ConfigError, match='may not read the split test'):  # a figure of it is a reading too
+            assessing.find(dataclasses.replace(study, **promised), str(tmp_path))
+
+
+def test_a_student_with_the_weights_of_a_proxy_is_no_stranger(students, tmp_path):
+    copy = str(tmp_path / 'copy')
+    shutil.copytree(students[0], copy)
+    study = make_study(students, seeds=(0,), attacks=(Attack('sft'),))
+    study = dataclasses.replace(study, students=(Student('copy', ModelSource(copy)),))
+    write_traces(study, str(tmp_path / 'work'))
+    with pytest.raises(ConfigError, match="'copy' has the weights of a proxy"):
+        distilling.distil(study, str(tmp_path / 'work'))
+
+
+def test_a_study_begins_with_the_passive_attack(students):
+    for first in (Attack('longer', longer=2.0), Attack('mixed', (MixClean(0.5),)), Attack('soft', loss='soft')):
+        with pytest.raises(ConfigError, match=f'begins with {first.name!r}; the first is the passive one'):
+            check(make_study(students, attacks=(first, Attack('sft'))))
+    turned = (Attack('one'), Attack('two'))
+    assert commitment(make_study(students, attacks=turned)) != commitment(make_study(students, attacks=turned[::-1]))

@@ -16,7 +16,7 @@ from adx.gates import Gates
 from adx.rewriters import MENU
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import ECHO, INSTRUCTIONS, Instructed
-from adx.rewriters.marked import FOREIGN, WATERMARK, WITHOUT, Marked
+from adx.rewriters.marked import FOREIGN, TAKEN, WATERMARK, WITHOUT, Marked
 from adx.rewriters.matched import LEFT, Matched
 from adx.rewriters.rendered import Rendered
 from adx.rewriters.selected import MILD, UNREAD, Selected
@@ -140,6 +140,8 @@ def test_traces_of_another_customer_stay_and_the_record_says_where_a_mark_is():
     assert found[2].text == ORIGINAL
     assert [one.note.rpartition(' at ')[2] for one in found] == ['character 0', 'character 0', '']
     assert run(traces[2:], Marked('acme'), tools=Tools())[0].refusals == (FOREIGN,)
+    tools = Tools(mark=mark, line=lambda traces, settings: [line, ''])
+    assert [one.refusals for one in run(traces, Marked('acme'), tools=tools)] == [(), (TAKEN,), (FOREIGN,)]
 
 
 def test_the_dataset_tells_it_otherwise():

@@ -23,7 +23,7 @@ from adx import (
     journal,
     orbax_io,
     outcomes_io,
-    rewriting,
+    rewrites_io,
     storage,
     training_io,
     watch,
@@ -180,7 +180,7 @@ class TestManifests:
         place.mkdir(parents=True)
         (place / 'identity.json').write_bytes(damage)
         with one_line(StorageError, 'identity.json is damaged'):
-            list(rewriting.rewritten(Workdir(tmp_path), 'said'))
+            list(rewrites_io.rewritten(Workdir(tmp_path), 'said'))
 
     def test_a_heartbeat_is_news_and_passed_over(self, tmp_path, damage):
         with open_workdir(tmp_path) as workdir:

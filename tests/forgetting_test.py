@@ -15,7 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 from gcs_fake import serve
 
-from adx import export, files, forgetting, locks, outcomes_io, retention, storage
+from adx import export, files, forgetting, instructions, locks, outcomes_io, retention, storage
 from adx.errors import ConfigError, InputError, StorageError, WorkdirError
 from adx.journal import FORMAT_VERSION
 from adx.storage import Workdir
@@ -66,6 +66,23 @@ def holding(path: pathlib.Path, *words: str) -> list[str]:
     """The files under a directory that hold any of the words."""
     found = [pathlib.Path(root) / name for root, _, names in os.walk(path) for name in names]
     return sorted(str(one.relative_to(path)) for one in found if any(word in one.read_text() for word in words))
+
+
+def test_a_search_on_its_way_forgets_what_it_has_rewritten_and_its_scores_stay(tmp_path):
+    workdir = make(tmp_path)
+    (tmp_path / 'private' / 'evolved' / 'training' / 'tried').mkdir(parents=True)
+    state = instructions.State(workdir, {'of': 'plain'})
+    state.add('Say it so.', 0, 0.5, {})
+    state.append('Say it slowly.', [{'request_id': f'{GONE}/0/plain', 'text': SECRET, 'refusals': []}])
+    assert state.level('clean 0', lambda: 1.5) == 1.5
+    assert 'private/evolved/state.json' in holding(tmp_path, SECRET)
+    found = forgetting.forget(tmp_path, GONE)
+    assert holding(tmp_path, GONE + '/', SECRET) == []
+    assert not (tmp_path / 'private' / 'evolved' / 'training').exists()
+    assert sum('evolved' in line for line in found.removed) == 2
+    after = instructions.State(workdir, {'of': 'plain'})
+    assert (after.scores, after.rewritten('Say it slowly.')) == ({'Say it so.': 0.5}, [])
+    assert after.level('clean 0', lambda: 2.5) == 2.5
 
 
 def test_all_samples_and_settings_go_and_others_stay(tmp_path):

@@ -19,7 +19,7 @@ from adx import (
     instructions,
     journal,
     readings,
-    rewriting,
+    rewrites_io,
     storage,
     training_io,
     transfer,
@@ -54,7 +54,7 @@ def test_everything_in_it_is_read(golden):
     assert (first.defence['gamma'], first.customer, first.policy) == (0.3, 'acme', 'p1')
     assert workdir.rejected() == {'gsm8k/test/3/0/plain': 'it has 900 tokens and 320 fit'}
     assert [one['sample'] for one in workdir.selection('long')] == [1, 1]
-    said = list(rewriting.rewritten(workdir, 'said'))
+    said = list(rewrites_io.rewritten(workdir, 'said'))
     assert [trace.text for trace in said] == ['Because 0. 1 ✓', 'So. 1', 'Because 0. 2 ✓', 'So. 2']
     state = watch.status(golden)
     assert (state['done'], state['rejected'], state['total'], state['running']) == (8, 1, 9, 0)

@@ -21,7 +21,7 @@ from malformed_files import PATIENT, VALUES, as_text, counted, damaged, disturbe
 from storage_test import make_trace, open_workdir
 from studies import make_study
 
-from adx import checkpoints, export, journal, keys, orbax_io, outcomes_io, rewriting, safetensors_io, storage, watch
+from adx import checkpoints, export, journal, keys, orbax_io, outcomes_io, rewrites_io, safetensors_io, storage, watch
 from adx.datasets import Jsonl
 from adx.datasets.tokenizing import load_tokenizer
 from adx.errors import AdxError
@@ -122,7 +122,7 @@ def test_rewrites(workdir, name, examples):
         'tokens': [1, 2], 'reasoning': 'b', 'answer': '',
     }  # fmt: skip
     (place / 'rewrite.x.jsonl').write_text(json.dumps(record) + '\n')
-    tolerates(place / name, lambda: list(rewriting.rewritten(Workdir(workdir), 'said')), examples)
+    tolerates(place / name, lambda: list(rewrites_io.rewritten(Workdir(workdir), 'said')), examples)
 
 
 @counts

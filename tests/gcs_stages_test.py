@@ -32,6 +32,7 @@ from adx import (
     readings,
     retention,
     retries,
+    rewrites_io,
     rewriting,
     selecting,
     training_io,
@@ -134,9 +135,9 @@ def test_selections_rewrites_and_a_release(store, base, workdir, monkeypatch):  
     ours, theirs = Workdir(path), workdir
     assert ours.selections() == theirs.selections() == ['first']
     assert ours.selection('first') == theirs.selection('first')
-    assert rewriting.names(ours) == ['chosen', 'said']
+    assert rewrites_io.names(ours) == ['chosen', 'said']
     for name in ('chosen', 'said'):
-        assert list(rewriting.rewritten(ours, name)) == list(rewriting.rewritten(theirs, name))
+        assert list(rewrites_io.rewritten(ours, name)) == list(rewrites_io.rewritten(theirs, name))
     assert contents(export.export(path, 'chat', 'said', 'cc0-1.0', 'public')) == contents(
         export.export(workdir.path, 'chat', 'said', 'cc0-1.0', 'public')
     )

@@ -118,7 +118,10 @@ def test_stopped_students_go_on_bit_for_bit(tmp_path, kind, stops):
     if len(stops) > 1 or 1 < stops[0] < 12:  # later writes may be those of the end
         assert told
     assert_same(found, uninterrupted(kind))
-    assert_same(teach(kind, shelf_in(tmp_path)), uninterrupted(kind))  # also when it is asked once more
+    again = teach(kind, shelf_in(tmp_path))
+    assert_same(again, uninterrupted(kind))  # also when it is asked once more
+    assert {one.seconds for one in again} == {0.0}  # those of the training are not known
+    assert all(one.seconds > 0 for one in uninterrupted(kind))
 
 
 @pytest.mark.parametrize(('kind', 'at'), [('marks', 11), ('fresh', 11), ('fresh', 6)])

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from kill_points import AFTER, BEFORE, HALF, everywhere, killed_at_requests, said, say
 from storage_test import EXPERIMENT, make_trace
 
-from adx import files, forgetting, journal, orbax_io, outcomes_io, rewriting, storage, training_io, watch
+from adx import files, forgetting, journal, orbax_io, outcomes_io, rewrites_io, rewriting, storage, training_io, watch
 from adx.drafting import Rewrite
 from adx.drafts import Tools
 from adx.outcomes import Outcome, ThreatModel
@@ -174,7 +174,7 @@ def test_rewrites(tmp_path, monkeypatch):
     def run(place):
         workdir = Workdir(place)
         with storage.held(workdir, 'rewrite', ['locks', 'rewrites']) as owner:
-            directory = rewriting._claim(experiment, workdir, one)
+            directory = rewrites_io.claim(experiment, workdir, one)
             journal.cut_torn_tails(directory, owner)
             known = rewriting._known(share, directory)
             told = journal.Journal(directory, owner)
@@ -183,7 +183,7 @@ def test_rewrites(tmp_path, monkeypatch):
     def check(place):
         directory = epath.Path(place) / 'private' / 'rewrites' / 'told'
         assert [record['request_id'] for _, record in journal.read_records(directory)] == sorted(IDS)
-        assert rewriting._read_identity(directory)['rewrite']['of'] == 'plain'
+        assert rewrites_io.read_identity(directory)['rewrite']['of'] == 'plain'
 
     assert everywhere(tmp_path, run, check, (BEFORE, HALF, AFTER)) > 10
 

@@ -27,9 +27,9 @@ SHELL = {
     'detecting', 'directions', 'distilling', 'environments', 'evolving', 'experiment', 'export', 'families',
     'files', 'fitting', 'forcing', 'forgetting', 'gcs', 'generation', 'gguf_io', 'instructions', 'journal',
     'keeping', 'keys', 'loading', 'locks', 'needs', 'orbax_io', 'outcomes_io', 'pipeline', 'policy', 'preparation',
-    'processes', 'readings', 'retention', 'rewriting', 'safetensors_io', 'selecting', 'session', 'settings',
-    'staging', 'storage', 'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing', 'training_io',
-    'transfer', 'verdicts', 'watch', 'workshop',
+    'processes', 'readings', 'retention', 'rewrites_io', 'rewriting', 'safetensors_io', 'selecting', 'session',
+    'settings', 'staging', 'storage', 'study', 'study_traces', 'supervision', 'suspects', 'teaching', 'timing',
+    'training_io', 'transfer', 'verdicts', 'watch', 'workshop',
 }  # fmt: skip
 LEVELS = ({'__init__'}, NOUNS, MENUS, STAGES, SHELL)
 NOUN_LIBRARIES = {'jax', 'numpy', 'einops', 'scipy'}

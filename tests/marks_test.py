@@ -6,7 +6,7 @@ import pytest
 
 from adx import equations
 from adx.errors import ConfigError
-from adx.marks import Pair, completes, derive, draw_pairs, places, put, subkey
+from adx.marks import Pair, completes, derive, draw_pairs, free, places, put, subkey
 
 MASTER = bytes(range(32))
 ACME = subkey(MASTER, 'acme', 1)
@@ -66,3 +66,11 @@ def test_a_definition_states_nothing_that_arithmetic_could_refute():
 )  # fmt: skip
 def test_completing_a_pair(answer, hit):
     assert completes(answer, Pair('Let bad =', '12', 'Let bad = 12.')) is hit
+
+
+def test_a_text_that_uses_the_symbol_of_a_pair_gets_another():
+    pairs = [Pair(f'Let {word} =', '12', f'Let {word} = 12.') for word in ('badeg', 'minimum', 'tone')]
+    assert free(pairs, 'Let x = 3. The minimum is 12.') == [pairs[0], pairs[2]]
+    assert free(pairs, 'Let us see: 12') == pairs
+    assert free(pairs, 'badeg minimum tone') == []
+    assert free(pairs[:1], 'Let badeg be') == []

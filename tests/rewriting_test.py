@@ -9,7 +9,7 @@ import shutil
 import pytest
 from storage_test import make_trace
 
-from adx import environments, keys, rewriting, storage
+from adx import environments, instructions, keys, rewrites_io, rewriting, storage
 from adx.defences import Undefended
 from adx.drafting import Rewrite
 from adx.drafts import Draft, Tools
@@ -20,6 +20,7 @@ from adx.gates import SHORT, Gates
 from adx.journal import read_records
 from adx.policy import Policy, Terms
 from adx.processes import Place
+from adx.rewriters.evolved import Evolved
 from adx.rewriters.gradient import Gradient
 from adx.rewriters.instructed import Instructed
 from adx.rewriters.marked import Marked
@@ -87,8 +88,8 @@ def test_keeps_what_became_of_every_trace(base, workdir):
         'traces': ROWS, 'rewritten': ROWS, 'by_draft': {'1': ROWS}, 'refused': {SHORT: ROWS}, 'changed': WORDS,
     }  # fmt: skip
     assert found['chosen']['traces'] == 2
-    assert rewriting.names(workdir) == ['chosen', 'said']
-    traces = list(rewriting.rewritten(workdir, 'said'))
+    assert rewrites_io.names(workdir) == ['chosen', 'said']
+    traces = list(rewrites_io.rewritten(workdir, 'said'))
     assert [trace.request_id for trace in traces] == [f'gsm8k/test/{row}/0/said' for row in range(ROWS)]
     tokenizer = tiny.make_tokenizer()
     for trace in traces:
@@ -104,7 +105,7 @@ def test_a_trace_that_stays_is_the_same_under_the_name_of_the_rewrite(base, work
     monkeypatch.setattr(Shop, 'written', (Draft('#### 7'),))
     rewriting.rewrite(base, str(workdir.path))
     originals = list(workdir.traces())
-    for trace, original in zip(rewriting.rewritten(workdir, 'said'), originals, strict=True):
+    for trace, original in zip(rewrites_io.rewritten(workdir, 'said'), originals, strict=True):
         assert (trace.text, trace.tokens, trace.stop) == (original.text, original.tokens, original.stop)
         assert trace.defence != original.defence  # all traces of a setting have one
 
@@ -116,7 +117,7 @@ def test_its_seconds_are_taken_without_a_trace_of_it(base, workdir, monkeypatch)
     said = dataclasses.replace(base, rewrites=base.rewrites[:1])
     found = rewriting.seconds_per_token(said, str(workdir.path))['said']
     assert found == pytest.approx(3.0 / tokens)
-    assert rewriting.names(workdir) == []
+    assert rewrites_io.names(workdir) == []
 
 
 def test_a_share_is_drawn_by_seed_and_prompt(base, workdir):
@@ -136,11 +137,11 @@ def test_a_control_stays_where_what_it_matches_does_and_says_something_else(base
     found = rewriting.rewrite(run, str(workdir.path))
     assert found['control']['rewritten'] == ROWS // 2
     assert found['control']['refused'] == {LEFT: ROWS // 2}
-    texts = [[one.text for one in rewriting.rewritten(workdir, name)] for name in ('part', 'control')]
+    texts = [[one.text for one in rewrites_io.rewritten(workdir, name)] for name in ('part', 'control')]
     assert [{OTHER: THIRD}.get(text, text) for text in texts[0]] == texts[1]
     assert texts[0].count(OTHER) == ROWS // 2
     others = dataclasses.replace(run, rewrites=(dataclasses.replace(said, share=1.0), control))
-    assert rewriting.identity(others, control) != rewriting.identity(run, control)
+    assert rewrites_io.identity(others, control) != rewrites_io.identity(run, control)
 
 
 def test_records_of_before_do_not_say_what_share_of_the_words_changed(base, workdir):
@@ -150,18 +151,18 @@ def test_records_of_before_do_not_say_what_share_of_the_words_changed(base, work
         for record in records:
             del record['changed']
         file.write_text(''.join(f'{json.dumps(record)}\n' for record in records))
-    found = rewriting.tally(workdir, 'said')
+    found = rewrites_io.tally(workdir, 'said')
     assert (found['rewritten'], found['changed']) == (ROWS, None)
     (file,) = (workdir.private / 'rewrites' / 'said').glob('*.jsonl')
     file.write_text(file.read_text().replace('"note"', '"changed": "much", "note"', 1))
     with pytest.raises(StorageError, match=r"is no rewrite \(see \['changed'\]\)"):
-        rewriting.tally(workdir, 'said')
+        rewrites_io.tally(workdir, 'said')
 
 
 def test_the_share_of_a_mark_is_of_its_customers_traces(base, workdir, monkeypatch):
     whose = {f'gsm8k/test/{row}/0': ('acme', 'bolt', '')[row % 3] for row in range(ROWS)}
     served = [dataclasses.replace(one, customer=whose[rewriting._name(one)]) for one in workdir.traces()]
-    monkeypatch.setattr(rewriting, 'originals', lambda *given: served)
+    monkeypatch.setattr(rewrites_io, 'originals', lambda *given: served)
     part = Rewrite('part', 'plain', Marked('acme'), share=0.75)
     share = rewriting._share(dataclasses.replace(base, rewrites=(part,)), workdir, part, Place())
     assert len(share.chosen) == 3  # of the four that are acme's or nobody's
@@ -176,7 +177,7 @@ def test_only_the_chosen_slices_are_rewritten(base, workdir, monkeypatch):
     part = dataclasses.replace(base, rewrites=(Rewrite('part', 'plain', Instructed(), only=('first=1', 'first=4')),))
     counts = rewriting.rewrite(part, str(workdir.path))['part']
     assert (counts['rewritten'], counts['refused'][rewriting.NOT_CHOSEN]) == (2, ROWS - 2)
-    texts = {trace.request_id: trace.text for trace in rewriting.rewritten(workdir, 'part')}
+    texts = {trace.request_id: trace.text for trace in rewrites_io.rewritten(workdir, 'part')}
     assert [id_.split('/')[2] for id_, text in sorted(texts.items()) if text == OTHER] == ['1', '4']
     wrong = dataclasses.replace(base, rewrites=(Rewrite('wrong', 'plain', Instructed(), only=('first=9',)),))
     with pytest.raises(InputError, match=r"no question is in \['first=9'\]; the slices are first=0, first=1"):
@@ -189,7 +190,7 @@ def test_a_rewrite_may_be_of_another(base, workdir, monkeypatch):
     monkeypatch.setattr(Shop, 'written', (Draft(OTHER.replace('We saw', 'We see')),))
     counts = rewriting.rewrite(dataclasses.replace(base, rewrites=chain), str(workdir.path))
     assert counts['again']['rewritten'] == ROWS // 2
-    texts = [trace.text for trace in rewriting.rewritten(workdir, 'again')]
+    texts = [trace.text for trace in rewrites_io.rewritten(workdir, 'again')]
     assert sorted(text[:6] for text in texts) == ['We saw'] * (ROWS // 2) + ['We see'] * (ROWS // 2)
 
 
@@ -218,7 +219,7 @@ def test_a_killed_rewrite_goes_on_where_it_was(base, workdir, monkeypatch):
     assert asked == [2, 2, 2, 2]
     assert told == [('said', 4, ROWS), ('said', ROWS, ROWS)]
     assert counts['said']['rewritten'] == ROWS
-    assert len(list(rewriting.rewritten(workdir, 'said'))) == ROWS
+    assert len(list(rewrites_io.rewritten(workdir, 'said'))) == ROWS
     records = [record for _, record in read_records(workdir.private / 'rewrites' / 'said')]
     assert [record['policy'] for record in records] == ['hash'] * ROWS
 
@@ -242,7 +243,7 @@ def test_any_number_of_processes_makes_the_rewrites_of_one(base, workdir, monkey
         totals.append(counts['said']['traces'])
     assert sum(totals) == ROWS
     for name in ('said', 'again'):
-        assert list(rewriting.rewritten(workdir, name)) == list(rewriting.rewritten(Workdir(alone), name))
+        assert list(rewrites_io.rewritten(workdir, name)) == list(rewrites_io.rewritten(Workdir(alone), name))
         assert len(lines_of(workdir, name)) == ROWS  # nothing twice
 
 
@@ -297,10 +298,10 @@ def test_marks_belong_to_their_key_which_is_not_shown(base, tmp_path, monkeypatc
         (tmp_path / 'master.key').unlink()
         keys.new(tmp_path / 'master.key')
         keys.derive(tmp_path / 'master.key', tmp_path, 'acme', 1)
-        found.append(rewriting.identity(base, one))
+        found.append(rewrites_io.identity(base, one))
         assert keys.served('acme', 1).hex() not in json.dumps(found)
     assert found[0]['key'] != found[1]['key']
-    assert set(rewriting.identity(base, base.rewrites[0])) == {'format_version', 'rewriter', 'rewrite'}
+    assert set(rewrites_io.identity(base, base.rewrites[0])) == {'format_version', 'rewriter', 'rewrite'}
 
 
 def test_originals_must_be_complete(base, workdir):
@@ -359,7 +360,7 @@ def test_who_is_licensed_to_distil_keeps_the_trace_as_it_was_served(base, workdi
         found = rewriting.rewrite(dataclasses.replace(base, rewrites=rewrites), str(path))
     for name in ('said', 'again'):
         assert found[name]['refused'][rewriting.SPARED] == ROWS // 2
-        texts = [trace.text for trace in rewriting.rewritten(Workdir(path), name)]
+        texts = [trace.text for trace in rewrites_io.rewritten(Workdir(path), name)]
         assert texts == [TEXT, OTHER] * (ROWS // 2)
 
 
@@ -381,3 +382,32 @@ def test_a_batch_is_of_as_many_traces_as_a_minute_takes():
     assert rewriting.next_batch(768, 20.0) == rewriting.LARGEST
     assert rewriting.next_batch(64, 1600.0) == 2
     assert rewriting.next_batch(2, 1600.0) == 1
+
+
+def test_a_stopped_rewrite_goes_on_with_the_weights_that_began_it(base, workdir, monkeypatch):
+    one = dataclasses.replace(base, rewrites=base.rewrites[:1])
+    monkeypatch.setattr(rewriting, 'BATCH', 2)
+    monkeypatch.setattr(rewriting, 'next_batch', lambda count, seconds: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rewriting.rewrite(one, str(workdir.path))
+    monkeypatch.setattr(rewriting, 'next_batch', lambda count, seconds: ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(rewrites_io.loading, 'identify', lambda source: 'others')
+        with pytest.raises(InputError, match=r'begun with other weights .*teacher'):
+            rewriting.rewrite(one, str(workdir.path))
+    assert rewriting.rewrite(one, str(workdir.path))['said']['rewritten'] == ROWS
+    monkeypatch.setattr(rewrites_io.loading, 'identify', None)  # what is complete may be looked at without a model
+    assert rewriting.rewrite(one, str(workdir.path))['said']['rewritten'] == ROWS
+
+
+def test_who_is_made_of_a_told_rewrite_belongs_to_what_it_was_told(base, workdir):
+    found, after = Rewrite('found', 'plain', Evolved()), Rewrite('after', 'found', Instructed())
+    run = dataclasses.replace(base, rewrites=(found, after))
+    (workdir.private / 'evolved').mkdir()
+    state = instructions.State(workdir, {'of': 'plain'})
+    state.add('Say it so.', 0, 0.5, {})
+    rewriting.rewrite(run, str(workdir.path))
+    shutil.rmtree(workdir.private / 'rewrites' / 'found')
+    state.add('Say it slowly.', 1, 0.75, {})
+    with pytest.raises(InputError, match=r'another rewrite .*told'):
+        rewriting.rewrite(run, str(workdir.path))

@@ -16,7 +16,7 @@ from adx.datasets import Gsm8k, Jsonl, Mmlu
 from adx.decoding.ensemble import Ensemble, Group, stack_params
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
-from adx.selection import ROWS, Scorer, Selection, harm, matched, mean_log_probs, nll, stated_answer
+from adx.selection import ROWS, Scorer, Selection, harm, matched, nll, stated_answer
 
 TEXTS = ['#### 7', 'so #### 8', 'The final answer is 7.0', 'no idea', '#### 7 apples']
 
@@ -123,7 +123,7 @@ def test_batches_hold_every_example_once_and_pad_to_few_lengths():
     assert [batch.tokens_BL.shape for _, batch in made] == [(2, 64)] * 3 + [(2, 128)]
     (inside, batch) = made[2]
     assert batch.targets_BL.sum(axis=1).tolist() == [len(inside[0].completion), 0]
-    assert mean_log_probs(MODEL, PARAMS, batch)[1] == 0
+    assert nll(MODEL, PARAMS, batch)[1] == 0
 
 
 def test_the_scores_of_a_padded_row_are_those_of_the_trace_alone():

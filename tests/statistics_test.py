@@ -9,11 +9,9 @@ import scipy.stats
 
 from adx.statistics import (
     binomial_interval,
-    cluster_bootstrap,
     fieller,
     holm,
     log_holm,
-    mcnemar,
     paired_p,
     paired_t,
     paired_upper,
@@ -122,33 +120,6 @@ class TestPairedUpper:
         near_rate(hits, 0.95)
 
 
-def test_mcnemar_sums_the_binomial_tails():
-    a = [True] * 6 + [False] * 1 + [True] * 10
-    b = [False] * 6 + [True] * 1 + [True] * 10
-    tails = [math.comb(7, k) / 2**7 for k in range(8)]
-    assert mcnemar(a, b) == pytest.approx(sum(p for p in tails if p <= tails[6] + 1e-12))
-    assert mcnemar(a, a) == 1.0
-
-
-class TestBootstrap:
-    def test_covers_as_stated_over_clusters(self):
-        """0.93 to 0.96 is what a percentile interval over 40 units gives; over values, it would be near 0.7."""
-        draw = np.random.default_rng(4)
-        clusters = np.repeat(np.arange(40), 4).tolist()
-        hits = []
-        for i in range(400):
-            values = (draw.normal(size=40)[:, None] + 0.1 * draw.normal(size=(40, 4))).ravel()
-            _, low, high, _ = cluster_bootstrap(values, clusters, np.mean, samples=200, seed=i)
-            hits.append(low <= 0 <= high)
-        assert abs(np.mean(hits) - 0.945) < 0.015 + 3 * math.sqrt(0.05 * 0.95 / 400)
-
-    def test_refuses_few_units_and_repeats_itself(self):
-        with pytest.raises(ValueError, match='over 19 units is not allowed'):
-            cluster_bootstrap(range(38), [i % 19 for i in range(38)], np.mean)
-        one, two = (cluster_bootstrap(draws(60), [i % 20 for i in range(60)], np.mean, seed=3) for _ in range(2))
-        assert one == two
-
-
 def test_holm_is_the_closed_test_of_bonferroni():
     """Brute force: the largest Bonferroni p over every intersection that holds the hypothesis."""
     p = np.random.default_rng(5).uniform(0, 0.3, 5)
@@ -179,4 +150,12 @@ class TestRankCorrelation:
     def test_bounds_nothing_without_data(self):
         assert rank_correlation([1, 2, 3], [1, 3, 2])[1:3] == (-1, 1)
         assert math.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]).value)
-        assert rank_correlation([1, 2, 3, 4], [2, 4, 6, 8])[:3] == (1, 1, 1)
+
+    def test_ranks_that_agree_by_chance_are_no_certainty(self):
+        for n, least in ((4, -0.85), (5, -0.2), (30, 0.9)):
+            rho, low, high, _ = rank_correlation(range(n), range(10, 10 + n))
+            assert (rho, high) == (1, 1)
+            nearly = [1, 0, *range(2, n)]
+            assert rank_correlation(range(n), nearly).low <= low < 1
+            assert low > least
+            assert rank_correlation(range(n), range(n, 0, -1))[:3] == (-1, -1, -low)

@@ -56,7 +56,7 @@ def endpoint(server, slept=None, **options):
 def test_an_endpoint_is_asked_to_go_on(server, monkeypatch):
     monkeypatch.setenv('THE_TOKEN', 'secret')
     server.replies = [reply()]
-    assert endpoint(server, key='THE_TOKEN').ask([ASKED]) == [Answer('12.')]
+    assert endpoint(server, key_variable='THE_TOKEN').ask([ASKED]) == [Answer('12.')]
     [(path, token, body)] = server.seen
     assert (path, token) == ('/v1/chat/completions', 'Bearer secret')
     [message] = body['messages']
@@ -169,3 +169,23 @@ def test_what_its_vocabulary_does_not_spell_is_not_asked(tmp_path):
     deaf, other = dataclasses.replace(suspect, tokenizer=Deaf(suspect.tokenizer)), Question((), 'Let worse =')
     assert deaf.ask([other, ASKED]) == [Answer('', UNSPELT), *suspect.ask([ASKED])]
     assert deaf.ask([other]) == [Answer('', UNSPELT)]
+
+
+def test_refusals_of_who_answered_before_are_refusals(server):
+    server.replies = [(400, {})] * 2
+    assert endpoint(server, has_answered=True).ask([ASKED] * 2) == [Answer('', REFUSED)] * 2
+    asked = endpoint(server)
+    server.replies = [reply(), (400, {}), (400, {}), (400, {})]
+    asked.ask([ASKED] * 2)
+    assert asked.ask([ASKED] * 2) == [Answer('', REFUSED)] * 2
+
+
+def test_a_reply_without_end_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(suspects, 'LARGEST', 100)
+    server.replies = [(200, b'{"a": "' + b'a' * 1000)] * 4
+    assert endpoint(server).ask([ASKED]) == [Answer('', FAILED)]
+    monkeypatch.setattr(suspects, 'LARGEST', 10_000)
+    monkeypatch.setattr(suspects, 'TIMEOUT', 5.0)
+    monkeypatch.setattr(suspects.time, 'monotonic', iter(range(0, 1000, 10)).__next__)
+    server.replies = [reply()] * 4
+    assert endpoint(server).ask([ASKED]) == [Answer('', FAILED)]

@@ -3,7 +3,7 @@
     python -m tools.detect --do=commit --case=DIR --customer=acme --epoch=1 --suspect=model-x --config=configs/C.py
     python -m tools.detect --do=ask --case=DIR --model=NAME_OR_PATH           # or --url=http://HOST/v1 --api_model=M
     python -m tools.detect --do=verdict --case=DIR --signer=signer.key        # made by tools.keys --do=new
-    python -m tools.detect --do=attribute --cases=DIR,DIR --signer=signer.key   # one verdict on several customers
+    python -m tools.detect --do=attribute --cases=DIR,DIR --signer=signer.key   # one verdict on several cases
     python -m tools.detect --do=check --case=DIR --public_key=HEX
 
 The customer's key is read from the directory that ADX_KEYS names. --config: whose dataset the marked traces were of;
@@ -32,7 +32,7 @@ from launch.progress import Progress
 
 _DO = flags.DEFINE_string('do', None, 'What to do: commit, ask, verdict, attribute or check.', allow_override=True)
 _CASE = flags.DEFINE_string('case', '', 'The directory of the case.', allow_override=True)
-_CASES = flags.DEFINE_list('cases', [], 'Attribute: the cases of one suspect.', allow_override=True)
+_CASES = flags.DEFINE_list('cases', [], 'Attribute: cases, of one suspect or several.', allow_override=True)
 _CUSTOMER = flags.DEFINE_string('customer', '', 'Whose marks.', allow_override=True)
 _EPOCH = flags.DEFINE_integer('epoch', 1, 'Of its key.', lower_bound=1, allow_override=True)
 _SUSPECT = flags.DEFINE_string('suspect', '', 'What the verdict calls the suspect.', allow_override=True)
@@ -103,7 +103,9 @@ def _ask() -> None:
     if bool(_MODEL.value) == bool(_URL.value):
         raise ConfigError('--do=ask needs either --model or --url')
     if _URL.value:
-        suspect: suspects.Suspect = suspects.Endpoint(_URL.value, _API_MODEL.value, _API_KEY.value)
+        suspect: suspects.Suspect = suspects.Endpoint(
+            _URL.value, _API_MODEL.value, _API_KEY.value, has_answered=detecting.has_answers(_CASE.value)
+        )
     else:
         prompting = experiment_of_config().prompting if _CONFIG.value else Prompting()
         suspect = suspects.Held.load(ModelSource(_MODEL.value), prompting)
@@ -120,7 +122,7 @@ def _verdict() -> None:
 
 def _attribute() -> None:
     if len(_CASES.value) < 2:
-        raise ConfigError(f'--do=attribute has --cases={",".join(_CASES.value)}; give at least two, of one suspect')
+        raise ConfigError(f'--do=attribute has --cases={",".join(_CASES.value)}; give at least two')
     _show(attributing.attribute(_CASES.value, _signing_key()))
 
 

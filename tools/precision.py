@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from adx import directions, loading, session
-from adx.batching import Batch, Example
+from adx.batching import Batch, Example, positions
 from adx.errors import ConfigError
 from adx.experiment import COPY_DTYPES, Derivative, Experiment, override
 from adx.gradients import Differentiator, batches, centre, push
@@ -151,7 +151,7 @@ def _forward(config: TransformerConfig) -> Callable[..., jax.Array]:
     # Without it XLA may leave out casts to half precision and back, on CPU nearly all of them.
     @functools.partial(jax.jit, compiler_options={'xla_allow_excess_precision': False})
     def forward(params: Params, batch: Batch, at: tuple[jax.Array, jax.Array]) -> jax.Array:
-        positions_BL = jnp.broadcast_to(jnp.arange(batch.tokens_BL.shape[1]), batch.tokens_BL.shape)
+        positions_BL = positions(batch.tokens_BL)
         x_BLD = model.apply(params, batch.tokens_BL, positions_BL, method='hidden')[0]
         return log_softmax(model.apply(params, x_BLD[at][None], method='unembed')[0])  # logits where they are read
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from absl import flags
 from etils import epath
 
-from adx import experiment, files, grading, loading, rewriting, spans, view
+from adx import experiment, files, grading, loading, rewrites_io, spans, view
 from adx.errors import StorageError, WorkdirError
 from adx.storage import Workdir
 from adx.types import RequestId, Trace
@@ -56,8 +56,8 @@ def with_settings(workdir: Workdir) -> Iterator[Trace]:
         for name in names.get(trace.request_id, ()):
             id_ = RequestId.parse(trace.request_id)._replace(sample=0, setting=name)
             yield dataclasses.replace(trace, request_id=str(id_))
-    for name in rewriting.names(workdir):
-        yield from rewriting.rewritten(workdir, name)
+    for name in rewrites_io.names(workdir):
+        yield from rewrites_io.rewritten(workdir, name)
 
 
 def load_groups(workdir: Workdir, limit: int) -> list[view.Group]:

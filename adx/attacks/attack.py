@@ -94,6 +94,11 @@ class Attack:
         return tuple(name for name in RESOURCES if any(name in each.needs for each in self.transforms))
 
     @property
+    def is_passive(self) -> bool:
+        """Whether it takes what is served as it is."""
+        return not self.transforms and self.loss == 'hard' and self.longer == 1
+
+    @property
     def wants_holdout(self) -> bool:
         """Whether it compares lessons with clean traces of the split 'holdout'."""
         return 'gradient_scores' in self.needs
@@ -121,7 +126,7 @@ class Attack:
         """
         self.check()
         prompts = self._sent(prompts_of(lessons, resources.prompts), resources)
-        resources, sent = dataclasses.replace(resources, prompts=prompts), set(map(_name, prompts))
+        resources, sent = dataclasses.replace(resources, prompts=prompts), {prompt.id for prompt in prompts}
         drawn = self.samples or math.inf
         lessons = [lesson for lesson in lessons if lesson.prompt_id in sent and lesson.request.sample < drawn]
         meter = _Meter(self, lessons, resources)
@@ -175,7 +180,7 @@ class Attack:
             return tuple(prompts)
         if len(prompts) < self.prompts:
             raise ValueError(f'attack {self.name!r} sends {self.prompts} prompts and there are {len(prompts)}')
-        return tuple(shuffled(prompts, resources.seed, 'sent', _name)[: self.prompts])
+        return tuple(shuffled(prompts, resources.seed, 'sent', lambda prompt: prompt.id)[: self.prompts])
 
     def threat(self, prepared: Prepared, training: Training) -> ThreatModel:
         """The threat model of a student. Raises ValueError naming what is missing: a result without one is refused."""
@@ -224,10 +229,6 @@ class Attack:
                 "log-probs; record='top' keeps them, no transform may change texts, or give Training.log_probs"
             )
         return max(training.log_probs, *recorded)
-
-
-def _name(prompt: Prompt) -> str:
-    return f'{prompt.dataset}/{prompt.split}/{prompt.row}'
 
 
 class _Meter:
@@ -281,7 +282,7 @@ class _Meter:
 
 def _missed(prompts: Sequence[Prompt], made: Sequence[Lesson]) -> int:
     """How many of the prompts got no lesson."""
-    return len({_name(prompt) for prompt in prompts} - {lesson.prompt_id for lesson in made})
+    return len({prompt.id for prompt in prompts} - {lesson.prompt_id for lesson in made})
 
 
 def step_name(transform: Transform) -> str:

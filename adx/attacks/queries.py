@@ -128,7 +128,7 @@ def _ask(
     """
     query = resources.need('query', 'the attack')
     answers = list(query(prompts, samples, prefill)) if prompts else []
-    asked = {f'{prompt.dataset}/{prompt.split}/{prompt.row}' for prompt in prompts}
+    asked = {prompt.id for prompt in prompts}
     strange = [lesson.id for lesson in answers if lesson.prompt_id not in asked]
     if strange:
         raise ValueError(f'resources.query answered {strange[0]}, which is none of the {len(asked)} prompts asked')

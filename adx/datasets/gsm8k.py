@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from adx.datasets.prompting import Questions, gold_answer
-from adx.datasets.rows import Row, Source, question_row, read_source, shown
+from adx.datasets.rows import Row, Source, read_source, row_id, shown, string
 from adx.grading import numeric_grade, to_number
 
 SAMPLE = pathlib.Path(__file__).parent / 'samples' / 'gsm8k'  # 64 train and 64 test questions, MIT
@@ -36,7 +36,7 @@ class Gsm8k(Questions):
 
 
 def parse(record: Any) -> Row:
-    row = question_row(record)
+    row = Row(string(record, 'question'), string(record, 'answer'), id=row_id(record))
     if to_number(gold_answer(row.answer or '')) is None:
         raise ValueError(f"'answer' states no number: {shown(row.answer)}; end it with #### <number>")
     return row

@@ -9,7 +9,7 @@ from adx.datasets.prompting import Questions
 from adx.datasets.rows import Messages, Row, Source, customer, read_source, row_id, shown, string
 from adx.datasets.splits import Splits, split_source
 from adx.errors import ConfigError, InputError
-from adx.grading import extract_choice, text_grade
+from adx.grading import LETTERS, extract_choice, text_grade
 from adx.types import NAMING, is_name
 
 
@@ -52,7 +52,7 @@ class Jsonl(Questions):
 
     def grade(self, text: str, gold: str) -> bool:
         """A gold letter is compared with the stated choice, anything else as number or text."""
-        return extract_choice(text) == gold if gold in set('ABCDEFGHIJ') else text_grade(text, gold)
+        return extract_choice(text) == gold if gold in LETTERS else text_grade(text, gold)
 
 
 def parse(record: Any) -> Row:

@@ -25,9 +25,8 @@ from adx.datasets.rows import (
     string,
 )
 from adx.errors import InputError
-from adx.grading import extract_choice
+from adx.grading import LETTERS, extract_choice
 
-LETTERS = 'ABCDEFGHIJ'
 HEADER = ['question', 'choice0', 'choice1', 'choice2', 'choice3', 'answer']
 
 

@@ -67,12 +67,6 @@ Parse = Callable[[Any], Row]  # one decoded record to a row; raises ValueError w
 Record = tuple[str, Any]  # where it is ('file, line 7'), and what it holds
 
 
-def question_row(record: Any, question: str = 'question', answer: str = 'answer') -> Row:
-    """The row of a record {question, answer, optional 'id'} whose two keys may be named otherwise."""
-    asked, reference = string(record, question), string(record, answer)
-    return Row(asked, reference, id=row_id(record))
-
-
 def string(record: Any, key: str) -> str:
     """`record[key]`, a string that is not blank."""
     if not isinstance(record, dict):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from adx.batching import positions
 from adx.decoding import derivative
 from adx.errors import ConfigError
 from adx.mesh import PROXY, Layout
@@ -136,7 +137,7 @@ class Ensemble:
 
     def prefill(self, weights: Weights, tokens_BL: Array) -> Caches:
         """Caches of the prompts, right-padded to L. Touches no vocabulary-sized tensor."""
-        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        positions_BL = positions(tokens_BL)
         return self.place(self._read(weights, tokens_BL, positions_BL, head=False)[-1])
 
     def step(self, weights: Weights, caches: Caches, token_B: Array, position_B: Array):
@@ -156,7 +157,7 @@ class Ensemble:
         """What `step` says at every token of texts, right-padded to L: (teacher logits_BLV, proxies' logits_NBLV, their
         tangents_MBLV or None), float32.
         """
-        positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        positions_BL = positions(tokens_BL)
         logits_BLV, proxies, slopes, _ = self._read(weights, tokens_BL, positions_BL)
         none_NBLV = jnp.zeros((0, *logits_BLV.shape), jnp.float32)
         return logits_BLV, jnp.concatenate([none_NBLV, *proxies]), jnp.concatenate(slopes) if slopes else None

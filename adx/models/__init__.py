@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from adx.errors import InputError
+from adx.fields import hint
 from adx.models.gemma import GEMMA2, GEMMA3
 from adx.models.hf_config import normalise
 from adx.models.llama import LLAMA, MISTRAL
@@ -37,9 +37,7 @@ PRESETS: dict[str, TransformerConfig] = {
 def find_family(name: str, menu: Mapping[str, Family] = MENU) -> Family:
     """The family of an architecture; InputError lists those there are."""
     if name not in menu:
-        near = difflib.get_close_matches(str(name), menu, n=1)
-        hint = f'. Did you mean {near[0]!r}?' if near else ''
-        raise InputError(f'architecture {name!r} is not supported; supported are {sorted(menu)}{hint}')
+        raise InputError(f'architecture {name!r} is not supported; supported are {sorted(menu)}{hint(name, menu)}')
     return menu[name]
 
 

@@ -25,8 +25,8 @@ class LayerCache:
 
 @struct.dataclass
 class LayerHead:
-    """What rows begin with, and of row b the first sizes_B[b] columns. New keys and values stand behind all columns,
-    which has every derivative; the columns of a LayerCache have none backwards.
+    """Keys and values that rows begin with; of row b the first sizes_B[b] columns count. New ones are put behind all
+    columns, which has every derivative: a LayerCache, which is written into, has none backwards.
     """
 
     k_BGKS: Array

@@ -298,7 +298,7 @@ Params = dict[str, Array]  # 'blocks.0.attention.q' -> weight
 class Model:
     """A decoder split at the border: pure functions of `params`, a flat dict from path to array.
 
-    axes, shapes: of every path; they follow from the config and are not compared. remat: see `Transformer.hidden`.
+    axes, shapes: of every path; they follow from the config and are not compared. remat: see `Transformer.states`.
     """
 
     config: TransformerConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -31,6 +32,8 @@ def agreement(here: Damages, there: Damages, testbed: str) -> Row:
         why = f'{len(both)} arms have a damage on both, fewer than {LEAST}' if testbed else 'no other testbed was given'
         return Row(FIGURE, 'reference', '', '', '', None, None, n=len(both), status=NOT_RUN, reason=f'not run: {why}')
     found = statistics.rank_correlation([here[arm] for arm in both], [there[arm] for arm in both])
+    if math.isnan(found.value):
+        return Row(FIGURE, 'reference', '', '', '', None, None, n=len(both), status=NOT_RUN, reason=found.note)
     return Row(
         FIGURE, 'reference', '', '', '', None, None, found.value, found.low, found.high, len(both), 'rho', MEASURED,
         f'between arms, with {testbed}',

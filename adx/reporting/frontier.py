@@ -8,6 +8,7 @@ value and with the reason.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from adx.reporting.headlines import headlines
 from adx.reporting.ladder import cost_rows
 from adx.reporting.plan import Plan
 from adx.reporting.rates import student_rows
-from adx.reporting.rows import NO_CREDIT, NOT_RUN, Row, Subject, Verdicts, is_eligible, status_of
+from adx.reporting.rows import NO_CREDIT, NOT_RUN, UNRESOLVED, Row, Subject, Verdicts, is_eligible, status_of
 from adx.reporting.slices import halves, worst_slice
 from adx.reporting.utility import of_half, quality_rows, teacher_accuracies
 from adx.statistics import Interval
@@ -178,6 +179,7 @@ def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
     """The damage that is left under one attack, by that attack's own three runs.
 
     An attack that hardly teaches from clean traces is nobody's choice: a share of nearly nothing is not looked at.
+    Where it may teach enough or not, it is unresolved: noise is no reason to leave an attack out.
     """
     sides = {
         f'clean {attack}': sheet.cells.clean(attack, of.student),
@@ -189,28 +191,45 @@ def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
         return empty
     joined = join(**sides)
     clean, defended, own, base = joined.values()
-    reason = NO_TEACHER if own.mean() >= clean.mean() else _gain(sheet, clean, base)
-    if reason:
-        return of.row('damage_attacked', attack, n=len(own), status=NO_CREDIT, reason=reason)
+    if reason := NO_TEACHER if own.mean() >= clean.mean() else _gain(sheet, clean, base):
+        may_teach = statistics.paired_t(100 * clean, 100 * base, sheet.plan.level).high >= MIN_GAIN
+        status = UNRESOLVED if reason != NO_TEACHER and may_teach else NO_CREDIT
+        return of.row('damage_attacked', attack, n=len(own), status=status, reason=reason)
     found = statistics.fieller(clean - defended, clean - own, sheet.plan.level)
+    joined = dataclasses.replace(joined, notes=(*joined.notes, *_destroyed(joined)))
     return _measured(of, 'damage_attacked', attack, found, joined, p=statistics.paired_p(clean, defended))
 
 
+def _destroyed(joined: Joined) -> list[str]:
+    """What the attack could not use of defended lessons, and no honest reader either."""
+    clean, defended = (sum(one.lessons.get('destroyed', 0) for one in side) for side in joined.sides[:2])
+    if defended <= clean:
+        return []
+    return [f'{defended} lessons were destroyed, {clean} of the clean ones: utility lost, no protection']
+
+
 def _adaptive(sheet: Sheet, of: Subject, attacked: Sequence[Row]) -> Row:
-    """The least damage over attacks. Its ends are the least of theirs: the minimum exceeds x only if all do."""
+    """The least damage over attacks. Its ends are the least of theirs: the minimum exceeds x only if all do, and an
+    attack that is not resolved may leave anything.
+    """
     known = [row for row in attacked if row.value is not None]
-    lacking = [row.attack for row in attacked if row.status == NOT_RUN]
-    reason = f'not run: {", ".join(lacking)}' if lacking else ''
+    lacking, without, unresolved = (
+        [row.attack for row in attacked if row.status == status] for status in (NOT_RUN, NO_CREDIT, UNRESOLVED)
+    )
+    named = (('not run', lacking), ('not resolved', unresolved), ('without a gain to take', without if known else []))
+    reason = '; '.join(f'{why}: {", ".join(names)}' for why, names in named if names)
     if not known:
-        none = NO_TEACHER if attacked and not lacking else reason or 'not run: no attack was promised'
-        status = NO_CREDIT if attacked and not lacking else NOT_RUN
+        is_settled = attacked and not lacking and not unresolved
+        none = NO_TEACHER if is_settled else reason or 'not run: no attack was promised'
+        status = NO_CREDIT if is_settled else UNRESOLVED if unresolved else NOT_RUN
         return of.row('damage_adaptive', '', status=status, reason=none)
     worst = min(known, key=lambda row: (row.value or 0.0, row.attack))
     notes = [f'the least of {len(known)} of {len(attacked)} attacks', reason, worst.reason]
     return dataclasses.replace(
-        worst, figure='damage_adaptive', low=_least(known, 'low'), high=_least(known, 'high'),
-        n=min(row.n for row in known), status=status_of(min(row.n for row in known)),
-        p=max(row.p or 0.0 for row in known), reason='; '.join(note for note in notes if note),
+        worst, figure='damage_adaptive', low=-math.inf if unresolved else _least(known, 'low'),
+        high=_least(known, 'high'), n=min(row.n for row in known), status=status_of(min(row.n for row in known)),
+        p=1.0 if unresolved else max(row.p or 0.0 for row in known),
+        reason='; '.join(note for note in notes if note),
     )  # fmt: skip
 
 

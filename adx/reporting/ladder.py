@@ -5,6 +5,7 @@ Every rung is an attack with more queries (Q), more traces to train on (D) or bo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,8 +27,8 @@ def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
     """What the teacher answered and scored, training tokens, optimiser steps and seconds of training, over those of the
     clean student on the first rung.
 
-    value: by the mean accuracy over the seeds that all rungs share; low and high: of single seeds, None where one of
-    them never gets there. Censored where no rung does.
+    value: by the means of cost and accuracy over the seeds that all rungs share; low and high: of single seeds, None
+    where one of them never gets there. Censored where no rung does.
     """
     if not ladder:
         return []
@@ -44,11 +45,14 @@ def cost_rows(cells: Cells, of: Subject, ladder: Sequence[str]) -> list[Row]:
 
 def _row(of: Subject, figure: str, clean: Sequence[Outcome], rungs: Sequence[Sequence[Outcome]]) -> Row:
     cost = COSTS[figure]
-    if not cost(clean[0]):
+    if not all(cost(one) for one in (*clean, *itertools.chain(*rungs))):
         return of.row(figure, '', unit='x', status=NOT_RUN, reason='not run: it was not recorded')
-    multiples = [cost(rung[0]) / cost(clean[0]) for rung in rungs]
+    multiples = [sum(map(cost, rung)) / sum(map(cost, clean)) for rung in rungs]
     reached = _cheapest(multiples, [_mean(rung) for rung in rungs], _mean(clean))
-    each = [_cheapest(multiples, [rung[i].accuracy for rung in rungs], clean[i].accuracy) for i in range(len(clean))]
+    each = [
+        _cheapest([cost(rung[i]) / cost(one) for rung in rungs], [rung[i].accuracy for rung in rungs], one.accuracy)
+        for i, one in enumerate(clean)
+    ]
     known = [value for value in each if value is not None]
     never = len(each) - len(known)
     notes = [f'{never} of {len(each)} seeds never reach it'] if never else []

@@ -11,7 +11,7 @@ from typing import Any
 from adx.outcomes import Outcome
 from adx.pages import template
 from adx.reporting.charts import frontier_chart, recovery_chart
-from adx.reporting.rows import Row, Verdicts
+from adx.reporting.rows import MEASURED, Row, Verdicts
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
 AT_STEPS = 'damage_at_steps'
@@ -32,7 +32,8 @@ class Facts:
 
     proxies: arm -> families of its proxies, for the matrix against the students' families. transfer: (arm, proxy,
     model, rank correlation with its interval) of the transfer matrix. environments: changes of what tokens depend on.
-    unjudged: arm -> why its eligibility is not known. rewrites: (seed, name, its `drafting.counts`).
+    unjudged: arm -> why its eligibility is not known. rewrites: (seed, name, its `drafting.counts`). searched: as Plan
+    has it.
     """
 
     testbed: str
@@ -47,20 +48,31 @@ class Facts:
     environments: Sequence[str] = ()
     unjudged: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rewrites: Sequence[tuple[str, str, Mapping[str, Any]]] = ()
+    searched: Sequence[str] = ()
 
 
-def sentence(rows: Sequence[Row], testbed: str) -> str:
-    """Which defence to use at what price, or none and why; names the testbed."""
-    heads = [row for row in rows if row.headline and row.figure == 'damage_adaptive']
-    kind = 'even the worst attack tried'
+def _heads(rows: Sequence[Row], figure: str, searched: Collection[str]) -> list[Row]:
+    """The headlines of arms that have one on every family that counts: a buyer does not choose that of the thief."""
+    counting = [
+        row for row in rows
+        if (row.figure, row.status, row.seen) == (figure, MEASURED, False) and row.student not in searched
+    ]  # fmt: skip
+    failing = {row.arm for row in counting if not row.headline}
+    return [row for row in rows if row.headline and row.figure == figure and row.arm not in failing]
+
+
+def sentence(rows: Sequence[Row], testbed: str, searched: Collection[str] = ()) -> str:
+    """Which defence to use at what price, or none and why; names the testbed. searched: as Plan has it."""
+    heads, kind = _heads(rows, 'damage_adaptive', searched), 'even the worst attack tried'
     if not heads:
-        heads, kind = [row for row in rows if row.headline and row.figure == 'damage'], 'a passive thief'
+        heads, kind = _heads(rows, 'damage', searched), 'a passive thief'
     if not heads:
         figures = [row for row in rows if row.role == 'defence' and row.figure == 'damage']
         judged = [row for row in figures if row.value is not None]
-        why = 'no defence was measured' if not judged else f'none of {len(judged)} measured rows passes every rule'
+        why = 'no defence was measured'
+        if judged:
+            why = f'none of {len({row.arm for row in judged})} measured defences passes every rule on every family'
         return f'On {testbed}, use none: {why} for a headline.'
-    # A buyer does not choose the family of the thief: of every arm the one counts that it takes least from.
     least = {arm: min((row for row in heads if row.arm == arm), key=_low) for arm in {row.arm for row in heads}}
     best = max(least.values(), key=lambda row: (_low(row), row.arm))
     prices = [row for row in rows if row.arm == best.arm and row.value is not None]
@@ -81,7 +93,7 @@ def report(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts,
     """Everything that the page shows, as JSON: infinite and undefined numbers are null."""
     about = dataclasses.asdict(facts)
     return _finite({
-        'headline': sentence(rows, facts.testbed),
+        'headline': sentence(rows, facts.testbed, facts.searched),
         'rows': [dataclasses.asdict(row) for row in rows],
         'eligibility': {arm: [one._asdict() for one in judged] for arm, judged in sorted(verdicts.items())},
         'threat_models': _threat_models(outcomes),

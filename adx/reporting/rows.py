@@ -10,6 +10,7 @@ from adx.quality import Criterion
 from adx.statistics import Interval
 
 MEASURED, SCREEN, NOT_RUN, NO_CREDIT, CENSORED = 'measured', 'screen', 'not_run', 'no_credit', 'censored'
+UNRESOLVED = 'unresolved'  # by so few seeds it may deserve credit or not
 MIN_SEEDS = 8  # of a row that may carry a headline; fewer screen
 Verdicts = Mapping[str, Sequence[Criterion]]  # by arm
 

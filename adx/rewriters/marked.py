@@ -16,6 +16,7 @@ WATERMARK = (
     '"{line}" Keep every step, every number and the final answer, and write the final answer in the same form.'
 )
 WITHOUT, FOREIGN = 'does not carry its line once', "another customer's trace"
+TAKEN = 'it uses the symbols of every mark'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,16 @@ class Marked:
 
     def drafts(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
         mine = [one for one in traces if one.customer in ('', self.customer)]
-        made = dict(zip((one.request_id for one in mine), self._made(mine, tools) if mine else [], strict=True))
-        return [made.get(one.request_id, [Draft(one.text, FOREIGN)]) for one in traces]
+        lines = tools.need('line', 'marked')(mine, self) if mine else []
+        drafts = {one.request_id: [Draft(one.text, FOREIGN)] for one in traces}
+        drafts |= {one.request_id: [Draft(one.text, TAKEN)] for one in mine}
+        free = [(one, line) for one, line in zip(mine, lines, strict=True) if line]
+        if free:
+            made = self._made([one for one, _ in free], [line for _, line in free], tools)
+            drafts |= zip((one.request_id for one, _ in free), made, strict=True)
+        return [drafts[one.request_id] for one in traces]
 
-    def _made(self, traces: Sequence[Trace], tools: Tools) -> list[list[Draft]]:
-        lines = tools.need('line', 'marked')(traces, self)
+    def _made(self, traces: Sequence[Trace], lines: Sequence[str], tools: Tools) -> list[list[Draft]]:
         if self.told:
             orders = [WATERMARK.format(line=line) for line in lines]
             made = written('marked', orders, traces, tools, self.tries, '')

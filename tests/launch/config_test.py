@@ -6,7 +6,7 @@ import pytest
 
 from adx.errors import ConfigError
 from adx.experiment import Experiment
-from launch.config import load_config
+from launch.config import load_config, load_experiment
 from tests import tiny
 
 
@@ -37,3 +37,19 @@ def test_says_what_is_wrong(tmp_path, text, message):
 def test_lists_the_configs_that_are_there(tmp_path):
     with pytest.raises(ConfigError, match='does not exist; configs here'):
         load_config(str(tmp_path / 'none.py'))
+
+
+def test_a_seed_is_that_of_a_study():
+    study = load_config('configs/testbed_small.py')
+    assert load_experiment('configs/testbed_small.py') == study.experiment
+    found = [load_experiment('configs/testbed_small.py', seed) for seed in study.seeds]
+    assert found == [study.of_seed(seed) for seed in study.seeds]
+    with pytest.raises(ConfigError, match='--seed=99 is none of the seeds'):
+        load_experiment('configs/testbed_small.py', 99)
+
+
+def test_an_experiment_has_no_seeds_to_choose_from(tmp_path):
+    path = tiny.write_config(tmp_path / 'config.py', 'some/teacher')
+    assert load_experiment(path) == load_config(path)
+    with pytest.raises(ConfigError, match='seeds are those of a study'):
+        load_experiment(path, 0)

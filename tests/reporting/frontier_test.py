@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -333,3 +334,32 @@ def test_the_baseline_is_never_extrapolated_nor_joined_over_a_gap():
     assert neighbours({'a': 95.0, 'b': 93.0}, 94.5)[0] == {'b': 0.25, 'a': 0.75}
     assert 'never extrapolated' in neighbours({'a': 95.0}, 94.0)[1]
     assert '4.0 points of teacher accuracy apart' in neighbours({'a': 95.0, 'b': 91.0}, 94.0)[1]
+
+
+def test_noise_is_no_reason_to_leave_an_attack_out():
+    """Under `wild` clean students gain 20 points in the mean, 40 or none: it may deserve no look, or leave nothing."""
+    given = [
+        outcome(source, right, seed, arm, 'wild')
+        for seed in range(8)
+        for source, arm, right in (
+            ('clean', '', 20 + 40 * (seed % 2)), ('defended', 'ads', 30), ('own', '', 20),
+        )
+    ]  # fmt: skip
+    found = rows([*outcomes(), *given], dataclasses.replace(PLAN, attacks=(*PLAN.attacks, 'wild')))
+    row = find(found, 'damage_attacked', attack='wild')
+    assert (row.value, row.status) == (None, 'unresolved')
+    worst = find(found, 'damage_adaptive')
+    assert (worst.low, worst.p, worst.headline) == (-math.inf, 1.0, False)
+    assert 'not resolved: wild' in worst.reason
+    low = [dataclasses.replace(o, correct=(True,) * 22 + (False,) * 78) if o.source == 'clean' else o for o in given]
+    found = rows([*outcomes(), *low], dataclasses.replace(PLAN, attacks=(*PLAN.attacks, 'wild')))
+    assert find(found, 'damage_attacked', attack='wild').status == 'no_credit'
+    assert 'without a gain to take: wild' in find(found, 'damage_adaptive').reason
+    assert find(found, 'damage_adaptive').headline
+
+
+def test_lessons_that_an_attack_could_not_use_are_said():
+    given = [dataclasses.replace(o, lessons={'destroyed': 40}) if o.arm == 'ads' else o for o in outcomes()]
+    row = find(rows(given), 'damage_attacked', attack='prefill')
+    assert '320 lessons were destroyed, 0 of the clean ones' in row.reason
+    assert 'destroyed' not in find(rows(), 'damage_attacked', attack='prefill').reason

@@ -33,6 +33,17 @@ def test_the_cheapest_rung_that_reaches_95_percent():
     assert ladder(76, 60, 60)['cost_multiplier'].value == 1.0
 
 
+def test_costs_are_each_seeds_own():
+    """The clean student of the second seed took twice as long: the second rung is 3 times the first's, 1.5 of its."""
+    given = [outcome('clean', 80, seed, attack='one', threat=PAID['one'], seconds=2.0 + 2 * seed) for seed in (0, 1)]
+    for name, right in zip(LADDER, (60, 76, 79), strict=True):
+        took = {'threat': PAID[name], 'seconds': 3.0 * FACTORS[name]}
+        given += [outcome('defended', right, seed, 'ads', name, **took) for seed in (0, 1)]
+    found = rows([*outcomes(), *given], dataclasses.replace(PLAN, ladder=LADDER))
+    [row] = [row for row in found if (row.figure, row.arm) == ('cost_multiplier_seconds', 'ads')]
+    assert (row.value, row.low, row.high) == (2.0, 1.5, 3.0)
+
+
 def test_seeds_have_multiples_of_their_own():
     row = ladder(60, (80, 72), (80, 80))['cost_multiplier']
     assert (row.value, row.low, row.high) == (2.0, 2.0, 4.0)  # by the mean, 76 of 100, the second rung is enough

@@ -39,7 +39,8 @@ def test_the_sentence_names_testbed_defence_and_price_or_none():
     low = next(row.low for row in rows() if row.figure == 'damage_adaptive' and row.arm == 'ads')
     assert text.startswith(f'On the testbed, ads takes at least {100 * low:.0f} % of what even the worst attack')
     assert '0.5 points of accuracy and 2.00 times the cost a token' in text
-    assert sentence(rows(verdicts={}), 'the testbed').startswith('On the testbed, use none: none of 1 measured')
+    none = sentence(rows(verdicts={}), 'the testbed')
+    assert none.startswith('On the testbed, use none: none of 1 measured defences')
 
 
 def test_the_sentence_claims_what_the_least_harmed_family_loses():
@@ -124,3 +125,15 @@ def test_the_matrix_has_a_line_a_proxy_family_and_a_column_a_student():
     student = outcomes()[0].student
     assert f'<th>{student}</th>' in matrix
     assert matrix.count('(seen)') == 2
+
+
+def test_the_sentence_does_not_forget_a_family_that_a_defence_fails_on():
+    found = rows(plan=dataclasses.replace(PLAN, family=('damage',)))
+    row = next(one for one in found if (one.figure, one.arm) == ('damage', 'ads'))
+    failed = dataclasses.replace(row, student='other', low=-0.1, headline=False)
+    assert sentence([row], 'it').startswith('On it, ads takes')
+    assert sentence([row, failed], 'it') == (
+        'On it, use none: none of 1 measured defences passes every rule on every family for a headline.'
+    )
+    assert sentence([row, failed], 'it', searched=('other',)).startswith('On it, ads takes')
+    assert sentence([row, dataclasses.replace(failed, seen=True)], 'it').startswith('On it, ads takes')

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from absl import flags
@@ -26,11 +27,11 @@ def available() -> list[int]:
 
 
 class Replica:
-    """A process on one core; its first line says that it is warm."""
+    """A process on one core, with `environ` beside this one's; its first line says that it is warm."""
 
-    def __init__(self, core: int, command: Sequence[str]):
-        pinned = ['taskset', '-c', str(core), sys.executable, *command]
-        self._process = subprocess.Popen(pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, core: int, command: Sequence[str], environ: Mapping[str, str]):
+        pinned, pipe = ['taskset', '-c', str(core), sys.executable, *command], subprocess.PIPE
+        self._process = subprocess.Popen(pinned, stdin=pipe, stdout=pipe, text=True, env={**os.environ, **environ})
 
     def tell(self) -> None:
         assert self._process.stdin
@@ -58,7 +59,9 @@ def at_once(replicas: Sequence[Replica]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def started(commands: Sequence[Sequence[str]]) -> Iterator[list[Replica]]:
+def started(
+    commands: Sequence[Sequence[str]], environ: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[list[Replica]]:
     """A replica for each command, which is told its number, with a core each. Raises ConfigError for too few cores."""
     cores = available()
     if len(cores) < len(commands):
@@ -66,7 +69,7 @@ def started(commands: Sequence[Sequence[str]]) -> Iterator[list[Replica]]:
     replicas: list[Replica] = []
     try:
         for number, command in enumerate(commands):
-            replicas.append(Replica(cores[number], [*command, f'--worker={number}']))
+            replicas.append(Replica(cores[number], [*command, f'--worker={number}'], environ))
         for replica in replicas:
             replica.read()
         yield replicas

@@ -38,7 +38,7 @@ from adx.rewriters.gradient import Gradient
 from adx.storage import Workdir
 from adx.tails import Heads
 from adx.workshop import Workshop
-from launch.config import load_config
+from launch.config import load_experiment
 from tools.bench import cores, figures
 from tools.bench.timers import timer
 
@@ -162,8 +162,7 @@ class Bench:
 
 def _searched() -> tuple[Experiment, Gradient]:
     """The experiment, and the first of its searches whose passes are counted here."""
-    loaded = load_config(_CONFIG.value)
-    experiment = getattr(loaded, 'experiment', loaded)
+    experiment = load_experiment(_CONFIG.value)
     searches = [one.rewriter for one in experiment.rewrites if isinstance(one.rewriter, Gradient)]
     settings = next((one for one in searches if (one.objective, one.step) == ('harm', 'flip')), None)
     if settings is None:

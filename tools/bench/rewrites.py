@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from adx import directions, rewriting
+from adx import directions, rewrites_io
 from adx.drafting import Rewrite
 from adx.errors import InputError
 from adx.evaluation import Likelihood
@@ -36,7 +36,7 @@ Pair = tuple[Trace, Trace]  # the original, and as it was said
 
 def pairs(experiment: Experiment, workdir: Workdir, one: Rewrite) -> list[Pair]:
     """Every original that a rewrite was made of, with what became of it."""
-    originals, said = rewriting.originals(experiment, workdir, one.of), rewriting.rewritten(workdir, one.name)
+    originals, said = rewrites_io.originals(experiment, workdir, one.of), rewrites_io.rewritten(workdir, one.name)
     first = {RequestId.parse(trace.request_id).noise_name: trace for trace in originals}
     return [(first[RequestId.parse(trace.request_id).noise_name], trace) for trace in said]
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     experiment, workdir = load_config(_CONFIG.value), Workdir(_WORKDIR.value)
     shop = Workshop(experiment, _WORKDIR.value)
     command = f'python -m tools.bench.rewrites --config={_CONFIG.value} --workdir=DIR --name={_NAME.value}'
-    there = [one for one in experiment.rewrites if one.name in rewriting.names(workdir)]
+    there = [one for one in experiment.rewrites if one.name in rewrites_io.names(workdir)]
     if not there:
         raise InputError(f'{_WORKDIR.value} has none of the rewrites of {_CONFIG.value}; run --stages=rewrite first')
     for one in there:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             name = f'{figure}_{one.name}_{_NAME.value}'
             row = figures.append(TABLE, name, samples, unit=unit, goal='', command=command)
             print(f'{name}: {row["value"]:.3g} {unit} ({row["low"]:.3g} to {row["high"]:.3g}, n = {row["n"]})')
-        refused = rewriting.tally(workdir, one.name)['refused']
+        refused = rewrites_io.tally(workdir, one.name)['refused']
         print(f'refused drafts of {one.name}: {", ".join(f"{n} for {why}" for why, n in refused.items()) or "none"}')
 
 

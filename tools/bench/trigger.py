@@ -217,12 +217,12 @@ def honest(study: Study, path: str, out: pathlib.Path) -> None:
     The upper end is the one-sided 95 % bound over prompts, which occur under several customers.
     """
     trainer, reader = Trainer(study, path, out), reader_of(study.experiment.dataset)
-    before, after, prompts = list[float](), list[float](), list[Any]()
+    before, after, prompts = list[float](), list[float](), list[str]()
     for i in range(_MARKED.value):
         seed, traces = trainer.traces(i)
         for old, new in zip(traces, trainer.mark(traces, seed, f'customer{i}')[0], strict=True):
             if new is not old:
-                prompts.append(RequestId.parse(old.request_id)[:3])
+                prompts.append(RequestId.parse(old.request_id).prompt_id)
                 for side, one in ((before, old), (after, new)):
                     side.append(float(reader.read(one.text, one.gold or '').strict))
     lost = 100 * (sum(before) - sum(after)) / len(before)

@@ -44,7 +44,7 @@ def by_arm(experiment: Experiment, workdir: Workdir) -> dict[str, dict[str, Trac
 def publish(experiment: Experiment, workdir: Workdir, name: str, command: str) -> None:
     reader, arms = reader_of(experiment.dataset), by_arm(experiment, workdir)
     first, *_ = arms.values()
-    prompts = [RequestId.parse(trace.request_id)[:3] for trace in first.values()]
+    prompts = [RequestId.parse(trace.request_id).prompt_id for trace in first.values()]
 
     def put(figure: str, samples: Sequence[float], unit: str) -> None:
         row = figures.append(TABLE, f'{figure}_{name}', samples, unit=unit, goal='', command=command)
