@@ -1,4 +1,4 @@
-"""Measures how well the proxies' directions predict what traces do to the other models of a study.
+"""Measures how well proxies' directions predict what traces do to other models.
 
     python -m launch.run --config=configs/testbed_screen.py --workdir=DIR --set=limit=800 --stages=prepare,generate
     python -m tools.bench.transfer --config=configs/testbed_screen.py --workdir=DIR
