@@ -22,8 +22,19 @@ UNFINISHED = 'the original is not finished'
 EMPTY, CHANGED, SHORT, FALSE, LOST = (
     'nothing is written', 'another answer', 'too little reasoning', 'a false statement', 'statements are lost',
 )  # fmt: skip
-LANGUAGE, FORMAT, UNLIKELY = 'another script', 'another format', 'not fluent'
+LANGUAGE, FORMAT, UNLIKELY = 'another language', 'another format', 'not fluent'
 _NUMBER = re.compile(r'[0-9]+(?:\.[0-9]+)?')
+# What is said all the time in languages that share a script; words of two of them tell nothing and are left out.
+_COMMON = {
+    'English': 'the of and to that for with was we so are have this then on as it there they each which how what has',
+    'Spanish': 'el la los las de que y en un una por con para es son se del cada hay entonces como más pero',
+    'French': 'le la les des de et est un une que dans pour sur du nous il donc chaque sont avec qui pas',
+    'German': 'der die das und ist ein eine zu den mit von wir für sind auf also jede nicht dann hat noch',
+    'Italian': 'il la di che e un una per con sono gli del della è si quindi ogni nel come più ha',
+    'Portuguese': 'o a os as de que e em um uma para com são do da não cada então se por mais',
+    'Dutch': 'de het een en van dat op te zijn voor met wij elke dus niet heeft er ook naar',
+}
+LEAST_WORDS = 3  # of a language, and twice as many as of any other, before a text is taken to be in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +89,8 @@ class Gates:
             return FALSE
         if (true & had_true).total() < self.retention * had_true.total():
             return LOST
-        if script(text) != script(trace.text):
+        languages = {language(text), language(trace.text)} - {''}
+        if script(text) != script(trace.text) or len(languages) > 1:
             return LANGUAGE
         return FORMAT if layout(text, senses.tags) != layout(trace.text, senses.tags) else ''
 
@@ -109,6 +121,17 @@ def script(text: str) -> str:
     letters = (unicodedata.name(char, '').partition(' ')[0] for char in text if char.isalpha())
     counts = collections.Counter(letters)
     return min(counts, key=lambda name: (-counts[name], name)) if counts else ''
+
+
+def language(text: str) -> str:
+    """The language that most of a text's commonest words are of, where it is one of _COMMON and plain; '' else."""
+    every = collections.Counter(word for words in _COMMON.values() for word in set(words.split()))
+    said = collections.Counter(re.findall(r'\w+', text.lower()))
+    hits = {
+        name: sum(said[word] for word in set(words.split()) if every[word] == 1) for name, words in _COMMON.items()
+    }  # fmt: skip
+    first, second = sorted(hits, key=lambda name: -hits[name])[:2]
+    return first if hits[first] >= max(LEAST_WORDS, 2 * hits[second]) else ''
 
 
 def layout(text: str, tags: Sequence[str]) -> dict[str, Any]:

@@ -120,6 +120,33 @@ def test_fluency_is_a_budget_over_the_original():
     assert not Gates(fluency=0.5).is_fluent(1.0, float('nan'))
 
 
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('There are 12 apples and each of them was sold for $2, so they have 12 * 2 = 24.', 'English'),
+        ('Hay 12 manzanas y cada una se vende por 2 pesos, entonces son 12 * 2 = 24 pesos para los dos.', 'Spanish'),
+        ('Il y a 12 pommes dans les paniers et on vend chaque pomme pour 2, donc le prix est 24 pour nous.', 'French'),
+        ('Es sind 12 Äpfel und jeder ist für 2 zu haben, also hat der Mann 12 * 2 = 24 von den Talern.', 'German'),
+        ('Ci sono 12 mele nel cesto e ogni mela si vende per 2, quindi il prezzo della merce è 24.', 'Italian'),
+        ('São 12 maçãs e cada uma custa 2, então o preço do cesto com as maçãs não é mais do que 24.', 'Portuguese'),
+        ('Er zijn 12 appels en elke appel kost 2, dus het kost 24 voor een mand met appels van de boer.', 'Dutch'),
+        ('12 * 2 = 24\n#### 24', ''),
+        ('So 3 + 4 = 7, the total.', ''),
+        ('we know Ada Ben : 7', ''),
+    ],
+)
+def test_a_language_is_known_by_its_commonest_words(text, expected):
+    assert gates.language(text) == expected
+
+
+def test_another_language_is_refused():
+    english = 'There are 3 of them and then they have 4 more, so 3 + 4 = 7 of which 2 are sold: 7 - 2 = 5.\n#### 5'
+    spanish = 'Hay 3 de los primeros y por cada uno hay más, entonces 3 + 4 = 7 y se van 2: 7 - 2 = 5.\n#### 5'
+    assert Gates().refusal(trace(english), spanish, senses()) == gates.LANGUAGE
+    assert Gates().refusal(trace(spanish), spanish, senses()) == ''
+    assert Gates().refusal(trace(english), OTHER_WORDS, senses()) == ''
+
+
 def test_the_script_is_that_of_most_letters():
     assert gates.script('abcd где') == 'LATIN'
     assert gates.script('где ab') == 'CYRILLIC'
