@@ -1,9 +1,9 @@
 """Whose marks which suspects carry: one verdict on several cases.
 
 They may be of several customers, suspects and checkpoints. Each case alone raises false alarms at its level; of twenty
-customers one is then accused by chance every fifth time. Holm's procedure over the cases bounds the probability that any
-of them is. What else was found out about the suspects, in cases beside these and in earlier verdicts of them, counts
-with them: nobody chooses among results.
+customers one is then accused by chance every fifth time. Holm's procedure over the cases bounds the probability that
+any of them is. What else was found out about the suspects, in cases beside these and in earlier verdicts of them,
+counts with them: nobody chooses among results.
 """
 
 from __future__ import annotations

@@ -24,15 +24,15 @@ EMPTY, CHANGED, SHORT, FALSE, LOST = (
 )  # fmt: skip
 LANGUAGE, FORMAT, UNLIKELY = 'another language', 'another format', 'not fluent'
 _NUMBER = re.compile(r'[0-9]+(?:\.[0-9]+)?')
-# What is said all the time in languages that share a script; words of two of them tell nothing and are left out.
+# What is said all the time in languages that share a script; what two of them have tells nothing and does not count.
 _COMMON = {
     'English': 'the of and to that for with was we so are have this then on as it there they each which how what has',
     'Spanish': 'el la los las de que y en un una por con para es son se del cada hay entonces como más pero',
     'French': 'le la les des de et est un une que dans pour sur du nous il donc chaque sont avec qui pas',
-    'German': 'der die das und ist ein eine zu den mit von wir für sind auf also jede nicht dann hat noch',
-    'Italian': 'il la di che e un una per con sono gli del della è si quindi ogni nel come più ha',
-    'Portuguese': 'o a os as de que e em um uma para com são do da não cada então se por mais',
-    'Dutch': 'de het een en van dat op te zijn voor met wij elke dus niet heeft er ook naar',
+    'German': 'der das und ist ein eine zu den mit von wir für sind auf jede nicht dann noch',
+    'Italian': 'il la di che e un una con sono gli del della è si quindi ogni nel più ha',
+    'Portuguese': 'o os de que e em um uma para com são da não cada então se por mais',
+    'Dutch': 'de het een en dat op te zijn voor met wij elke dus niet heeft er ook naar',
 }
 LEAST_WORDS = 3  # of a language, and twice as many as of any other, before a text is taken to be in it
 
