@@ -27,13 +27,14 @@ _NUMBER = re.compile(r'[0-9]+(?:\.[0-9]+)?')
 # What is said all the time in languages that share a script; what two of them have tells nothing and does not count.
 _COMMON = {
     'English': 'the of and to that for with was we so are have this then on as it there they each which how what has',
-    'Spanish': 'el la los las de que y en un una por con para es son se del cada hay entonces como más pero',
+    'Spanish': 'el la los las de que en un una por con para es son se del cada hay entonces como más pero',
     'French': 'le la les des de et est un une que dans pour sur du nous il donc chaque sont avec qui pas',
     'German': 'der das und ist ein eine zu den mit von wir für sind auf jede nicht dann noch',
-    'Italian': 'il la di che e un una con sono gli del della è si quindi ogni nel più ha',
-    'Portuguese': 'o os de que e em um uma para com são da não cada então se por mais',
+    'Italian': 'il la di che un una con sono gli del della è si quindi ogni nel più ha',
+    'Portuguese': 'os de que em um uma para com são da não cada então se por mais',
     'Dutch': 'de het een en dat op te zijn voor met wij elke dus niet heeft er ook naar',
 }
+_WORD = re.compile(r'(?<![\w\\])[^\W\d_]{2,}(?!\w)')  # no variable, no command of LaTeX
 LEAST_WORDS = 3  # of a language, and twice as many as of any other, before a text is taken to be in it
 
 
@@ -126,7 +127,7 @@ def script(text: str) -> str:
 def language(text: str) -> str:
     """The language that most of a text's commonest words are of, where it is one of _COMMON and plain; '' else."""
     every = collections.Counter(word for words in _COMMON.values() for word in set(words.split()))
-    said = collections.Counter(re.findall(r'\w+', text.lower()))
+    said = collections.Counter(_WORD.findall(text.lower()))
     hits = {
         name: sum(said[word] for word in set(words.split()) if every[word] == 1) for name, words in _COMMON.items()
     }  # fmt: skip
