@@ -1,6 +1,6 @@
 """Measures what large pages gain one process with one core: training a student, decoding.
 
-    python -m tools.bench.pages          # appends huge_pages_speedup_* to results/scale.json
+    python -m tools.bench.pages     # appends huge_pages_speedup_cpu to results/training.json and results/decoding.json
 
 XLA takes what a program needs for the time being anew each time it runs, and the system hands it out page by page.
 With HUGE_PAGES in its environment a process gets pages of 2 MB instead of 4 KB, where Linux lets it
@@ -15,9 +15,9 @@ from absl import flags
 from launch import program
 from tools.bench import cores, figures
 
-TABLE, REPEATS = 'scale', 7
+REPEATS = 7
 HUGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-WORK = {'training': 'tools.bench.training', 'decoding': 'tools.bench.replicas'}
+WORK = {'training': 'tools.bench.training', 'decoding': 'tools.bench.replicas'}  # table -> what has such a worker
 
 _WORK = flags.DEFINE_multi_enum('work', list(WORK), list(WORK), 'What they do.')
 
@@ -30,10 +30,9 @@ def main() -> None:
                 without, with_ = (cores.at_once(one)[0]['seconds'] for one in (usual, huge))
                 samples.append(without / with_)
         row = figures.append(
-            TABLE, f'huge_pages_speedup_{work}_cpu', samples, unit='x', goal='> 1',
-            command='python -m tools.bench.pages',
-        )  # fmt: skip
-        print(f'{row["figure"]}: {row["value"]:.2f} ({row["low"]:.2f} to {row["high"]:.2f})')
+            work, 'huge_pages_speedup_cpu', samples, unit='x', goal='> 1', command='python -m tools.bench.pages'
+        )
+        print(f'{work}: {row["value"]:.2f} ({row["low"]:.2f} to {row["high"]:.2f})')
 
 
 if __name__ == '__main__':
