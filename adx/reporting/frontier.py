@@ -27,6 +27,7 @@ from adx.reporting.utility import of_half, quality_rows, teacher_accuracies
 from adx.statistics import Interval
 
 MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a share of it means nothing
+MUCH = 0.01  # of the clean lessons, destroyed beyond those that are in clean ones
 MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation
 Sides = dict[str, dict[int, Outcome]]
 NO_TEACHER = 'own resources alone reach the clean student: the teacher is irrelevant to this attacker'
@@ -201,9 +202,9 @@ def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
 
 
 def _destroyed(joined: Joined) -> list[str]:
-    """What the attack could not use of defended lessons, and no honest reader either."""
+    """What the attack could not use of defended lessons, and no honest reader either, where that is much."""
     clean, defended = (sum(one.lessons.get('destroyed', 0) for one in side) for side in joined.sides[:2])
-    if defended <= clean:
+    if defended - clean <= MUCH * sum(one.threat.traces for one in joined.sides[0] if one.threat):
         return []
     return [f'{defended} lessons were destroyed, {clean} of the clean ones: utility lost, no protection']
 
