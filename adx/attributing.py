@@ -107,7 +107,8 @@ def summary(content: dict[str, Any]) -> str:
             named.setdefault(one['suspect'], []).append(f'{one["customer"]} (epoch {one["epoch"]})')
     carried = '; '.join(f'{suspect} carries those of {", ".join(whose)}' for suspect, whose in named.items())
     explores = [f'{one["customer"]} in {one["suspect"]}' for one in content['cases'] if one['exploratory']]
-    asked = f'Asked about the marks of {len(customers)} customers: {", ".join(suspects)}. '
+    were = 'was' if len(suspects) == 1 else 'were'
+    asked = f'{", ".join(suspects)} {were} asked about the marks of {len(customers)} customers. '
     says = (
         f'{carried}: any of these would be named by chance less often than {content["level"]:.2g} of the time, all '
         'cases taken together. '

@@ -159,7 +159,7 @@ def _search(
     state: State, judge: _Judge, plan: Evolution, propose: Propose, tell: Callable[[str, float], None]
 ) -> list[tuple[str, float]]:
     for instruction in plan.start:
-        _score(state, judge, INSTRUCTIONS.get(instruction, instruction), 0, tell)
+        _score(state, judge, plan, INSTRUCTIONS.get(instruction, instruction), 0, tell)
     for turn in range(1, plan.rounds + 1):
         if turn - state.best_turn > plan.patience:
             break
@@ -167,14 +167,16 @@ def _search(
             new = dict.fromkeys(propose(state.ranked[-plan.shown :], plan.proposals, turn))
             state.propose(turn, [one for one in new if one not in state.scores][: plan.proposals])
         for instruction in state.proposed[turn]:
-            _score(state, judge, instruction, turn, tell)
+            _score(state, judge, plan, instruction, turn, tell)
     return state.helpful
 
 
-def _score(state: State, judge: _Judge, instruction: str, turn: int, tell: Callable[[str, float], None]) -> None:
+def _score(
+    state: State, judge: _Judge, plan: Evolution, instruction: str, turn: int, tell: Callable[[str, float], None]
+) -> None:
     if instruction not in state.scores:
         state.add(instruction, turn, *judge(instruction))
-        _shelf(state, judge.plan, TRIED).clear()
+        _shelf(state, plan, TRIED).clear()
     tell(instruction, state.scores[instruction])
 
 

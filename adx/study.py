@@ -191,6 +191,11 @@ def check(study: Study) -> None:
                 f'{OF_OWN_MODEL} come with `own`, a query with arms'
             )
         _check_loss(attack, study)
+    if not study.attacks[0].is_passive:
+        raise ConfigError(
+            f'study: attacks begins with {study.attacks[0].name!r}; the first is the passive one, which all figures '
+            'are held against: no transforms, hard labels, longer = 1'
+        )
 
 
 def _check_amounts(attack: Attack, study: Study) -> None:
@@ -251,11 +256,6 @@ def _check(study: Study) -> None:
         check_range('budgets', steps, 1)
     for attack in study.attacks:
         attack.check()
-    if not study.attacks[0].is_passive:
-        raise ValueError(
-            f'attacks begins with {study.attacks[0].name!r}; the first is the passive one, which all figures are held '
-            'against: no transforms, hard labels, longer = 1'
-        )
     for name in study.ladder:
         check_choice('ladder', name, tuple(attack.name for attack in study.attacks[1:]))
     for name in (study.clean, *study.controls, *study.temperatures):

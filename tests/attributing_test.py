@@ -129,4 +129,5 @@ def test_many_suspects_are_judged_together(tmp_path):
     found = attributing.attribute(paths, SIGNER)['verdict']
     assert [one['detected'] for one in found['cases']] == [False, False, True]
     assert found['others'] == []
-    assert 'step-1, step-2, step-3. step-3 carries those of acme (epoch 1): any of these' in found['summary']
+    assert 'step-1, step-2, step-3 were asked about the marks of 1 customers. ' in found['summary']
+    assert 'customers. step-3 carries those of acme (epoch 1): any of these' in found['summary']

@@ -128,11 +128,11 @@ def test_lessons_are_what_arms_said(students, tmp_path):
 
 
 def test_soft_labels_are_read_where_they_were_served(students, tmp_path):
-    study = make_study(students, attacks=(Attack('soft', loss='soft'),), seeds=(0,))
+    study = make_study(students, attacks=(Attack('sft'), Attack('soft', loss='soft')), seeds=(0,))
     decode = dataclasses.replace(study.experiment.decode, record='top')
     study = dataclasses.replace(study, experiment=dataclasses.replace(study.experiment, decode=decode))
     check(study)
     write_traces(study, str(tmp_path))
     outcomes = distilling.distil(study, str(tmp_path))
-    assert {o.threat.log_probs for o in outcomes if o.source == 'defended'} == {2}
+    assert {o.threat.log_probs for o in outcomes if (o.source, o.attack) == ('defended', 'soft')} == {2}
     assert not any(o.diverged for o in outcomes)

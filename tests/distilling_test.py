@@ -277,7 +277,7 @@ def test_a_student_with_the_weights_of_a_proxy_is_no_stranger(students, tmp_path
 
 
 def test_a_study_begins_with_the_passive_attack(students):
-    for first in (Attack('longer', longer=2.0), Attack('mixed', (MixClean(0.5),)), Attack('soft', loss='soft')):
+    for first in (Attack('longer', longer=2.0), Attack('mixed', (MixClean(0.5),)), Attack('own', loss='on_policy')):
         with pytest.raises(ConfigError, match=f'begins with {first.name!r}; the first is the passive one'):
             check(make_study(students, attacks=(first, Attack('sft'))))
     turned = (Attack('one'), Attack('two'))

@@ -38,7 +38,7 @@ class Counter:
     asked: list[str] = []  # noqa: RUF012
 
     def __init__(self, shop, plan, state):
-        self.plan = plan
+        pass
 
     def __call__(self, instruction):
         self.asked.append(instruction)

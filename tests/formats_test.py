@@ -120,11 +120,12 @@ def contents():
     )  # fmt: skip
     quality = Quality('plain', 0, 'p', (True,), (True,), (False,), {'difficulty': ('3',)}, **numbers)
     cell = transfer.Cell('a', 'p', 'm', Interval(0.5, 0.1, 0.9), 20)
+    search = {'about': {'experiment': 'a'}, 'scored': [], 'proposed': {'1': ['Say it.']}}
     return {
         'quality': dataclasses.asdict(quality), 'costs': {'a': 0.25}, 'transfer': [dataclasses.asdict(cell)],
         'readings': [{'experiment': 'a', 'arm': 'b', 'time': 'c'}], 'frozen': {'a': 'then'},
-        'search': {'about': {'experiment': 'a'}, 'scored': [], 'proposed': {'1': ['Say it.']}},
-    }, {'quality': quality, 'transfer': [cell]}  # fmt: skip
+        'search': search,  # as it was once written
+    }, {'quality': quality, 'transfer': [cell], 'search': search | {'rewritten': {}, 'levels': {}}}  # fmt: skip
 
 
 @pytest.mark.parametrize('versioned', [True, False])

@@ -74,7 +74,8 @@ def test_studies_that_want_what_is_not_there_are_named(students):
         experiment = dataclasses.replace(study.experiment, **of)
         with pytest.raises(ConfigError, match=message):
             check(dataclasses.replace(study, experiment=experiment, **fields))
-    check(dataclasses.replace(study, attacks=(Attack('a', (Prefill('so', samples=4), BestOfK(4))),)))
+    several = Attack('a', (Prefill('so', samples=4), BestOfK(4)))
+    check(dataclasses.replace(study, attacks=(study.attacks[0], several)))
 
 
 def test_seeds_have_prompts_of_their_own_where_they_are_fresh(students):
