@@ -5,9 +5,9 @@ Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/dat
              --stages=generate,freeze,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: passive students only, the
-         two worst attacks, answers alone and shuffled prompts not run, all seeds of the same 2,500 prompts, and the
-         problems of seed 1, which are read by now. Damage 0.01 [-0.03, 0.05] in `wide`, 0.04 [-0.03, 0.12] in `biased`.
+Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README; of `--attacks=sft,canonicalise`:
+         `soft`, answers alone and shuffled prompts are not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide`
+         and 0.07 [0.03, 0.11] in `biased`, of which canonicalising leaves -0.02 [-0.07, 0.02].
 
 20,000 prompts, 2,500 a seed, say whether the teacher loses accuracy. The control spends as much KL as the rule does, on
 words that are drawn by chance.

@@ -71,7 +71,7 @@ class TestMemory:
         recipe = Recipe(rows=8, length=64)
         student = Student('a', experiment.teacher)
         study: Any = types.SimpleNamespace(experiment=experiment, students=(student,), recipe=recipe)
-        models = [make_model(fitting._config(experiment.teacher))]
+        models = [make_model(fitting.stored_config(experiment.teacher))]
 
         def planned(accumulate=1, model=1):
             changed = dataclasses.replace(recipe, accumulate=accumulate)

@@ -42,6 +42,7 @@ def class_(students, tmp_path_factory):
 def test_teachers_are_asked_while_students_learn(students, tmp_path):
     """Labels asked for anew, hidden states, and labels of the students' own answers."""
     attacks = (
+        Attack('sft'),
         Attack('labels', loss='soft', arguments=(('candidates', 40),)),
         Attack('features', loss='features', arguments=(('weight', 0.5),)),
         Attack('on_policy', loss='on_policy', arguments=(('every', 2), ('prompts', 4))),

@@ -1,10 +1,10 @@
 """Measures how well proxies' directions predict what traces do to other models.
 
-    python -m launch.run --config=configs/testbed_screen.py --workdir=DIR --set=limit=800 --stages=prepare,generate
-    python -m tools.bench.transfer --config=configs/testbed_screen.py --workdir=DIR
+    python -m launch.run --config=configs/testbed_attacks.py --workdir=DIR --stages=prepare,generate
+    python -m tools.bench.transfer --workdir=DIR
 
 A figure is the rank correlation of adx/transfer.py for one proxy and one model; its samples are the study's seeds, each
-with traces of its own. Appends to results/transfer.json; the arms but the clean one are not needed.
+with traces of its own, those of the clean arm. Appends to results/transfer.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from adx.study import Study
 from launch.config import load_config
 from tools.bench import figures
 
-TABLE, COMMAND = 'transfer', 'python -m tools.bench.transfer --config={} --workdir=DIR'
-GROUPS, SIZE = 96, 8
+TABLE, COMMAND = 'transfer', 'python -m tools.bench.transfer --workdir=DIR'
+GROUPS, SIZE = 48, 8
 
-_CONFIG = flags.DEFINE_string('config', 'configs/testbed_screen.py', 'A study.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', 'configs/testbed_attacks.py', 'A study with holdout traces.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with traces.', allow_override=True)
 
 
@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     study, unit = load_config(_CONFIG.value), f'rank correlation over {GROUPS} groups of {SIZE}'
     for figure, seeds in samples(study, _WORKDIR.value, GROUPS, SIZE).items():
-        command = COMMAND.format(_CONFIG.value)
-        row = figures.append(TABLE, figure, seeds, unit=unit, goal='', command=command)
+        row = figures.append(TABLE, figure, seeds, unit=unit, goal='', command=COMMAND)
         print(f'{figure}: {row["value"]:.2f} ({row["low"]:.2f} to {row["high"]:.2f})')
 
 
