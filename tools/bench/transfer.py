@@ -22,7 +22,7 @@ from tools.bench import figures
 TABLE, COMMAND = 'transfer', 'python -m tools.bench.transfer --workdir=DIR'
 GROUPS, SIZE = 48, 8
 
-_CONFIG = flags.DEFINE_string('config', 'configs/testbed_attacks.py', 'A study with holdout traces.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', 'configs/testbed_attacks.py', 'A study.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with traces.', allow_override=True)
 
 
