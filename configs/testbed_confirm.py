@@ -5,7 +5,7 @@ Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/dat
              --stages=generate,freeze,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: of sft and canonicalise alone,
+Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: of sft and canonicalise;
          `soft`, answers alone and shuffled prompts are not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide`
          and 0.07 [0.03, 0.11] in `biased`, of which canonicalising leaves -0.02 [-0.07, 0.02].
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from adx.errors import ConfigError
@@ -27,6 +29,14 @@ def test_each_has_a_number_and_a_core_of_its_own():
     assert [done['cores'] for done in first] == [[core] for core in cores.available()[:count]]
     assert first == second  # the same processes
     assert all(replica._process.poll() is not None for replica in replicas)
+
+
+def test_a_replica_has_what_it_is_given_beside_this_environment(monkeypatch):
+    monkeypatch.setenv('HERE', 'a')
+    tells = "import os; from tools.bench import cores; cores.serve(lambda: {n: os.environ[n] for n in ('HERE', 'GIVEN')})"
+    with cores.started([('-c', tells)], {'GIVEN': 'b'}) as replicas:
+        assert cores.at_once(replicas) == [{'HERE': 'a', 'GIVEN': 'b'}]
+    assert 'GIVEN' not in os.environ
 
 
 def test_one_that_dies_is_an_error():
