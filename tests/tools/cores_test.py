@@ -33,9 +33,10 @@ def test_each_has_a_number_and_a_core_of_its_own():
 
 def test_a_replica_has_what_it_is_given_beside_this_environment(monkeypatch):
     monkeypatch.setenv('HERE', 'a')
-    tells = "import os; from tools.bench import cores; cores.serve(lambda: {n: os.environ[n] for n in ('HERE', 'GIVEN')})"
+    tells = "import os; from tools.bench import cores; cores.serve(lambda: dict(os.environ))"
     with cores.started([('-c', tells)], {'GIVEN': 'b'}) as replicas:
-        assert cores.at_once(replicas) == [{'HERE': 'a', 'GIVEN': 'b'}]
+        [done] = cores.at_once(replicas)
+    assert (done['HERE'], done['GIVEN']) == ('a', 'b')
     assert 'GIVEN' not in os.environ
 
 
