@@ -55,6 +55,24 @@ def test_studies_stand_beside_each_other_and_one_is_replaced(study, findings, pu
     frontier.verify(published)
 
 
+def test_attacks_of_another_workdir_are_added(study, findings, published):
+    other = [dataclasses.replace(one, attack='mixed') for one in findings.outcomes if one.source != 'base']
+    plan = dataclasses.replace(findings.plan, attacks=('sft', 'mixed'))
+    alone = dataclasses.replace(findings, plan=plan, outcomes=other, qualities=[])
+    both = frontier.added('one', study, alone, published)
+    frontier.publish('one', study, both, 'python -m publish', published)
+    frontier.verify(published)
+    rows = [row for row in frontier.read(published) if row['figure'] == 'damage_attacked']
+    values = {(row['attack'], row['student']): (row['value'], row['status']) for row in rows}
+    assert {attack for attack, _ in values} == {'sft', 'mixed'}
+    again = frontier.added('one', study, findings, published)  # of what both have, the workdir's
+    assert len(again.outcomes) == len(both.outcomes)
+    with pytest.raises(InputError, match='is of another study'):
+        frontier.added('one', dataclasses.replace(study, exam=5), findings, published)
+    with pytest.raises(InputError, match='has no raw file to add to'):
+        frontier.added('none', study, findings, published)
+
+
 def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, published):
     of = dataclasses.replace(study.experiment, rewrites=(Rewrite('told', 'plain', Rendered()),))
     bare = dataclasses.replace(study, experiment=of)

@@ -5,6 +5,7 @@ of a report. `raw` names a file with the graded students and traces of one study
 judged, prompt by prompt, where the traces are; rows are computed from it again by `verify`, which a test runs.
 
     python -m tools.bench.frontier --config=configs/testbed_screen.py --workdir=/data/screen    # publishes a study
+    python -m tools.bench.frontier --config=configs/C.py --workdir=DIR --add    # and keeps what was published before
     python -m tools.bench.frontier --config=configs/bridge.py --not_run='no GPU was at hand'     # rows without a value
     python -m tools.bench.frontier --again               # after a change of the figures: all rows, from the raw files
     python -m tools.bench.frontier --render=README.md    # renders the tables
@@ -31,7 +32,7 @@ from adx.quality import Criterion
 from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row, Subject
-from adx.study import Study
+from adx.study import Study, study_hash
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
@@ -49,6 +50,10 @@ BITS = ('correct', 'forced', 'lenient')
 _CONFIG = flags.DEFINE_string('config', '', 'The config of the study to publish.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with outcomes and quality.', allow_override=True)
 _NOT_RUN = flags.DEFINE_string('not_run', '', 'Why the study of --config was not run; publishes empty rows.')
+_ADD = flags.DEFINE_bool(
+    'add', False, 'Keep what the published raw file has beyond the workdir, of the same study: attacks may be '
+    'distilled in workdirs of their own.'
+)  # fmt: skip
 _AGAIN = flags.DEFINE_bool('again', False, 'Write the rows of every published study anew, from its raw file.')
 _RENDER = flags.DEFINE_string(
     'render', '', 'File whose <!-- frontier:STUDY --> blocks are rewritten.', allow_override=True
@@ -67,6 +72,28 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
     (results / raw).write_bytes(data)
     source = {'raw': {'path': raw, 'sha256': sha256(data)}, 'command': command, 'commit': commit_hash()}
     return _keep(name, study, findings.rows(), source, results)
+
+
+def added(name: str, study: Study, findings: Findings, results: pathlib.Path = RESULTS) -> Findings:
+    """The findings with what was published of the same study before and they do not have: students, measured arms.
+
+    Raises InputError where nothing was, or another study of the name.
+    """
+    path = results / f'raw/frontier_{name}.json.gz'
+    if not path.exists():
+        raise InputError(f'study {name!r} has no raw file to add to; publish it without --add')
+    before = _from_json(json.loads(gzip.decompress(path.read_bytes())))
+    ours = study_hash(study)
+    if any(one.identity.get('study') != ours for one in (*before.outcomes, *findings.outcomes)):
+        raise InputError(f'{path.name} is of another study than {ours}; publish what there is without --add')
+    known = {_key(one) for one in findings.outcomes}
+    outcomes = [*findings.outcomes, *(one for one in before.outcomes if _key(one) not in known)]
+    judged = max(findings, before, key=lambda one: len(one.qualities))  # by all that was measured in one workdir
+    return dataclasses.replace(judged, plan=findings.plan, outcomes=outcomes)
+
+
+def _key(one: Outcome) -> tuple[Any, ...]:
+    return one.student, one.attack, one.arm, one.source, one.seed
 
 
 def _check_answers(name: str, study: Study, findings: Findings) -> None:
@@ -249,7 +276,10 @@ def main(argv: Sequence[str]) -> None:
             skip(name, study, _NOT_RUN.value)
             return
         command = f'python -m tools.bench.frontier --config={_CONFIG.value} --workdir=DIR'
-        for row in publish(name, study, find(study, _WORKDIR.value), command):
+        findings = find(study, _WORKDIR.value)
+        if _ADD.value:
+            findings, command = added(name, study, findings), f'{command} --add'
+        for row in publish(name, study, findings, command):
             print(row['figure'], row['defence'], row['attack'], row['student'], _cell(row))
     if _AGAIN.value:
         republish()
