@@ -275,9 +275,9 @@ def blocks(plan: dict[str, Any], answers: Mapping[int, Mapping[str, Any]]) -> li
     open_ = {one['block'] for i, one in enumerate(plan['asked']) if i not in known}
     closed: dict[int, str] = {}
     for i, one in enumerate(plan['asked']):
-        if waits and one['block'] not in open_:
-            closed[one['block']] = max(closed.get(one['block'], ''), answers[i].get('asked', ''))
         if one['block'] not in open_:
+            if waits:
+                closed[one['block']] = max(closed.get(one['block'], ''), answers[i].get('asked', ''))
             pair = Pair(*one['pair'])
             hit = not answers[i]['problem'] and marks.completes(answers[i]['text'], pair)
             hits[one['block']][one['keyed'], pair] += hit

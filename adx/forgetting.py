@@ -142,7 +142,7 @@ def _note(workdir: Workdir, prompt: str) -> None:
 def _remove(workdir: Workdir, prompt: str, found: Found) -> None:
     private = workdir.private
     journals = [private / 'journal', private / 'rejected', private / 'scores' / 'nll', private / 'scores' / 'harm']
-    journals += [private / 'rewrites' / name for name in rewrites_io.names(workdir)]
+    journals += [rewrites_io.directory_of(workdir, name) for name in rewrites_io.names(workdir)]
     for directory in (*journals, private / 'selections', private / 'report'):
         for path in files.list_files(directory, files.TEMPORARY):  # of a writer that was killed
             files.remove(path)

@@ -34,6 +34,8 @@ _COMMON = {
     'Portuguese': 'os de que em um uma para com são da não cada então se por mais',
     'Dutch': 'de het een en dat op te zijn voor met wij elke dus niet heeft er ook naar',
 }
+_SHARED = collections.Counter(word for words in _COMMON.values() for word in set(words.split()))
+_OWN = {name: [word for word in set(words.split()) if _SHARED[word] == 1] for name, words in _COMMON.items()}
 _WORD = re.compile(r'(?<![\w\\])[^\W\d_]{2,}(?!\w)')  # no variable, no command of LaTeX
 LEAST_WORDS = 3  # of a language, and twice as many as of any other, before a text is taken to be in it
 
@@ -126,11 +128,8 @@ def script(text: str) -> str:
 
 def language(text: str) -> str:
     """The language that most of a text's commonest words are of, where it is one of _COMMON and plain; '' else."""
-    every = collections.Counter(word for words in _COMMON.values() for word in set(words.split()))
     said = collections.Counter(_WORD.findall(text.lower()))
-    hits = {
-        name: sum(said[word] for word in set(words.split()) if every[word] == 1) for name, words in _COMMON.items()
-    }  # fmt: skip
+    hits = {name: sum(said[word] for word in words) for name, words in _OWN.items()}
     first, second = sorted(hits, key=lambda name: -hits[name])[:2]
     return first if hits[first] >= max(LEAST_WORDS, 2 * hits[second]) else ''
 

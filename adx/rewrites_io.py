@@ -25,6 +25,10 @@ from adx.storage import Workdir
 from adx.types import RequestId, Trace
 
 
+def directory_of(workdir: Workdir, name: str) -> Any:
+    return workdir.private / 'rewrites' / name
+
+
 def identity(experiment: Experiment, one: Rewrite) -> dict[str, Any]:
     """What a rewrite belongs to beside its workdir, JSON-able: itself and the rewrites that it is made of."""
     found = {'format_version': FORMAT_VERSION, **experiments.writer_identity(experiment), 'rewrite': to_json(one)}
@@ -40,13 +44,13 @@ def _instructions(experiment: Experiment, workdir: Workdir, one: Rewrite) -> dic
     """Rewrite -> what a search had found when it was begun, of those that this one is made of."""
     sources = one.of, drafting.matched_to(one.rewriter)
     before = [each.name for name in sources for each in drafting.chain(experiment.rewrites, name)]
-    found = {name: told(workdir.private / 'rewrites' / name) for name in before}
+    found = {name: told(directory_of(workdir, name)) for name in before}
     return {name: instruction for name, instruction in found.items() if instruction}
 
 
 def claim(experiment: Experiment, workdir: Workdir, one: Rewrite) -> Any:
     """The directory of a rewrite. Raises InputError where another one of its name was made."""
-    directory = workdir.private / 'rewrites' / one.name
+    directory = directory_of(workdir, one.name)
     place, ours = directory / 'identity.json', identity(experiment, one)
     if isinstance(drafting.innermost(one.rewriter), Evolved):
         ours['instruction'] = instructions.best(workdir)  # of today: a search that goes on finds another
@@ -99,7 +103,7 @@ def read_identity(directory: Any) -> dict[str, Any]:
     return record
 
 
-def checked(record: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
     """A journal's record. Raises StorageError where a field is missing or mistyped."""
     kinds: dict[str, Any] = {'text': str, 'accepted': int | None, 'refusals': list}
     kinds |= {'changed': float | None} if 'changed' in record else {}  # older ones do not say
@@ -144,7 +148,7 @@ def names(workdir: Workdir) -> list[str]:
 
 def tally(workdir: Workdir, name: str) -> dict[str, Any]:
     """`drafting.counts` of a rewrite, of all that any process has made so far."""
-    return drafting.counts([from_record(record) for record in records_of(workdir, name).values()])
+    return drafting.counts([from_record(record) for record in records_of(directory_of(workdir, name)).values()])
 
 
 def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
@@ -152,9 +156,8 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
 
     Raises InputError where the originals of some are gone.
     """
-    directory = workdir.private / 'rewrites' / name
-    about = read_identity(directory)['rewrite']
-    records = records_of(workdir, name)
+    directory = directory_of(workdir, name)
+    about, records = read_identity(directory)['rewrite'], records_of(directory)
     defence, found = {'type': 'rewrite', 'name': name, 'hash': content_hash(about)}, 0
     for trace in rewritten(workdir, about['of']) if about['of'] in names(workdir) else workdir.traces():
         if trace.request_id in records:
@@ -166,9 +169,9 @@ def rewritten(workdir: Workdir, name: str) -> Iterator[Trace]:
         raise InputError(f'{len(records) - found} traces of rewrite {name!r} are gone; restore the journals')
 
 
-def records_of(workdir: Workdir, name: str) -> dict[str, dict[str, Any]]:
-    directory = workdir.private / 'rewrites' / name
-    return {record['request_id']: checked(record, where) for where, record in read_records(directory)}
+def records_of(directory: Any) -> dict[str, dict[str, Any]]:
+    """Request id -> what any process has made of it."""
+    return {record['request_id']: _checked(record, where) for where, record in read_records(directory)}
 
 
 def _said(trace: Trace, record: dict[str, Any]) -> Trace:

@@ -19,7 +19,7 @@ from adx.drafting import Rewrite, Rewritten
 from adx.errors import ConfigError, InputError
 from adx.experiment import Experiment
 from adx.hashing import row_key
-from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails, read_records
+from adx.journal import FORMAT_VERSION, Journal, cut_torn_tails
 from adx.journal import to_json as to_line
 from adx.lessons import question
 from adx.policy import spares
@@ -116,7 +116,7 @@ def seconds_per_token(experiment: Experiment, path: str) -> dict[str, float]:
     workdir = storage.of_experiment(path, experiments.experiment_hash(experiment))
     shop, found = Workshop(experiment, path), {}
     for one in experiment.rewrites:
-        made = workdir.private / 'rewrites' / one.name
+        made = rewrites_io.directory_of(workdir, one.name)
         share = dataclasses.replace(_share(experiment, workdir, one, ALONE), instruction=rewrites_io.told(made))
         batch = share.traces[:BATCH]
         _records(share, batch, shop)
@@ -133,8 +133,7 @@ def _name(trace: Trace) -> str:
 def _known(share: _Share, directory: Any) -> dict[str, dict[str, Any]]:
     """The records of the traces that were made before, by any process."""
     mine = {trace.request_id for trace in share.traces}
-    every = {record['request_id']: rewrites_io.checked(record, where) for where, record in read_records(directory)}
-    return {id_: record for id_, record in every.items() if id_ in mine}
+    return {id_: record for id_, record in rewrites_io.records_of(directory).items() if id_ in mine}
 
 
 def _rewrite(
@@ -181,7 +180,8 @@ def _records(share: _Share, traces: Sequence[Trace], shop: Workshop) -> list[dic
 
 def _to_match(workdir: Workdir, name: str, traces: Sequence[Trace]) -> dict[str, str]:
     """By request id, what a rewrite made of these traces; {} for no name. Raises InputError where it has not yet."""
-    texts = {id_: record['text'] for id_, record in rewrites_io.records_of(workdir, name).items()} if name else {}
+    records = rewrites_io.records_of(rewrites_io.directory_of(workdir, name)) if name else {}
+    texts = {id_: record['text'] for id_, record in records.items()}
     missing = [trace.request_id for trace in traces if trace.request_id not in texts]
     if name and missing:
         raise InputError(f'rewrite {name!r}, which another is to match, has nothing of {missing[0]}; finish it first')

@@ -204,7 +204,7 @@ def _attacked(sheet: Sheet, of: Subject, attack: str) -> Row:
 def _destroyed(joined: Joined) -> list[str]:
     """What the attack could not use of defended lessons, and no honest reader either, where that is much."""
     clean, defended = (sum(one.lessons.get('destroyed', 0) for one in side) for side in joined.sides[:2])
-    if defended - clean <= MUCH * sum(one.threat.traces for one in joined.sides[0] if one.threat):
+    if defended - clean <= MUCH * sum(one.threat.traces for one in joined.sides[0]):
         return []
     return [f'{defended} lessons were destroyed, {clean} of the clean ones: utility lost, no protection']
 
