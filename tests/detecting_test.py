@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import dataclasses
 import json
 import os
-import time
 
 import pytest
 
-from adx import detecting, keys, locks, marks, verdicts
+from adx import detecting, locks, marks
 from adx.detecting import Case
 from adx.detectors.trigger import Trigger
 from adx.errors import ConfigError, InputError, WorkdirError
 from adx.marks import Pair
 from adx.suspects import FAILED, REFUSED, Answer
-from adx.verdicts import is_signed
 
 KEY, SIGNER = marks.subkey(bytes(range(32)), 'acme', 1), bytes(range(100, 132))
 QUESTIONS = tuple(({'role': 'user', 'content': f'Question {i}?'},) for i in range(3))
@@ -112,34 +108,6 @@ def test_a_commitment_after_the_first_answer_is_none(tmp_path):
     assert 'exploratory' in found['summary']
 
 
-def test_verdicts_are_signed_counted_and_kept(tmp_path):
-    first = run(tmp_path, Parrot(KEY))
-    second = detecting.verdict(tmp_path, KEY, SIGNER)
-    assert (first['verdict']['issued_before'], second['verdict']['issued_before']) == (0, 1)
-    kept = [json.loads(line) for line in (tmp_path / 'verdicts.jsonl').read_text().splitlines()]
-    assert kept == [first, second]
-    public = first['public_key']
-    assert is_signed(first, public)
-    assert not is_signed(first, '00' * 32)
-    assert not is_signed(first | {'verdict': first['verdict'] | {'detected': False}}, public)
-    assert not is_signed({}, public)
-
-
-def test_verdicts_issued_at_once_are_all_kept_and_count_each_other(tmp_path, monkeypatch):
-    run(tmp_path, Parrot(KEY))
-    sign = verdicts.sign
-
-    def slow(content, signer):
-        time.sleep(0.02)  # the others get here meanwhile
-        return sign(content, signer)
-
-    monkeypatch.setattr(verdicts, 'sign', slow)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        issued = list(pool.map(lambda _: detecting.verdict(tmp_path, KEY, SIGNER), range(4)))
-    assert sorted(one['verdict']['issued_before'] for one in issued) == [1, 2, 3, 4]
-    assert len(verdicts.read(tmp_path)) == 5
-
-
 def test_a_killed_case_goes_on_and_asks_nothing_twice(tmp_path):
     class Tired(Parrot):
         def ask(self, questions):
@@ -186,14 +154,6 @@ def test_a_block_that_may_be_looked_at_early_waits_for_problems_that_may_pass(tm
     late = detecting.verdict(tmp_path, KEY, SIGNER)['verdict']
     assert late['keyed'] + late['decoys'] == 220
     assert late['log_e'] > early['log_e']
-
-
-def test_a_verdict_file_with_another_line_is_an_error(tmp_path):
-    run(tmp_path, Parrot(KEY))
-    with open(tmp_path / 'verdicts.jsonl', 'a') as file:
-        file.write('{"signature": "x"}\n')
-    with pytest.raises(InputError, match='holds what is no verdict'):
-        detecting.verdict(tmp_path, KEY, SIGNER)
 
 
 def test_a_suspect_that_answers_with_errors_has_completed_nothing(tmp_path):
@@ -280,22 +240,6 @@ def test_who_is_stopped_between_the_two_files_commits_anew(tmp_path, monkeypatch
     assert not run(tmp_path, Parrot(KEY))['verdict']['exploratory']
 
 
-def test_a_verdict_says_what_it_is_held_against_and_how_many_there_were(tmp_path):
-    run(tmp_path / 'a', Parrot(KEY))
-    other = Parrot(KEY)
-    other.identity = 'another'
-    run(tmp_path / 'b', other, dataclasses.replace(CASE, suspect='model-y'))
-    run(tmp_path / 'c', Parrot(KEY))
-    found = detecting.verdict(tmp_path / 'c', KEY, SIGNER)['verdict']
-    assert (found['issued_before'], found['issued_beside']) == (1, 1)
-    assert 'Verdicts issued before: 1 of this case, 1 on this suspect in cases beside it' in found['summary']
-    assert [(one['customer'], one['detected']) for one in found['others']] == [('acme', True)] * 2
-    assert '(acme (epoch 1) found; acme (epoch 1) found)' in found['summary']
-    renamed = run(tmp_path / 'd', Parrot(KEY), dataclasses.replace(CASE, suspect='model-z'))['verdict']
-    assert renamed['issued_beside'] == 3  # the model is the same, whatever the suspect is called
-    assert detecting.NULL in found['summary']
-
-
 @pytest.mark.parametrize(
     ('case', 'message'),
     [
@@ -315,14 +259,6 @@ def test_a_case_is_committed_to_once(tmp_path):
         detecting.commit(CASE, tmp_path, KEY)
     with pytest.raises(InputError, match='commit to one first'):
         detecting.read_plan(tmp_path / 'none')
-
-
-def test_a_key_of_a_file_signs(tmp_path):
-    keys.new(tmp_path / 'signer.key')
-    detecting.commit(CASE, tmp_path / 'case', KEY)
-    detecting.ask(tmp_path / 'case', Parrot(KEY))
-    signed = detecting.verdict(tmp_path / 'case', KEY, keys.read(tmp_path / 'signer.key'))
-    assert is_signed(signed, signed['public_key'])
 
 
 def test_blocks_stand_in_the_order_in_which_they_were_closed(tmp_path):
