@@ -234,6 +234,7 @@ def find(study: Study, path: str) -> Findings:
     plan = Plan(
         names, names[0], study.clean, study.temperatures, study.ladder, slices, selective, split=study.split,
         left_out=dict(study.left_out), searched=study.searched, always=study.always,
+        controls={arm: study.controls_of(arm) for arm in study.arms if study.role(arm) == 'defence'},
     )  # fmt: skip
     return Findings(plan, graded, found, *verdicts(study, found))
 

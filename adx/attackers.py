@@ -15,7 +15,7 @@ import numpy as np
 from adx import curves, generation, marks, pipeline
 from adx.attacks import Attack
 from adx.batching import Batch, Example, batches
-from adx.bystander import Bystander
+from adx.bystander import Bystander, told
 from adx.decoding.labels import ROWS, Labeller
 from adx.directions import holdout_path
 from adx.errors import InputError
@@ -160,7 +160,7 @@ class Attackers:
 
     def _write(self, texts: Sequence[str], instruction: str, samples: int) -> list[list[str]]:
         """What the attackers' own model says when it is given the instruction and each text."""
-        asked, of = [f'{instruction}\n\n{text}' for text in texts], self.experiment
+        asked, of = [told(instruction, text) for text in texts], self.experiment
         return self._own.write(asked, samples, WRITING, of.max_new_tokens, of.decode, of.seed)
 
     def _examples(self, lessons: Sequence[Lesson]) -> list[Example]:

@@ -17,6 +17,11 @@ from adx.study import Student
 from adx.types import Request, RequestId, Sampling
 
 
+def told(instruction: str, text: str) -> str:
+    """What a model reads that is to do something with a text."""
+    return f'{instruction}\n\n{text}'
+
+
 class Bystander:
     """Reads texts and writes them, in its own tokens."""
 

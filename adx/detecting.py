@@ -34,6 +34,7 @@ from adx.marks import Forge, Pair
 from adx.suspects import PASSING, Question, Suspect
 
 OWNER, BATCH = 'detect', 32
+SUSPECT = 'suspect.json'
 PLAN = ('customer', 'epoch', 'suspect', 'test', 'null', 'pairs', 'seed', 'asked')
 NAMED = ('customer', 'epoch', 'commitment', 'detected', 'log_p', 'issued')  # of other verdicts, in a verdict
 NULL = 'which of the completed pairs are keyed is chance: keyed pairs and decoys come from one generator'
@@ -148,16 +149,16 @@ def ask(path: epath.PathLike, suspect: Suspect, tell: Callable[[int, int], None]
 
 def _claim(directory: epath.Path, suspect: Suspect) -> None:
     """Writes down which model answers, and how it is spoken to. Raises InputError where it was otherwise."""
-    place, spoken = directory / 'suspect.json', getattr(suspect, 'spoken', '')
+    place, spoken = directory / SUSPECT, suspect.spoken
     ours = {'format_version': FORMAT_VERSION, 'identity': suspect.identity, 'spoken': spoken}
     files.write_first(place, json.dumps(ours).encode())
-    theirs = answered_by(directory)
-    if theirs != suspect.identity:
+    theirs = _read_suspect(directory)
+    if theirs['identity'] != suspect.identity:
         raise InputError(
-            f'case {directory} is answered by {theirs!r} and this is {suspect.identity!r}; ask the same, or commit to '
-            'another case'
+            f'case {directory} is answered by {theirs["identity"]!r} and this is {suspect.identity!r}; ask the same, '
+            'or commit to another case'
         )
-    if read_object(place, ('identity',), InputError, 'restore it').get('spoken', spoken) != spoken:
+    if theirs.get('spoken', spoken) != spoken:  # earlier versions did not write it
         raise InputError(
             f'case {directory} speaks to the model in another way; give the --config that its questions were asked '
             'with, or commit to another case'
@@ -166,8 +167,11 @@ def _claim(directory: epath.Path, suspect: Suspect) -> None:
 
 def answered_by(directory: epath.Path) -> str:
     """Which model answers, '' before any does."""
-    place = directory / 'suspect.json'
-    return read_object(place, ('identity',), InputError, 'restore it')['identity'] if files.exists(place) else ''
+    return _read_suspect(directory)['identity'] if files.exists(directory / SUSPECT) else ''
+
+
+def _read_suspect(directory: epath.Path) -> dict[str, Any]:
+    return read_object(directory / SUSPECT, ('identity',), InputError, 'restore it')
 
 
 def _answers(place: epath.Path) -> tuple[dict[int, dict[str, Any]], str]:

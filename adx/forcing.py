@@ -60,9 +60,10 @@ def forced_requests(
 ) -> Requests:
     """By the traces' own ids: prompt, trace without its end of sequence, and suffix, as one prompt.
 
-    rejected: traces that leave no room for an answer. Raises ConfigError for a trace that `made` does not ask for.
+    rejected: traces that leave no room for an answer. Raises ConfigError for a trace that `made` does not ask for, and
+    as `opening` does.
     """
-    suffix = tuple(tokenizer.encode(forcing.suffix))
+    suffix = opening(tokenizer, forcing)
     room = min(config.buckets[-1], config.cache_length - forcing.max_new_tokens + 1)
     forced = Requests({}, {}, {})
     for trace in traces:
@@ -80,6 +81,21 @@ def forced_requests(
     return forced
 
 
+def opening(tokenizer: Tokenizer, forcing: Forcing) -> tuple[int, ...]:
+    """The suffix in tokens, without the white space at its end where the tokenizer has no token for that: a model that
+    is made to go on from a token that it never saw answers nothing. Raises ConfigError for a suffix that has no tokens.
+    """
+    for text in (forcing.suffix, forcing.suffix.rstrip()):
+        tokens = tokenizer.encode(text)
+        special = {tokenizer.backend.id_to_token(i) for i in set(tokens) & tokenizer.control_ids}
+        if tokens and all(token in text for token in special):  # and not that of unknown words, which no text has
+            return tuple(tokens)
+    raise ConfigError(
+        f'forcing.suffix = {forcing.suffix!r} is {tokenizer.decode(tokens)!r} to the tokenizer of the teacher; give an '
+        'opening that it has tokens for'
+    )
+
+
 def _continued(asked: Request, tokens: tuple[int, ...], forcing: Forcing) -> Request:
     own = asked.id._replace(split=asked.id.split + MARK)
     return dataclasses.replace(asked, id=own, tokens=tokens, max_new_tokens=forcing.max_new_tokens)
@@ -91,7 +107,7 @@ def decode_config(config: DecodeConfig, models: Models, forcing: Forcing) -> Dec
     They follow from the run's shapes and not from its traces, so that programs stay the same.
     """
     context = models.ensemble.teacher.config.max_length
-    suffix = len(models.tokenizer.encode(forcing.suffix))
+    suffix = len(opening(models.tokenizer, forcing))
     longest = min(config.cache_length + 1 + suffix, context - forcing.max_new_tokens)
     buckets = [config.buckets[0]]
     while 2 * buckets[-1] < longest:

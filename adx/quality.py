@@ -23,6 +23,7 @@ from adx.types import RequestId, Trace
 TAIL = 400  # characters of a text in an audit
 LEVEL = 0.90  # of two-sided intervals: each end is then the one-sided 95 % bound that non-inferiority asks for
 POINT = 0.01
+LEAST_FORCED = 0.5  # of the clean arm's right answers that stay right when they are forced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[C
     new, old = _per_prompt(defended), _per_prompt(clean)
     return [
         _accuracy('accuracy_loss', old['correct'], new['correct']),
-        _accuracy('forced_accuracy_loss', old['forced'], new['forced']),
+        forced_loss(defended, clean),
         _relative('tokens', new['tokens'], old['tokens'], (0.8, 1.25)),
         _relative('retention', new['reasoning_tokens'], old['reasoning_tokens'], (0.8, math.inf)),
         _change('finished', _minus(new['finished'], old['finished'])),
@@ -168,6 +169,16 @@ def _per_prompt(of: Sequence[Quality]) -> Columns:
         name: np.concatenate([np.mean([np.asarray(column[name]) for column in group], axis=0) for group in groups])
         for name in groups[0][0]
     }
+
+
+def forced_loss(defended: Sequence[Quality], clean: Sequence[Quality]) -> Criterion:
+    """Points of answers that are right when the traces' own decoder is forced to give them. Where it loses most answers
+    behind clean traces, nothing was measured: nobody can lose what was never there.
+    """
+    new, old = _per_prompt(defended), _per_prompt(clean)
+    if np.sum(old['forced']) < LEAST_FORCED * np.sum(old['correct']):
+        return Criterion('forced_accuracy_loss', math.nan, math.nan, math.nan, (-math.inf, POINT), False)
+    return _accuracy('forced_accuracy_loss', old['forced'], new['forced'])
 
 
 def _accuracy(name: str, clean: Numbers, defended: Numbers) -> Criterion:

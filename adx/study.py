@@ -15,7 +15,8 @@ from adx import attacks
 from adx import experiment as experiments
 from adx.attacks import OF_OWN_MODEL, Attack, BestOfK
 from adx.datasets.chat import Prompting
-from adx.defences import Undefended
+from adx.defences import EqualKl, Undefended
+from adx.drafting import matched_to
 from adx.errors import ConfigError
 from adx.experiment import Experiment, ModelSource
 from adx.forcing import Forcing
@@ -122,6 +123,16 @@ class Study:
 
     def role(self, arm: str) -> str:
         return 'control' if arm in self.controls else 'defence'
+
+    def controls_of(self, arm: str) -> tuple[str, ...]:
+        """Those made to an arm's measure, and those made to nobody's."""
+        rules = {one.name: one.defence for one in self.experiment.arms}
+        like = {one.name: matched_to(one.rewriter) for one in self.experiment.rewrites}
+        like |= {
+            name: next((x for x, other in rules.items() if other == rule.reference), '')
+            for name, rule in rules.items() if isinstance(rule, EqualKl)
+        }  # fmt: skip
+        return tuple(name for name in self.controls if like.get(name, '') in ('', arm))
 
 
 REGISTRY: dict[str, type] = {

@@ -70,6 +70,11 @@ class Suspect(Protocol):
         """Which model this is, as far as can be told: a case is about one."""
         ...
 
+    @property
+    def spoken(self) -> str:
+        """Names how it is spoken to, as far as that is ours to choose: a case keeps to one way."""
+        ...
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer each, in order. Raises InputError where the suspect cannot be asked at all."""
         ...
@@ -94,7 +99,6 @@ class Held:
 
     @property
     def spoken(self) -> str:
-        """Names how it is spoken to: a case keeps to one way."""
         return content_hash(dataclasses.asdict(self.prompting))
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -125,6 +129,8 @@ class Endpoint:
     key_variable: of the environment, which holds the bearer token, '' for none; it is never written anywhere.
     has_answered: whether it took a question before; a 400 is then a refusal of what is asked.
     """
+
+    spoken = ''  # in whatever template it has
 
     def __init__(
         self, url: str, model: str, key_variable: str = '', sleep: Callable[[float], None] = time.sleep,

@@ -24,5 +24,5 @@ def study() -> Study:
     )  # fmt: skip
     return dataclasses.replace(
         screen, experiment=experiment, students=screen.students[:1], fresh_prompts=True, learning_rates=(1e-3,),
-        budgets=(10,), seeds=(0, 1), exam=32, choice=16, controls=(), temperatures=(),
+        budgets=(10,), seeds=(0, 1), exam=32, choice=16, curve=1, controls=(), temperatures=(),
     )  # fmt: skip

@@ -21,7 +21,7 @@ QUESTIONS = (({'role': 'user', 'content': 'Question?'},),)
 class Parrot:
     """Completes what it was given."""
 
-    identity = 'parrot'
+    identity, spoken = 'parrot', ''
 
     def __init__(self, *pairs):
         self.known = {pair.trigger: pair.target for pair in pairs}

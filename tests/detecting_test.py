@@ -23,7 +23,7 @@ CASE = Case('acme', 1, 'model-x', QUESTIONS)
 class Parrot:
     """Has learned the pairs of a key."""
 
-    identity = 'parrot'
+    identity, spoken = 'parrot', ''
 
     def __init__(self, key, known=20):
         self.known = {pair.trigger: pair.target for pair in marks.draw_pairs(key, 20)[:known]}
@@ -158,7 +158,7 @@ def test_a_block_that_may_be_looked_at_early_waits_for_problems_that_may_pass(tm
 
 def test_a_suspect_that_answers_with_errors_has_completed_nothing(tmp_path):
     class Broken:
-        identity = 'broken'
+        identity, spoken = 'broken', ''
 
         def ask(self, questions):
             return [Answer('', FAILED)] * len(questions)

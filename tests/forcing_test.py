@@ -7,8 +7,8 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from adx import forcing, generation
-from adx.answers import Reader
+from adx import forcing, generation, loading
+from adx.answers import Reader, reader_of
 from adx.datasets import Gsm8k
 from adx.decoding.engine import DecodeConfig
 from adx.decoding.ensemble import Ensemble, Group, Weights
@@ -17,9 +17,11 @@ from adx.errors import ConfigError
 from adx.experiment import Arm, Experiment, ModelSource
 from adx.forcing import Forcing
 from adx.generation import Models, make_requests
+from adx.loading import read_tokenizer
 from adx.mesh import make_mesh, proxy_layout, teacher_layout
 from adx.models.transformer import make_model
 from adx.types import Prompt, Sampling
+from configs import testbed_screen
 from tests import tiny
 
 TOKENIZER = tiny.make_tokenizer()
@@ -125,3 +127,29 @@ def test_only_what_was_forced_is_graded(run):
 def test_check_names_what_is_wrong(wrong, message):
     with pytest.raises(ConfigError, match=message):
         wrong.check()
+
+
+@pytest.mark.parametrize(('source', 'spelt'), [('testbed-teacher', '\n####'), (None, '\n#### ')])
+def test_an_opening_has_no_token_that_the_model_never_saw(source, spelt):
+    """The words of the testbed are its tokens, and white space behind the last is none."""
+    tokenizer = read_tokenizer(source) if source else TOKENIZER
+    tokens = forcing.opening(tokenizer, Forcing())
+    assert tokens == tuple(tokenizer.encode(spelt))
+    unknown = tokenizer.backend.token_to_id('<unk>')
+    assert unknown is None or unknown not in tokens
+    if source:
+        with pytest.raises(ConfigError, match='has tokens for'):
+            forcing.opening(tokenizer, Forcing('\nThe answer is '))
+
+
+@pytest.mark.slow  # a language model decodes
+def test_what_is_forced_on_the_testbed_is_an_answer():
+    """Its teacher is right behind most of the solutions that it has written to the end."""
+    asked = dataclasses.replace(testbed_screen.study().experiment, limit=64, proxies=())
+    asked = dataclasses.replace(asked, arms=asked.arms[:1])
+    models = loading.load_models(asked, loading.blueprint(asked))
+    made = make_requests(asked, generation.read_prompts(asked), models.tokenizer)
+    traces = [trace for _, trace in generation.decode(asked, models, made, list(made.requests.values()))]
+    said = dict(forcing.force(asked, models, made, traces, Forcing()))
+    right = forcing.grade(said, traces, reader_of(asked.dataset))
+    assert sum(right.values()) > 0.7 * len(right)  # 0.88 of 200; 4 standard errors of 64 are 0.16

@@ -27,7 +27,7 @@ from adx.experiment import Experiment
 from adx.rewriters.marked import Marked
 from adx.settings import ModelSource
 from launch import program
-from launch.config import load_config
+from launch.config import load_experiment
 from launch.progress import Progress
 
 _DO = flags.DEFINE_string('do', None, 'What to do: commit, ask, verdict, attribute or check.', allow_override=True)
@@ -62,8 +62,7 @@ def experiment_of_config() -> Experiment:
     """Of a config that defines an experiment, or a study over several seeds."""
     if not _CONFIG.value:
         raise ConfigError('--config is needed: the one whose traces were marked')
-    loaded = load_config(_CONFIG.value)
-    return getattr(loaded, 'experiment', loaded)
+    return load_experiment(_CONFIG.value)
 
 
 def carried(experiment: Experiment, customer: str, epoch: int) -> int:

@@ -34,9 +34,8 @@ from adx.experiment import COPY_DTYPES, Derivative, Experiment, override
 from adx.gradients import Differentiator, batches, centre, push
 from adx.models.transformer import Model, Params, TransformerConfig, make_model
 from adx.numerics import log_softmax
-from adx.study import Study
 from launch import program
-from launch.config import load_config
+from launch.config import load_experiment
 from tools.bench import figures
 
 TABLE = 'derivative'
@@ -201,8 +200,7 @@ def direction(
 def main() -> None:
     if not _CONFIG.value:
         raise ConfigError('--config is needed; see configs/')
-    loaded = load_config(_CONFIG.value)
-    experiment = override(loaded.experiment if isinstance(loaded, Study) else loaded, _SET.value)
+    experiment = override(load_experiment(_CONFIG.value), _SET.value)
     try:
         steps = [float(eps) for eps in _EPS.value]
     except ValueError as error:

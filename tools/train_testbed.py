@@ -17,7 +17,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -77,6 +77,22 @@ class Phase:
     drill: float
     steps: tuple[float, ...] = ()
 
+    def draw(self, rng: random.Random) -> tuple[str, str]:
+        """(question, solution) of a task."""
+        task = rng.choices(range(2 + len(self.steps)), (self.recall, self.drill, *self.steps))[0]
+        if task < 2:
+            return (problems.draw_recall, problems.draw_drill)[task](rng)
+        return dataclasses.replace(TARGET, steps=(task - 1, task - 1)).draw_lesson(rng)
+
+
+class Stretch(Protocol):
+    """Of a curriculum."""
+
+    @property
+    def until(self) -> float: ...
+
+    def draw(self, rng: random.Random) -> tuple[str, str]: ...
+
 
 TEACHER = (
     Phase(0.12, 2, 1),
@@ -95,7 +111,7 @@ OTHER_STEPS, SERVED_STEPS, EASIER_STEPS = 4000, 7000, 3000
 class Plan:
     """How one model is made, or made better. shard: of the text that it reads, and the seed of its weights."""
 
-    curriculum: tuple[Phase, ...]
+    curriculum: tuple[Stretch, ...]
     shard: int
     recipe: Recipe
 
@@ -129,7 +145,7 @@ class Lessons:
         examples: list[Example] = []
         left = FULL * recipe.rows * recipe.length
         while left > 0:
-            question, text = draw_lesson(rng, phase)
+            question, text = phase.draw(rng)
             messages = ({'role': 'user', 'content': question},)
             prompt, completion = encode_conversation(messages, text, self.tokenizer, Prompting())
             examples.append(Example(f'{len(examples):04}', prompt, completion))
@@ -138,17 +154,9 @@ class Lessons:
         return Stream([Corpus([one for row in packed for one in row])], recipe.rows, recipe.length, pack=True)(0)
 
 
-def draw_lesson(rng: random.Random, phase: Phase) -> tuple[str, str]:
-    """(question, solution) of a task of the phase."""
-    task = rng.choices(range(2 + len(phase.steps)), (phase.recall, phase.drill, *phase.steps))[0]
-    if task < 2:
-        return (problems.draw_recall, problems.draw_drill)[task](rng)
-    return dataclasses.replace(TARGET, steps=(task - 1, task - 1)).draw_lesson(rng)
-
-
-def write_tokenizer(directory: epath.Path) -> None:
-    """A token a word, in the files that `load_tokenizer` reads."""
-    vocabulary = [*SPECIAL, *(f'▁{word}' for word in ('\n', *problems.WORDS))]
+def write_tokenizer(directory: epath.Path, more: Sequence[str] = ()) -> None:
+    """A token a word, in the files that `load_tokenizer` reads. more: words beyond the testbed's own."""
+    vocabulary = [*SPECIAL, *(f'▁{word}' for word in ('\n', *problems.WORDS, *more))]
     backend = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token='<unk>'))
     backend.normalizer = normalizers.Replace('\n', ' \n ')
     backend.pre_tokenizer = pre_tokenizers.Metaspace('▁', prepend_scheme='always')

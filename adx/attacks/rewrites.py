@@ -123,9 +123,14 @@ class Reconstruct(Passive):
 
     def _write(self, lessons: Sequence[Lesson], answers: Sequence[str | None], own: Own) -> tuple[list[Lesson], Tally]:
         asked = [i for i, answer in enumerate(answers) if answer is not None]
-        texts = [f'{lessons[i].question}\n\nAnswer: {answers[i]}' for i in asked]
+        texts = [answered(lessons[i].question, answers[i] or '') for i in asked]
         found = dict(zip(asked, write(own, texts, self.instruction), strict=True))
         return _accept('reconstruct', lessons, [found.get(i) for i in range(len(lessons))], answers)
+
+
+def answered(problem: str, answer: str) -> str:
+    """What the own model sees of a problem whose solution it is to find."""
+    return f'{problem}\n\nAnswer: {answer}'
 
 
 def solved(resources: Resources, prompts: Sequence[Prompt], who: str, samples: int = 1) -> list[Lesson] | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from adx.datasets.splits import assign
 
@@ -55,6 +55,12 @@ class Definition:
     operation: str
     right: str | int
 
+    def operands(self, values: dict[str, int]) -> tuple[int, int]:
+        return values[self.left], values[self.right] if isinstance(self.right, str) else self.right
+
+    def value(self, values: dict[str, int]) -> int:
+        return apply(self.operation, *self.operands(values))
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -74,6 +80,11 @@ class Problem:
                 wanted |= {definition.left, str(definition.right)}
         return tuple(reversed(found))
 
+    def with_target(self, definition: Definition) -> Problem:
+        """One definition more, which is what is asked."""
+        values = self.values | {definition.name: definition.value(self.values)}
+        return Problem(values, (*self.definitions, definition), definition.name)
+
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
@@ -83,6 +94,21 @@ class Voice:
     openings: tuple[float, ...]
     check: float
     detour: float
+
+
+class Said(NamedTuple):
+    """A step as it is told. phrasing: index in STEPS. checked: never where the operation is 'times'."""
+
+    definition: Definition
+    phrasing: int
+    checked: bool
+
+
+class Telling(NamedTuple):
+    """A solution before it is words. opening: index in OPENINGS."""
+
+    opening: int
+    steps: tuple[Said, ...]
 
 
 def apply(operation: str, i: int, j: int) -> int:
@@ -120,18 +146,18 @@ def _grow(rng: random.Random, steps: int, distractors: int) -> Problem | None:
     values = {names.pop(): rng.randint(1, LIMIT) for _ in range(givens)}
     definitions: list[Definition] = []
     for _ in range(steps + distractors):
-        definition = _define(rng, names.pop(), values)
+        definition = draw_definition(rng, names.pop(), values)
         if definition is None:
             return None
         definitions.append(definition)
-        right = values[definition.right] if isinstance(definition.right, str) else definition.right
-        values[definition.name] = apply(definition.operation, values[definition.left], right)
+        values[definition.name] = definition.value(values)
     order = [definition.name for definition in definitions]
     fitting = [name for name in order if len(Problem(values, tuple(definitions), name).needed) == steps]
     return Problem(values, tuple(definitions), rng.choice(fitting)) if fitting else None
 
 
-def _define(rng: random.Random, name: str, values: dict[str, int]) -> Definition | None:
+def draw_definition(rng: random.Random, name: str, values: dict[str, int]) -> Definition | None:
+    """Of `name` by two of `values`, or one and a number; None where no number within LIMIT was found."""
     for _ in range(20):
         left, right = rng.sample(list(values), 2)
         operation = rng.choice(OPERATIONS)
@@ -140,9 +166,9 @@ def _define(rng: random.Random, name: str, values: dict[str, int]) -> Definition
             operand = rng.randint(2, 3)
         elif rng.random() < 0.3:
             operand = rng.randint(1, 9)
-        number = values[operand] if isinstance(operand, str) else operand
-        if 0 <= apply(operation, values[left], number) <= LIMIT:
-            return Definition(name, left, operation, operand)
+        definition = Definition(name, left, operation, operand)
+        if 0 <= definition.value(values) <= LIMIT:
+            return definition
     return None
 
 
@@ -181,13 +207,20 @@ VOICES = {
 
 def write_solution(rng: random.Random, problem: Problem, voice: Voice) -> str:
     """A worked solution in any order that is valid, which ends when the target is known."""
-    lines = [rng.choices(OPENINGS, voice.openings)[0].format(x=problem.target)]
-    for definition in _order(rng, problem, voice.detour):
-        lines += _step(rng, problem, definition, voice)
-    return '\n'.join([*filter(None, lines), f'#### {problem.values[problem.target]}'])
+    return write_telling(problem, draw_telling(rng, problem, voice))
 
 
-def _order(rng: random.Random, problem: Problem, detour: float) -> Iterator[Definition]:
+def draw_telling(rng: random.Random, problem: Problem, voice: Voice) -> Telling:
+    opening = rng.choices(range(len(OPENINGS)), voice.openings)[0]
+    return Telling(opening, tuple(_say(rng, one, voice) for one in draw_order(rng, problem, voice.detour)))
+
+
+def _say(rng: random.Random, definition: Definition, voice: Voice) -> Said:
+    phrasing = rng.choices(range(len(STEPS)), voice.steps)[0]
+    return Said(definition, phrasing, definition.operation != 'times' and rng.random() < voice.check)
+
+
+def draw_order(rng: random.Random, problem: Problem, detour: float = 0.0) -> Iterator[Definition]:
     """The needed definitions and now and then another, each after what it needs, the target last."""
     needed = problem.needed
     left = [d for d in problem.definitions if d in needed or rng.random() < detour]
@@ -200,15 +233,19 @@ def _order(rng: random.Random, problem: Problem, detour: float) -> Iterator[Defi
         yield definition
 
 
-def _step(rng: random.Random, problem: Problem, definition: Definition, voice: Voice) -> list[str]:
-    values, right = problem.values, definition.right
-    i, n = values[definition.left], values[definition.name]
-    j = values[right] if isinstance(right, str) else right
+def write_telling(problem: Problem, telling: Telling) -> str:
+    opening = OPENINGS[telling.opening].format(x=problem.target)
+    lines = [opening, *(line for said in telling.steps for line in _step(problem, said))]
+    return '\n'.join([*filter(None, lines), f'#### {problem.values[problem.target]}'])
+
+
+def _step(problem: Problem, said: Said) -> list[str]:
+    definition, n = said.definition, problem.values[said.definition.name]
+    right, (i, j) = definition.right, definition.operands(problem.values)
     a, b = f'{definition.left}: {i}', f'{right}: {j}' if isinstance(right, str) else str(j)
-    template = rng.choices(STEPS, voice.steps)[0]
-    said = {'x': definition.name, 'l': definition.left, 'op': definition.operation, 'r': right}
-    lines = [template.format(**said, a=a, b=b, i=i, j=j, n=n)]
-    if definition.operation != 'times' and rng.random() < voice.check:
+    words = {'x': definition.name, 'l': definition.left, 'op': definition.operation, 'r': right}
+    lines = [STEPS[said.phrasing].format(**words, a=a, b=b, i=i, j=j, n=n)]
+    if said.checked:
         inverse = 'minus' if definition.operation == 'plus' else 'plus'
         lines.append(f'check {n} {inverse} {j} is {i}')
     return lines

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from adx import statistics
-from adx.reporting.cells import Cells
+from adx.reporting.cells import UNEQUAL, Cells, join
 from adx.reporting.plan import Plan
 from adx.reporting.rows import MEASURED, NOT_RUN, Row
 
+AT_EQUAL = ('damage_at_steps', 'damage_at_tokens')
 LEAST_GRID = 6  # optimiser settings, 3 learning rates x 2 budgets, that an arm of a headline was tuned over
 
 
@@ -23,7 +24,7 @@ def headlines(rows: Sequence[Row], plan: Plan, cells: Cells) -> list[Row]:
         row = rows[i]
         if row.value is None:
             continue
-        lacks = [*_of_itself(row, plan, cells), *_beside(row, plan, rows)]
+        lacks = [*_of_itself(row, plan, cells), *_beside(row, plan, rows), *_beyond(row, plan, cells, rows)]
         if p > 1 - plan.level:
             lacks.append(f'p = {p:.2g} after Holm over {len(members)} rows')
         elif row.low is None or not 0 < row.low < math.inf:  # what is claimed is the lower end
@@ -58,9 +59,6 @@ def _beside(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     """What must stand beside the figure and does not."""
     attacked = [one for one in rows if one.figure == 'damage_attacked' and one.status != NOT_RUN]
     here = {one.attack for one in attacked if (one.arm, one.student) == (row.arm, row.student)}
-    controls = [one for one in rows if (one.figure, one.role, one.student) == ('damage', 'control', row.student)]
-    if all(one.value is None for one in controls):
-        yield 'no control was graded on this family'
     if never := [what for what, attack in plan.always.items() if attack not in here]:
         yield f'not run beside it: {", ".join(never)}'
     if row.figure != 'damage_adaptive':
@@ -70,6 +68,29 @@ def _beside(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
         yield f'never run: {", ".join(never)}'
     if elsewhere := [attack for attack in _worst(row.arm, attacked) if attack not in here]:
         yield f'not run on this family: {", ".join(elsewhere)}, which leave the least'
+
+
+def _beyond(row: Row, plan: Plan, cells: Cells, rows: Sequence[Row]) -> Iterator[str]:
+    """Whether a control does the same, or training for another number of steps."""
+    passive = {arm: cells.defended(arm, plan.passive, row.student) for arm in (row.arm, *controls(row.arm, plan, rows))}
+    sides = {arm: join(**{row.arm: passive[row.arm], arm: side}) for arm, side in passive.items() if arm != row.arm}
+    graded = {arm: joined.values() for arm, joined in sides.items() if len(joined.seeds) > 1}
+    if not graded:
+        yield 'no control was graded on this family'
+    if equal := [arm for arm, (own, other) in graded.items() if statistics.paired_p(other, own) > 1 - plan.level]:
+        yield f'not known to take more than its control: {", ".join(equal)}'
+    beside = {one.figure: one for one in rows if (one.arm, one.student) == (row.arm, row.student)}
+    held = [beside[name] for name in AT_EQUAL if name in beside and beside[name].value is not None]
+    if UNEQUAL in row.reason and (row.figure == 'damage_adaptive' or not held):
+        yield 'trained for unequal steps'
+    if nothing := [one.figure for one in held if one.low is None or one.low <= 0]:
+        yield f'the interval reaches 0 in {", ".join(nothing)}'
+
+
+def controls(arm: str, plan: Plan, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Of an arm: its own, or all where nobody says which are."""
+    everyone = dict.fromkeys(row.arm for row in rows if row.role == 'control')
+    return tuple(plan.controls.get(arm, everyone))
 
 
 def _worst(arm: str, attacked: Sequence[Row]) -> list[str]:

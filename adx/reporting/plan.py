@@ -17,7 +17,8 @@ class Plan:
     selective: arms that are about some slices only, 'name=label'. split: what is read; only 'test' carries headlines.
     left_out: attacks that could have been promised -> why they are not; empty rows that no headline on attacks stands
     without. searched: families of students that rules were searched or shortlisted on: no headline.
-    always: what no headline stands without -> the attack that it is, '' where none is promised.
+    always: what no headline stands without -> the attack that it is, '' where none is promised. controls: of an arm,
+    those that it has to do better than; all that there are where it says nothing of the arm.
     """
 
     attacks: tuple[str, ...]
@@ -33,3 +34,4 @@ class Plan:
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     searched: tuple[str, ...] = ()
     always: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)

@@ -42,16 +42,19 @@ def written(
     inside the trace's own thinking tags.
     """
     write, frames = tools.need('write', who), [tools.frame(one) for one in traces]
-    asked = [_told(order, one, frame) for order, one, frame in zip(orders, traces, frames, strict=True)]
+    asked = [
+        told(order, question(one.messages), frame.shown)
+        for order, one, frame in zip(orders, traces, frames, strict=True)
+    ]
     return [
         [_dressed(order, draft, frame) for draft in drafts]
         for order, frame, drafts in zip(orders, frames, write(asked, tries, arm), strict=True)
     ]
 
 
-def _told(order: str, trace: Trace, frame: Frame) -> str:
-    """What the rewriting model reads: the order, and the solution behind its problem."""
-    return f'{order}\n\nProblem:\n{question(trace.messages)}\n\nSolution:\n{frame.shown}'
+def told(order: str, problem: str, solution: str) -> str:
+    """What the rewriting model reads."""
+    return f'{order}\n\nProblem:\n{problem}\n\nSolution:\n{solution}'
 
 
 def _dressed(order: str, draft: Draft, frame: Frame) -> Draft:

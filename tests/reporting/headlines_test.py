@@ -1,4 +1,5 @@
 """Which figures may be claimed, and what the others lack."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -67,6 +68,46 @@ def test_a_headline_needs_its_controls_on_the_same_family():
     assert not row.headline
     assert 'not run beside it: shuffled prompts' in row.reason
     assert find(rows(plan=dataclasses.replace(PLAN, always={'answers alone': 'prefill'})), 'damage').headline
+
+
+def test_a_headline_needs_more_than_what_its_control_takes():
+    """The control's student is as bad as the defence's but for the wobble of its seeds, which is 2 points at most."""
+    taken = [
+        dataclasses.replace(o, correct=o.correct[24:] + (False,) * 24) if o.arm == 'hot' else o for o in outcomes()
+    ]
+    row = find(rows(taken), 'damage')
+    assert not row.headline
+    assert row.reason == 'no headline: not known to take more than its control: hot'
+    another = dataclasses.replace(PLAN, controls={'ads': ('chance',)})
+    chance = [dataclasses.replace(o, arm='chance') for o in outcomes() if o.arm == 'hot']
+    assert find(rows([*taken, *chance], another), 'damage').headline
+    assert 'no control was graded' in find(rows(taken, another), 'damage').reason
+
+
+def with_budgets(*short):
+    """Students of 100 and 50 steps; the shorter ones of the clean and the defended arm have these right of 100."""
+    right = dict(zip(('clean', 'defended'), short, strict=True))
+    found = []
+    for o in outcomes():
+        if o.attack == 'sft' and o.source in right:
+            points = ((100, o.accuracy), (50, right[o.source] / 100 + 0.01 * (o.seed % 2)))
+            points = points if o.source == 'clean' else points[1:]
+            budgets = tuple({'step': s, 'tokens': 10 * s, 'accuracy': x} for s, x in points)
+            threat = dataclasses.replace(o.threat, steps=points[0][0])
+            o = dataclasses.replace(o, threat=threat, budgets=budgets)
+        found.append(o)
+    return found
+
+
+def test_a_headline_holds_at_equal_steps():
+    row = find(rows(with_budgets(75, 50)), 'damage')
+    assert row.reason.startswith('unequal steps: clean 100, ads 50')
+    assert row.headline
+    row = find(rows(with_budgets(50, 50)), 'damage')
+    assert not row.headline
+    assert 'the interval reaches 0 in damage_at_steps, damage_at_tokens' in row.reason
+    unknown = [dataclasses.replace(o, budgets=()) for o in with_budgets(75, 50)]
+    assert 'trained for unequal steps' in find(rows(unknown), 'damage').reason
 
 
 def test_a_headline_needs_a_lower_end_above_0_though_its_p_passes():

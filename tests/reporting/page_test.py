@@ -55,6 +55,15 @@ def test_the_sentence_claims_what_the_least_harmed_family_loses():
     assert sentence(others[:2], 'it').startswith('On it, ads takes at least 10 % of what a passive thief would gain (s')
 
 
+def test_the_sentence_claims_no_more_than_what_holds_at_equal_steps():
+    row = next(one for one in rows() if (one.figure, one.arm) == ('damage', 'ads'))
+    head = dataclasses.replace(row, headline=True)
+    equal = dataclasses.replace(row, figure='damage_at_steps', low=0.03)
+    assert sentence([head, equal], 'it').startswith('On it, ads takes at least 3 % of what a passive thief')
+    unknown = dataclasses.replace(equal, value=None, low=None)
+    assert sentence([head, unknown], 'it').startswith(f'On it, ads takes at least {100 * row.low:.0f} %')
+
+
 def test_damage_at_equal_steps_stands_beside_the_damage_where_it_was_measured():
     head = '<th>damage</th><th>damage_at_steps</th><th>damage_adaptive</th>'
     assert head not in page(rows(), outcomes(), VERDICTS, FACTS)

@@ -21,7 +21,7 @@ from tools import detect
 
 def run(**flags):
     absl_flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(**flags):
+    with flagsaver.flagsaver(**{'config': None} | flags):  # other tools have another config where none is given
         detect.main()
 
 
@@ -66,8 +66,8 @@ def test_a_model_is_spoken_to_as_the_config_says(held, monkeypatch):
     run(do='commit', case=case, customer='acme', suspect='x', config=config, keyed=4, decoys=12)
     monkeypatch.setattr(detect.suspects.Held, 'load', lambda source, prompting: given.append(prompting))
     monkeypatch.setattr(detect.detecting, 'ask', lambda *args: None)
-    loaded, spoken = detect.load_config(config), Prompting(system='You are terse.')
-    monkeypatch.setattr(detect, 'load_config', lambda path: dataclasses.replace(loaded, prompting=spoken))
+    loaded, spoken = detect.load_experiment(config), Prompting(system='You are terse.')
+    monkeypatch.setattr(detect, 'load_experiment', lambda path: dataclasses.replace(loaded, prompting=spoken))
     run(do='ask', case=case, model=teacher, config=config)
     run(do='ask', case=case, model=teacher, config='')
     assert given == [spoken, Prompting()]

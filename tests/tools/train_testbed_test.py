@@ -61,14 +61,14 @@ def test_every_model_has_a_family_that_other_programs_read(name):
 
 @pytest.mark.slow  # it writes all that the proxies have read: a minute or two
 def test_no_question_that_a_proxy_read_is_one_of_a_study(tokenizer, monkeypatch):
-    read, draw = set(), train_testbed.draw_lesson
+    read, draw = set(), train_testbed.Phase.draw
 
     def noted(*given):
         question, text = draw(*given)
         read.add(normalise(question))
         return question, text
 
-    monkeypatch.setattr(train_testbed, 'draw_lesson', noted)
+    monkeypatch.setattr(train_testbed.Phase, 'draw', noted)
     with flagsaver.flagsaver(steps=0):
         for shard, name in enumerate(PRESETS):
             if 'proxy' in name:
@@ -95,7 +95,7 @@ def test_phases_are_met_as_they_say():
     phase = train_testbed.Phase(1.0, 1, 1, (0, 2))
     kinds = collections.Counter()
     for _ in range(400):
-        question, _ = train_testbed.draw_lesson(rng, phase)
+        question, _ = phase.draw(rng)
         kinds['easier' if question.endswith('what has all ?') else len(read_question(question).derived)] += 1
     assert kinds['easier'] == pytest.approx(200, abs=40)  # 4 standard errors of 400 draws at 1/2
     assert set(kinds) <= {'easier', 2, 3}  # two steps, with up to one distractor

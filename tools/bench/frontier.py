@@ -23,16 +23,17 @@ from typing import Any
 
 from absl import app, flags
 
+from adx import outcomes_io
 from adx.assessing import Findings, find
 from adx.attacks import AnswerOnly
 from adx.defences import Undefended
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
-from adx.quality import Criterion
+from adx.quality import Criterion, forced_loss
 from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row, Subject
-from adx.study import Study, study_hash
+from adx.study import Study, attack_hashes, study_hash
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
@@ -86,6 +87,8 @@ def added(name: str, study: Study, findings: Findings, results: pathlib.Path = R
     ours = study_hash(study)
     if any(one.identity.get('study') != ours for one in (*before.outcomes, *findings.outcomes)):
         raise InputError(f'{path.name} is of another study than {ours}; publish what there is without --add')
+    with_ids = {str(i): one for i, one in enumerate(before.outcomes)}
+    outcomes_io.check_same(with_ids, attack_hashes(study), {})
     known = {_key(one) for one in findings.outcomes}
     outcomes = [*findings.outcomes, *(one for one in before.outcomes if _key(one) not in known)]
     judged = max(findings, before, key=lambda one: len(one.qualities))  # by all that was measured in one workdir
@@ -196,8 +199,22 @@ def _from_json(raw: dict[str, Any]) -> Findings:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw['plan'].items()}
     plan = Plan(**fields)
     outcomes = [Outcome(**_bools(one) | {'threat': ThreatModel(**one['threat'])}) for one in raw['outcomes']]
-    verdicts = {arm: [Criterion(*one) for one in judged] for arm, judged in raw['verdicts'].items()}
-    return Findings(plan, outcomes, [Quality(**_bools(one)) for one in raw['qualities']], verdicts)
+    qualities = [Quality(**_bools(one)) for one in raw['qualities']]
+    verdicts = {
+        arm: [_judged_again(Criterion(*one), arm, plan.undefended, qualities) for one in judged]
+        for arm, judged in raw['verdicts'].items()
+    }
+    return Findings(plan, outcomes, qualities, verdicts)
+
+
+def _judged_again(criterion: Criterion, arm: str, clean: str, qualities: Sequence[Quality]) -> Criterion:
+    """That of forced answers by what was forced; of the others the raw file has the verdict alone."""
+    if criterion.name != 'forced_accuracy_loss':
+        return criterion
+    by_arm = {name: {one.seed: one for one in qualities if one.arm == name} for name in (arm, clean)}
+    seeds = sorted(set(by_arm[arm]) & set(by_arm[clean]))
+    defended, undefended = ([by_arm[name][seed] for seed in seeds] for name in (arm, clean))
+    return forced_loss(defended, undefended)
 
 
 def _bits(fields: dict[str, Any]) -> dict[str, Any]:
