@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from adx import curves, generation, marks, pipeline
+from adx.answers import reader_of
 from adx.attacks import Attack
 from adx.batching import Batch, Example, batches
 from adx.bystander import Bystander, told
@@ -60,7 +61,7 @@ class Attackers:
         dataset, own = self.experiment.dataset, self.study.own
         return Resources(
             clean=tuple(clean),
-            grade=dataset.grade,
+            grade=reader_of(dataset).grade,
             canonicalise=getattr(dataset, 'canonicalise', None),
             forge=getattr(dataset, 'forge', marks.symbols),
             query=functools.partial(self._ask, arm) if arm and self.study.asks_arms else None,

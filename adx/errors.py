@@ -47,6 +47,11 @@ class Interrupted(AdxError):
     exit_code = 75
 
 
+def extra(name: str) -> str:
+    """How packages that adx can do without are installed: its name on package indices is somebody else's."""
+    return f"run in the directory of adx: pip install -e '.[{name}]'"
+
+
 @contextlib.contextmanager
 def malformed(what: str, fix: str, kind: type[AdxError] = InputError) -> Iterator[None]:
     """Turns what a file with values of the wrong kind makes code raise into an error of `kind`. For borders only."""

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from adx import files, locks, rewrites_io
-from adx.errors import ConfigError, InputError, StorageError
+from adx.errors import ConfigError, InputError, StorageError, extra
 from adx.journal import FORMAT_VERSION, read_object, to_json
 from adx.selection import CONTROLS
 from adx.storage import Workdir, digest, trace_hash
@@ -186,7 +186,7 @@ def _write_parquet(rows: list[Row], folder: epath.Path, licence: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ConfigError("format 'parquet' needs pyarrow; run: pip install 'adx[parquet]'") from error
+        raise ConfigError(f"format 'parquet' needs pyarrow; {extra('parquet')}") from error
     turn = pa.struct({'role': pa.string(), 'content': pa.string()})
     columns = {name: pa.list_(turn) if name == 'messages' else pa.string() for name in FIELDS}
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), os.fspath(folder / 'traces.parquet'))

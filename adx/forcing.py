@@ -87,7 +87,7 @@ def opening(tokenizer: Tokenizer, forcing: Forcing) -> tuple[int, ...]:
     """
     for text in (forcing.suffix, forcing.suffix.rstrip()):
         tokens = tokenizer.encode(text)
-        special = {tokenizer.backend.id_to_token(i) for i in set(tokens) & tokenizer.control_ids}
+        special = [tokenizer.backend.id_to_token(i) or '' for i in set(tokens) & tokenizer.control_ids]
         if tokens and all(token in text for token in special):  # and not that of unknown words, which no text has
             return tuple(tokens)
     raise ConfigError(

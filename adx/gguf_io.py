@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from adx.datasets.gguf_metadata import read_metadata
-from adx.errors import InputError
+from adx.errors import InputError, extra
 from adx.models.rope import Rope
 from adx.safetensors_io import Weights
 
@@ -52,7 +52,7 @@ def _open_tensors(path: epath.Path) -> Weights:
     try:
         import gguf
     except ImportError as error:
-        raise InputError(f'{path} needs the gguf package: pip install "adx[gguf]"') from error
+        raise InputError(f'{path} needs the gguf package; {extra("gguf")}') from error
     try:
         # A torn file fails in whichever array is cut, as one of these.
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}

@@ -18,7 +18,7 @@ import sys
 import threading
 from fractions import Fraction
 
-from adx.errors import ConfigError
+from adx.errors import ConfigError, extra
 
 LETTERS = tuple('ABCDEFGHIJ')  # of a multiple choice
 
@@ -240,7 +240,7 @@ def math_grade(text: str, gold: str) -> bool:
     where the comparison runs out of time, or dies.
     """
     if not _math_verify():
-        raise ConfigError("MATH is graded with math-verify, which is not installed; run: pip install 'adx[math]'")
+        raise ConfigError(f'MATH is graded with math-verify, which is not installed; {extra("math")}')
     answer = extract(text)
     return answer is not None and (same_answer(answer, gold) or _verifier().equal(answer, gold))
 

@@ -245,7 +245,8 @@ def check_apart(lessons: Sequence[Lesson], tests: Iterable[Prompt]) -> None:
 class Resources:
     """What an attacker has beside the traces it was served; None where it has none.
 
-    clean: lessons of the undefended teacher. grade(text, gold): whether a completion's final answer is `gold`.
+    clean: lessons of the undefended teacher. grade(text, gold): whether a completion's final answer is `gold`; it
+      raises TimeoutError where it ran out of time.
     own(texts, instruction, samples): what the attacker's own model writes to each text, `samples` texts each;
     own_name: which model that is, also behind `nll` and `gradient_scores`.
     nll(lessons): per lesson the mean NLL of its completion under the own model, nats a token.

@@ -146,6 +146,25 @@ def names(workdir: Workdir) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.is_dir()) if place.exists() else []
 
 
+def of_setting(workdir: Workdir, setting: str) -> Iterator[Trace]:
+    """The traces of an arm, a selection or a rewrite that are there, under that name."""
+    if setting in names(workdir):
+        yield from rewritten(workdir, setting)
+        return
+    is_selection = setting in workdir.selections()
+    chosen = {record['request_id'] for record in workdir.selection(setting)} if is_selection else set[str]()
+    for trace in workdir.traces():
+        id_ = RequestId.parse(trace.request_id)
+        if trace.request_id in chosen or (not is_selection and id_.setting == setting):
+            yield dataclasses.replace(trace, request_id=str(id_._replace(setting=setting)))
+
+
+def settings(workdir: Workdir) -> list[str]:
+    """What `of_setting` knows."""
+    arms = {RequestId.parse(trace.request_id).setting for trace in workdir.traces()}
+    return sorted({*arms, *workdir.selections(), *names(workdir)})
+
+
 def tally(workdir: Workdir, name: str) -> dict[str, Any]:
     """`drafting.counts` of a rewrite, of all that any process has made so far."""
     return drafting.counts([from_record(record) for record in records_of(directory_of(workdir, name)).values()])

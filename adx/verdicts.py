@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from adx import files, locks
-from adx.errors import ConfigError, InputError
+from adx.errors import ConfigError, InputError, extra
 from adx.journal import from_json, to_json
 
 ALONE, JOINT = 'verdicts.jsonl', 'joint.jsonl'  # on this case, and on several together
@@ -64,5 +64,5 @@ def _ed25519() -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
-        raise ConfigError("verdicts are signed by cryptography; run: pip install 'adx[detect]'") from error
+        raise ConfigError(f'verdicts are signed by cryptography; {extra("detect")}') from error
     return ed25519

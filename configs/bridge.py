@@ -8,7 +8,7 @@ Command: python -m tools.train_bridge --out=$HOME/.cache/adx
              --beside=/data/screen
 Cost:    work for a GPU; --dry_run prints how many students it trains. --beside names the workdir of the testbed's
          screen, with which the report compares.
-Result:  not run: no GPU was at hand. Of the two students only `gemma` is unseen; the judge is what teacher and proxy
+Result:  not run yet: it wants a GPU. Of the two students only `gemma` is unseen; the judge is what teacher and proxy
          were fine-tuned from.
 """
 

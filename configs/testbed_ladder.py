@@ -1,10 +1,10 @@
 """The arithmetic testbed: what a thief must pay more, in data (D), queries (Q) and steps.
 
-Claim:   none yet.
+Claim:   none.
 Command: python -m launch.run --config=configs/testbed_ladder.py --workdir=/data/ladder \
              --stages=generate,distil,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes.
-Result:  not run yet.
+Result:  not run: no defence won whose price there is to ask for.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
 Claim:   none of its own: tools/bench/trigger.py trains suspects on these traces, marked or not, and judges them.
 Command: python -m launch.run --config=configs/testbed_marks.py --workdir=/data/marks --stages=generate
          python -m tools.bench.trigger --config=configs/testbed_marks.py --workdir=/data/marks --out=/data/trigger
-Cost:    6,000 traces, then 22 students; --part and --parts divide the latter among processes.
+Cost:    6,000 traces, then 17 students, beside which five models are judged that saw no trace; --part and --parts
+         divide the students among processes.
 Result:  tools/bench/results/trigger.json, rendered in the README.
 """
 

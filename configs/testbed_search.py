@@ -1,6 +1,6 @@
 """The arithmetic testbed: rules composed and gated, in search of an eligible, harmful one.
 
-Claim:   none yet. A search on `tune` after a screen that found none; nothing of it is a headline.
+Claim:   none yet. A search on `tune` after a screen whose finalist is weak; nothing of it is a headline.
 Command: python -m launch.run --config=configs/testbed_search.py --workdir=/data/search \
              --stages=prepare,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes.

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from adx.errors import ConfigError
+from adx.errors import ConfigError, extra
 from adx.files import cache_directory, configure_stores
 
 COMPILE_CACHE = flags.DEFINE_string(
@@ -98,7 +98,7 @@ def _open_store(place: str) -> None:
         fsspec.get_filesystem_class(place.partition('://')[0])
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"--compile_cache={place}: no client of that store is here ({error}); run: pip install 'adx[gcp]'"
+            f'--compile_cache={place}: no client of that store is here ({error}); {extra("gcp")}'
         ) from error
 
 

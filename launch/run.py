@@ -65,7 +65,9 @@ CHECKPOINT_EVERY = flags.DEFINE_integer(
     'checkpoint_every', 250, 'Stage distil: steps between checkpoints of students in training; 0 keeps none.', 0
 )
 BESIDE = flags.DEFINE_string('beside', '', 'Stage report: the workdir of a study on another testbed, to compare.')
-SETTING = flags.DEFINE_string('setting', None, 'Stage export: the arm or selection that leaves; else the only arm.')
+SETTING = flags.DEFINE_string(
+    'setting', None, 'Stage export: the arm, selection or rewrite that leaves; else the only arm.'
+)
 FORMAT = flags.DEFINE_string('format', 'chat', 'Stage export: chat, parquet or tfds.')
 
 

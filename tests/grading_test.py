@@ -184,7 +184,7 @@ def test_same_answer(answer, gold, same):
 
 def test_math_is_not_graded_without_math_verify(monkeypatch):
     monkeypatch.setattr(grading, '_math_verify', lambda: False)
-    with pytest.raises(grading.ConfigError, match=r'pip install .adx\[math\]'):
+    with pytest.raises(grading.ConfigError, match=r"pip install -e '\.\[math\]'"):
         math_grade('\\boxed{\\tfrac12}', '0.5')
 
 

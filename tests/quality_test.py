@@ -33,7 +33,7 @@ if importlib.util.find_spec('adx.statistics') is None:  # the three functions th
 from adx.answers import Reader
 from adx.datasets import Gsm8k, Mmlu
 from adx.errors import InputError
-from adx.quality import Measures, audit, divergence, eligibility, measure, repetition
+from adx.quality import Measures, audit, divergence, eligibility, forced_loss, measure, repetition
 from adx.types import Trace
 
 READER = Reader(Gsm8k().grade)
@@ -295,3 +295,16 @@ def test_an_audit_is_a_random_sample_with_what_was_extracted():
     assert [row['right'] for row in rows] == [True, False, False, True, True]
     with pytest.raises(InputError, match='no traces'):
         audit([], READER)
+
+
+def test_who_cannot_be_forced_loses_nothing_that_is_known():
+    """Of five right answers of the clean arm three or two stay right when forced: below half nothing is measured."""
+    measured = measure(traces(), {}, MEASURES)
+
+    def arm(forced):
+        return [dataclasses.replace(measured, correct=(True,) * 5, forced=(True,) * forced + (False,) * (5 - forced))]
+
+    assert forced_loss(arm(0), arm(3)).value == pytest.approx(0.6)
+    unknown = forced_loss(arm(0), arm(2))
+    assert math.isnan(unknown.value)
+    assert not unknown.holds

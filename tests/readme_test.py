@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 from adx import attacks, defences, rewriters
 
@@ -67,12 +68,25 @@ def test_the_commands_run_experiments_write_a_release_and_forget(smollm2, tmp_pa
     assert 'directions of 1 proxies are saved' in shown[5]
     assert '3 traces decoded' in shown[5]
     assert '7 traces decoded' in shown[6]  # three settings of each of two arms, and the plain one
-    job, forgotten, expired, new, rotated = (run(smollm2, *words) for words in given[7:])
+    job, forgotten, expired, new, rotated, signer = (run(smollm2, *words) for words in given[7:])
     assert '"machineType": "g2-standard-4"' in job
     assert 'nothing that was still there' not in forgotten
     assert expired
     assert new.startswith(f'{tmp_path}/secure/master.key: master key ')
     assert rotated.startswith(f'{tmp_path}/keys/acme.1.key: key ')
+    assert signer.startswith(f'{tmp_path}/secure/signer.key: master key ')
+
+
+def test_the_config_of_a_model_of_ones_own_is_one(smollm2, tmp_path):
+    [block] = [text for text in re.findall(r'(?:^(?:    .*)?\n)+', OUTSIDE, re.MULTILINE) if 'Jsonl(' in text]
+    prompts = tmp_path / 'prompts.jsonl'
+    prompts.write_text('{"question": "How many?", "answer": "7"}\n')
+    text = textwrap.dedent(block).replace('prompts.jsonl', str(prompts)).replace('/models/mine-small', '/models/mine')
+    (tmp_path / 'mine.py').write_text(text.replace('/models/mine', 'smollm2-135m-instruct'))
+    short = ('max_new_tokens=64', 'decode.cache_length=256', 'decode.buckets=(64,)')  # the window there is short
+    where = f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run', *(f'--set={one}' for one in short)
+    shown = run(smollm2, '-m', 'launch.run', *where, '--dry_run')
+    assert 'memory per device' in shown
 
 
 def halves(words: list[str]) -> list[list[str]]:

@@ -21,6 +21,7 @@ from adx.optimising import Recipe
 from adx.selection import Selection
 from adx.storage import Workdir
 from adx.study import REGISTRY, Student, check
+from configs import testbed_confirm, testbed_rewrites, testbed_screen, testbed_selection
 
 pytestmark = pytest.mark.usefixtures('shared_trainers')
 
@@ -148,3 +149,18 @@ def test_bad_studies_are_named(students, fields, message):
 def test_a_study_goes_through_json(students):
     study = make_study(students, attacks=(Attack('a', (AnswerOnly(), Canonicalise())),))
     assert experiments.from_json(experiments.to_json(study, REGISTRY), REGISTRY) == study
+
+
+def test_a_control_is_held_against_what_it_was_made_to_measure():
+    """In the screen those of ads and poe are of one rule each; a control of chance is everybody's."""
+    screen = testbed_screen.study()
+    assert screen.controls_of('ads') == ('ads_control',)
+    assert screen.controls_of('poe') == ('poe_control',)
+    assert screen.controls_of('cross_soft') == ()
+    assert testbed_confirm.study().controls_of('cross_soft') == ('soft_control',)
+    assert testbed_rewrites.study().controls_of('worst') == ('told',)
+    assert testbed_rewrites.study().controls_of('both') == ()
+    whole = testbed_selection.study()
+    assert {arm: whole.controls_of(arm) for arm in whole.arms if whole.role(arm) == 'defence'} == {
+        arm: whole.controls for arm in whole.arms if whole.role(arm) == 'defence'
+    }

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 from packaging.requirements import Requirement
 
-from adx.errors import ConfigError, InputError
+from adx.errors import ConfigError, InputError, extra
 from launch import program
 
 _REQUIRED = flags.DEFINE_bool('required', False, 'Fail where pip-audit is not installed.', allow_override=True)
@@ -81,7 +81,7 @@ def unknown(reply: str) -> tuple[list[str], int]:
 def ask() -> tuple[list[str] | None, str]:
     """(what pip-audit found, and what is to be said with it), or None and why it could not be asked."""
     if importlib.util.find_spec('pip_audit') is None:
-        missing = "pip-audit is not installed; run: pip install 'adx[audit]'"
+        missing = f'pip-audit is not installed; {extra("audit")}'
         if _REQUIRED.value:
             raise ConfigError(f'--required: {missing}')
         return None, missing

@@ -13,27 +13,27 @@ import json
 import random
 import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 from etils import epath
 from scipy import stats
 
-from adx import files
+from adx import files, rewrites_io, study_traces
 from adx.errors import ConfigError, InputError, StorageError
 from adx.hashing import content_hash
 from adx.pages import template
 from adx.storage import Workdir
-from adx.types import RequestId, Trace
+from adx.types import Trace
 from launch import program
 
 # Tests load several programs into one process.
 WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'The workdir of a run with both arms, local or gs://.', allow_override=True
+    'workdir', '', 'The workdir of a run with both, local or gs://.', allow_override=True
 )
 CLEAN = flags.DEFINE_string('clean', 'plain', 'The arm of the undefended teacher.')
-DEFENDED = flags.DEFINE_string('defended', '', 'The arm that is compared with it.')
+DEFENDED = flags.DEFINE_string('defended', '', 'The arm, selection or rewrite that is compared with it.')
 PAIRS = flags.DEFINE_integer('pairs', 50, 'How many pairs.', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', None, 'Of which pairs, and which side is which; else nobody can know it.')
 PAGE = flags.DEFINE_string('page', 'review.html', 'Where the page is written.')
@@ -42,23 +42,19 @@ SCORE = flags.DEFINE_string('score', '', 'A returned sheet: prints its score ins
 SIDES, CHOICES = ('A', 'B'), ('A', 'B', 'same')
 
 
-def choose(traces: Iterable[Trace], arms: Sequence[str], count: int, seed: int) -> list[tuple[Trace, ...]]:
-    """`count` random prompts that both arms answered, in random order: (clean, defended) each.
+def choose(workdir: Workdir, settings: Sequence[str], count: int, seed: int) -> list[tuple[Trace, ...]]:
+    """`count` random prompts that both settings answered, in random order: (clean, defended) each, the first samples.
 
-    Raises InputError where an arm has no trace or too few prompts have both.
+    Raises InputError where a setting has no trace or too few prompts have both.
     """
-    by_prompt: dict[str, dict[str, Trace]] = {}
-    for trace in traces:
-        id_ = RequestId.parse(trace.request_id)
-        if id_.sample == 0:
-            by_prompt.setdefault(id_.noise_name, {})[id_.setting] = trace
-    there = sorted({arm for found in by_prompt.values() for arm in found})
-    for arm in arms:
-        if arm not in there:
-            raise InputError(f'the workdir has no finished trace of the arm {arm!r}; it has {there}')
-    both = [tuple(found[arm] for arm in arms) for _, found in sorted(by_prompt.items()) if {*arms} <= {*found}]
+    sides = [study_traces.one_each(rewrites_io.of_setting(workdir, setting)) for setting in settings]
+    for setting, side in zip(settings, sides, strict=True):
+        if not side:
+            there = rewrites_io.settings(workdir)
+            raise InputError(f'the workdir has no finished trace of {setting!r}; it has {there}')
+    both = [tuple(side[prompt] for side in sides) for prompt in sorted(set.intersection(*map(set, sides)))]
     if len(both) < count:
-        raise InputError(f'{len(both)} prompts have traces of both arms and --pairs is {count}; ask for fewer')
+        raise InputError(f'{len(both)} prompts have traces of both and --pairs is {count}; ask for fewer')
     return random.Random(seed).sample(both, count)
 
 
@@ -146,10 +142,10 @@ def _table(noticed: Sequence[tuple[bool, bool]]) -> list[str]:
     return lines
 
 
-def write(workdir: Workdir, arms: Sequence[str], page: str, key: str) -> None:
+def write(workdir: Workdir, settings: Sequence[str], page: str, key: str) -> None:
     """Key first: a page without its key is worth nothing."""
     seed = secrets.randbits(64) if SEED.value is None else SEED.value
-    pairs, made = shuffle(choose(workdir.traces(), arms, PAIRS.value, seed), seed)
+    pairs, made = shuffle(choose(workdir, settings, PAIRS.value, seed), seed)
     text = render(pairs, made['sheet'])
     with files.os_errors(StorageError, f'{key} was not written'):
         files.write_private(epath.Path(key), json.dumps(made, indent=1).encode())
@@ -167,7 +163,7 @@ def main() -> None:
     if not WORKDIR.value or not DEFENDED.value:
         raise ConfigError('give --workdir and --defended to write a page, or --score to score a sheet')
     if CLEAN.value == DEFENDED.value:
-        raise ConfigError(f'--clean and --defended are both {CLEAN.value!r}; name two arms')
+        raise ConfigError(f'--clean and --defended are both {CLEAN.value!r}; name two')
     write(Workdir(WORKDIR.value), (CLEAN.value, DEFENDED.value), PAGE.value, KEY.value)
 
 

@@ -17,7 +17,7 @@ WORKDIR = flags.DEFINE_string(
     'workdir', None, 'The workdir of a run, local or gs://.', required=True, allow_override=True
 )
 SETTING = flags.DEFINE_string(
-    'setting', None, 'Which arm or selection of the run leaves.', required=True, allow_override=True
+    'setting', None, 'Which arm, selection or rewrite of the run leaves.', required=True, allow_override=True
 )
 FORMAT = flags.DEFINE_enum('format', 'chat', list(export.FORMATS), 'The format of the release.', allow_override=True)
 LICENCE = flags.DEFINE_string('licence', None, 'The licence of the traces, one line.', required=True)

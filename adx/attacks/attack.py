@@ -71,8 +71,8 @@ class Attack:
     transforms: in the order in which they are applied. loss: one of LOSSES; arguments: (name, value) pairs of it:
       temperature of labels and student, where labels name the whole vocabulary; candidates that a label names, for
       soft labels that are asked for anew instead of those recorded; weight of the distance of features; prompts that
-      are answered anew every so many steps.
-    longer: factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
+      are answered anew every so many steps. All above 0.
+    longer: > 0, factor on the number of optimiser steps. answered: lessons that state no final answer are dropped.
     prompts: how many of the prompts are sent to the teacher, drawn by the seed; samples: how often each is, the first
       that were drawn. 0 for all.
     knows: what the attack presumes of the defence, one of KNOWS.

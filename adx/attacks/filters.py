@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from adx import grading, texts
 from adx.lessons import (
@@ -23,6 +23,7 @@ from adx.texts import NGRAM, canonical, ngrams
 from adx.types import check_choice, check_range
 
 HOWS = ('verifier', 'self_consistency')
+LATE = 'the grader ran out of time'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +112,22 @@ class CorrectnessFilter(Passive):
     def apply(self, lessons: Sequence[Lesson], resources: Resources) -> tuple[list[Lesson], Tally]:
         grade = resources.need('grade', 'correctness_filter')
 
-        def judge(lesson: Lesson) -> Lesson | str:
-            if lesson.gold is None:
-                return 'no gold answer'
-            return lesson if grade(lesson.text, lesson.gold) else 'wrong'
+        return sort_out('correctness_filter', lessons, lambda lesson: _fault(grade, lesson) or lesson)
 
-        return sort_out('correctness_filter', lessons, judge)
+
+def _fault(grade: Callable[[str, str], bool], lesson: Lesson) -> str:
+    """Why a lesson is not known to be right; '' where it is."""
+    if lesson.gold is None:
+        return 'no gold answer'
+    try:
+        return '' if grade(lesson.text, lesson.gold) else 'wrong'
+    except TimeoutError:
+        return LATE
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep(Passive):
-    """Keeps so many traces, drawn by the seed: the smaller number are among the larger. Fewer are all kept.
+    """Keeps so many traces, at least 1, drawn by the seed: the smaller number are among the larger. Fewer are all kept.
 
     own_only: None, it makes no lessons.
     """
@@ -139,7 +145,7 @@ class Keep(Passive):
 
 @dataclasses.dataclass(frozen=True)
 class BestOfK(Passive):
-    """Keeps one of the first k samples of a prompt, the first that is right, or states the commonest answer.
+    """Keeps one of the first k >= 2 samples of a prompt, the first that is right, or states the commonest answer.
 
     how: 'verifier' grades against gold; 'self_consistency' (Wang et al., arXiv 2203.11171) takes the answer that most
     of the samples state, of equally common ones the one stated first. A prompt without such a sample is dropped.
@@ -165,29 +171,33 @@ class BestOfK(Passive):
         most = max((lesson.request.sample + 1 for lesson in lessons), default=self.k)
         if most < self.k:
             raise ValueError(f'BestOfK.k = {self.k} and the lessons have {most} samples a prompt; draw more or lower k')
-        chosen: dict[str, str | None] = {}
+        chosen: dict[str, Lesson | str] = {}
         for prompt_id, group in groups.items():
             drawn = [lesson for lesson in group if lesson.request.sample < self.k]
-            best = self._right(drawn, resources) if self.how == 'verifier' else _commonest(drawn)
-            chosen[prompt_id] = None if best is None else best.id
+            chosen[prompt_id] = self._right(drawn, resources) if self.how == 'verifier' else _commonest(drawn)
 
         def judge(lesson: Lesson) -> Lesson | str:
             best = chosen[lesson.prompt_id]
             if lesson.request.sample >= self.k:
                 return 'sampled beyond k'
-            if best is None:
-                return 'no sample of its prompt is right' if self.how == 'verifier' else UNPARSABLE
-            return lesson if lesson.id == best else 'another sample was chosen'
+            if isinstance(best, str):
+                return best
+            return lesson if lesson.id == best.id else 'another sample was chosen'
 
         return sort_out('best_of_k', lessons, judge)
 
-    def _right(self, drawn: Sequence[Lesson], resources: Resources) -> Lesson | None:
-        grade = resources.need('grade', 'best_of_k')
-        return next((x for x in drawn if x.gold is not None and grade(x.text, x.gold)), None)
+    def _right(self, drawn: Sequence[Lesson], resources: Resources) -> Lesson | str:
+        """The first that is right, or why there is none."""
+        grade, late = resources.need('grade', 'best_of_k'), False
+        for lesson in drawn:
+            if not (fault := _fault(grade, lesson)):
+                return lesson
+            late |= fault == LATE
+        return LATE if late else 'no sample of its prompt is right'
 
 
-def _commonest(drawn: Sequence[Lesson]) -> Lesson | None:
-    """The first of the lessons whose answer is stated most often; None where none states any."""
+def _commonest(drawn: Sequence[Lesson]) -> Lesson | str:
+    """The first of the lessons whose answer is stated most often, or why there is none."""
     answers = [(lesson, answer) for lesson in drawn if (answer := stated(lesson)) is not None]
     firsts: list[tuple[Lesson, str]] = []
     votes: collections.Counter[int] = collections.Counter()
@@ -196,4 +206,4 @@ def _commonest(drawn: Sequence[Lesson]) -> Lesson | None:
         if same == len(firsts):
             firsts.append((lesson, answer))
         votes[same] += 1
-    return firsts[min(votes, key=lambda i: (-votes[i], i))][0] if votes else None
+    return firsts[min(votes, key=lambda i: (-votes[i], i))][0] if votes else UNPARSABLE

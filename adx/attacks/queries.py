@@ -35,7 +35,7 @@ class Prefill(Passive):
     """Asks the teacher again, its answer begun with `text`, '' for freely; of the lessons given nothing is read but the
     prompts.
 
-    samples: per prompt. own_only: None, all it has is the teacher's.
+    samples: >= 1, per prompt. own_only: None, all it has is the teacher's.
     """
 
     text: str = 'Okay'
@@ -63,7 +63,8 @@ class Prefill(Passive):
 class AugmentQueries(Passive):
     """The attacker's own model makes new prompts out of the given ones, and the teacher answers them too.
 
-    how: one of INSTRUCTIONS; instruction: other words for it. count: new prompts for each; samples: per new prompt.
+    how: one of INSTRUCTIONS; instruction: other words for it. count: >= 1, new prompts for each; samples: >= 1, per new
+    prompt.
     A paraphrase keeps the gold answer of its prompt, the others have none. What asks nothing, or what was asked
     before, is refused. own_only: what the own model itself writes to the old and the new prompts.
     """
@@ -140,7 +141,8 @@ def _ask(
 class Accounts(Passive):
     """The queries are spread over several accounts, each prompt to one of them, and the answers merged.
 
-    count: of the accounts, the first by name. Where a prompt was answered to several, one is drawn by seed and prompt.
+    count: >= 2, of the accounts, the first by name.
+    Where a prompt was answered to several, one is drawn by seed and prompt.
     A teacher that knows no accounts answers all alike, so its lessons are dealt out. own_only: None, an account makes
     no lessons.
     """

@@ -11,7 +11,7 @@ import tokenizers
 
 from adx.datasets.backends import NORMAL, SPACE, Piece, byte_level_backend, piece_backend
 from adx.datasets.gguf_metadata import read_metadata
-from adx.errors import InputError
+from adx.errors import InputError, extra
 
 
 class Description(NamedTuple):
@@ -112,9 +112,7 @@ def _read_sentencepiece(path: pathlib.Path) -> tokenizers.Tokenizer:
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
-        raise InputError(
-            f"{path} needs sentencepiece: pip install 'adx[gguf]', or add a tokenizer.json"
-        ) from error
+        raise InputError(f'{path} needs sentencepiece; {extra("gguf")}, or add a tokenizer.json') from error
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
     try:
         proto.ParseFromString(path.read_bytes())

@@ -30,6 +30,8 @@ MIN_GAIN = 10.0  # points that the lower bound of clean - base must reach, or a 
 MUCH = 0.01  # of the clean lessons, destroyed beyond those that are in clean ones
 MAX_GAP = 3.0  # points of teacher accuracy between two measured neighbours of an interpolation
 Sides = dict[str, dict[int, Outcome]]
+NOTHING_LOST = 'the passive student lost nothing that an attack could recover'
+LITTLE_TAUGHT = 'from clean traces this attack learns no more than the passive student from defended ones'
 NO_TEACHER = 'own resources alone reach the clean student: the teacher is irrelevant to this attacker'
 
 
@@ -61,6 +63,8 @@ def frontier(
 ) -> list[Row]:
     """Every figure of every arm and student, in a fixed order. verdicts: arm -> its criteria of eligibility.
 
+    damage: (clean - defended) / (clean - base), of accuracies; damage_attacked: (clean - defended) / (clean - own), all
+    under one attack; damage_adaptive: the least of those; recovered: (attacked - passive) / (clean - passive).
     Raises InputError for an outcome without a threat model and for two of the same student and seed.
     """
     by_arm: dict[str, dict[int, Quality]] = {}
@@ -249,7 +253,10 @@ def _recovered(sheet: Sheet, of: Subject, attack: str) -> Row:
     joined = join(**sides)
     attacked, clean, passive = joined.values()
     if clean.mean() <= passive.mean():
-        reason = 'the passive student lost nothing that an attack could recover'
+        undefended = sheet.cells.clean(sheet.plan.passive, of.student)
+        unharmed = join(clean=undefended, passive=sides[of.arm])
+        lost = unharmed.seeds and np.subtract(*(x.mean() for x in unharmed.values())) > 0
+        reason = LITTLE_TAUGHT if lost else NOTHING_LOST
         return of.row('recovered', attack, n=len(clean), status=NO_CREDIT, reason=reason)
     found = statistics.fieller(attacked - passive, clean - passive, sheet.plan.level)
     return _measured(of, 'recovered', attack, found, joined)

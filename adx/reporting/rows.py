@@ -20,7 +20,8 @@ class Row:
     """figure of (arm, attack, student). value is None unless status is 'measured' or 'screen'.
 
     seen: whether a proxy was of the student's family, None without a student; eligible: None where nobody judged.
-    n: seeds. p: one-sided, of no loss; adjusted by Holm in rows of the family. reason: what the reader must know.
+    low, high: ends of its interval, infinite where it is unbounded; unit: of all three. n: seeds. p: one-sided, of no
+    loss; adjusted by Holm in rows of the family. reason: what the reader must know.
     """
 
     figure: str

@@ -43,7 +43,8 @@ class Gradient:
       'random', the control, a number drawn for every text.
     step: 'flip' ranks all exchanges by their slope. 'embedding' moves what is read up the slope in `ascents` steps
       within `radius` (in mean lengths of an embedding) and takes the nearest words, targets held fixed meanwhile.
-    rounds: of the search; edits: exchanges that are evaluated exactly in each.
+    rounds: >= 1, of the search; edits: >= 1, exchanges that are evaluated exactly in each. holdout, ascents: >= 1; eta,
+      eps, radius: > 0.
     floor: (0, 1], of the teacher's likeliest word at a place: words below that share of it are no candidates.
     protected: words that stay, beside all that holds a digit or an operator, letters and words that stand for one,
       marks, and the final answer.

@@ -66,7 +66,7 @@ def _dressed(order: str, draft: Draft, frame: Frame) -> Draft:
 
 @dataclasses.dataclass(frozen=True)
 class Instructed:
-    """instruction: one of INSTRUCTIONS by name, or in your own words. tries: how many answers are asked for.
+    """instruction: one of INSTRUCTIONS by name, or in your own words. tries: >= 1, how many answers are asked for.
 
     A name is one word: what has a space is an instruction itself. arm: under whose rule the rewriter is decoded, where
     the teacher rewrites; '' for none.

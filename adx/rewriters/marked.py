@@ -23,7 +23,7 @@ TAKEN = 'it uses the symbols of every mark'
 class Marked:
     """customer, epoch: whose key; traces that were made for another customer stay as they are. pairs: how many
     different ones its traces carry, one each: few are learned better, and each can be asked more often. tries: places
-    that are tried in a trace. At most a tenth of the traces is to be marked: see Rewrite.share.
+    that are tried in a trace. All three are at least 1. At most a tenth of the traces is marked: see Rewrite.share.
 
     told: a rewriting model is asked, `tries` times, to say the trace otherwise with the line in it; else the line is
     put between those of the trace.

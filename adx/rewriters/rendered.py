@@ -12,7 +12,7 @@ from adx.types import Trace, check_count
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """tries: how many other tellings are drawn. What the writer cannot read has none.
+    """tries: >= 1, how many other tellings are drawn. What the writer cannot read has none.
 
     voice: the name of one that the writer has; '' lets it draw.
     """

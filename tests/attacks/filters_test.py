@@ -87,6 +87,26 @@ def test_the_correctness_filter_keeps_what_is_right():
     assert tally.dropped == {'no gold answer': 1, 'wrong': 2}
 
 
+def slow(text, gold):
+    """Runs out of time over a 9."""
+    if text.endswith('9'):
+        raise TimeoutError
+    return text == f'#### {gold}'
+
+
+def test_what_a_grader_has_no_time_for_is_wrong_and_counted():
+    held = resources(grade=slow)
+    given = [lesson(row, text=f'#### {answer}', gold='7') for row, answer in enumerate((7, 8, 9))]
+    kept, tally = apply(CorrectnessFilter(), given, held)
+    assert rows(kept) == ['0']
+    assert tally.dropped == {'wrong': 1, 'the grader ran out of time': 1}
+    kept, tally = apply(BestOfK(2), [*samples(9, 7), *samples(9, 8, row=1), *samples(8, 8, row=2)], held)
+    assert [(x.request.row, x.request.sample) for x in kept] == [('0', 1)]
+    assert tally.dropped == {
+        'another sample was chosen': 1, 'the grader ran out of time': 2, 'no sample of its prompt is right': 2
+    }  # fmt: skip
+
+
 def samples(*answers, row=0):
     return [lesson(row, i, text='lost' if a is None else f'#### {a}', gold='7') for i, a in enumerate(answers)]
 

@@ -10,7 +10,7 @@ from adx import statistics
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
 from adx.quality import Criterion
-from adx.reporting.frontier import NO_TEACHER, frontier, neighbours
+from adx.reporting.frontier import LITTLE_TAUGHT, NO_TEACHER, NOTHING_LOST, frontier, neighbours
 from adx.reporting.plan import Plan
 
 THREAT = ThreatModel(queries=100, samples=1, traces=100, tokens=1000, student='wide', steps=50, settings=6)
@@ -147,7 +147,8 @@ def test_students_that_trained_for_unequal_steps_are_named():
     given = [
         dataclasses.replace(o, threat=longer) if (o.source, o.attack) == ('clean', 'sft') else o for o in outcomes()
     ]
-    assert find(rows(given), 'damage').reason == 'unequal steps: clean 100, ads 50'
+    reason = 'unequal steps: clean 100, ads 50; no headline: trained for unequal steps'
+    assert find(rows(given), 'damage').reason == reason
     assert 'unequal' not in find(rows(given), 'damage_attacked', attack='prefill').reason
     assert find(rows(), 'damage').reason == ''
 
@@ -278,3 +279,17 @@ def test_lessons_that_an_attack_could_not_use_are_said():
     row = find(rows(given), 'damage_attacked', attack='prefill')
     assert '320 lessons were destroyed, 0 of the clean ones' in row.reason
     assert 'destroyed' not in find(rows(), 'damage_attacked', attack='prefill').reason
+
+
+def test_why_nothing_could_be_recovered_is_told_as_it_is():
+    """Under the attack the clean student has 40 and the passive defended one 50, which lost 30 or nothing."""
+    weak = [
+        dataclasses.replace(o, correct=(True,) * 40 + (False,) * 60) if (o.source, o.attack) == ('clean', 'prefill')
+        else o for o in outcomes()
+    ]  # fmt: skip
+    assert find(rows(weak), 'recovered').reason == LITTLE_TAUGHT
+    unharmed = [
+        dataclasses.replace(o, correct=(True,) * 45 + (False,) * 55) if (o.source, o.attack) == ('clean', 'sft') else o
+        for o in weak
+    ]
+    assert find(rows(unharmed), 'recovered').reason == NOTHING_LOST

@@ -117,6 +117,9 @@ def test_a_headline_needs_a_lower_end_above_0_though_its_p_passes():
         outcome('defended', clean[o.seed] - 10 * (o.seed < 3), o.seed, 'ads')
         if (o.arm, o.attack) == ('ads', 'sft') else o for o in outcomes()
     ]  # fmt: skip
+    # The control takes nothing: its student is as good as the clean one.
+    given = [outcome('defended', clean[o.seed] + o.seed % 2, o.seed, 'hot', role='control') if o.arm == 'hot' else o
+             for o in given]  # fmt: skip
     row = find(rows(given, plan), 'damage')
     assert row.p < 0.05
     assert row.low < 0

@@ -96,14 +96,32 @@ class TestPage:
         assert len(set(re.findall(r'name="(prefer-\d+)"', page))) == 50
 
     def test_another_seed_is_another_page_and_the_same_one_is_not(self, workdir):
-        arms = ('clear', 'poe')
-        traces = list(Workdir(workdir).traces())
-        sheets = {
-            seed: blind_review.shuffle(blind_review.choose(order, arms, 50, seed), seed)[1]['sheet']
-            for seed, order in ((0, traces), (1, traces))
-        }
-        again = blind_review.shuffle(blind_review.choose(traces[::-1], arms, 50, 0), 0)[1]['sheet']
-        assert again == sheets[0] != sheets[1]
+        def sheet_of(place, seed):
+            chosen = blind_review.choose(place, ('clear', 'poe'), 50, seed)
+            return blind_review.shuffle(chosen, seed)[1]['sheet']
+
+        class Turned(Workdir):
+            def traces(self):
+                return reversed([*super().traces()])
+
+        first, other = (sheet_of(Workdir(workdir), seed) for seed in (0, 1))
+        assert sheet_of(Turned(workdir), 0) == first != other
+
+    def test_a_rewrite_or_a_selection_is_compared_as_an_arm_is(self, workdir, monkeypatch):
+        chosen = [{'request_id': f'gsm8k/test/{row}/0/poe', 'how': 'max_harm'} for row in range(COUNT - 1)]
+        monkeypatch.setattr(Workdir, 'selections', lambda self: ['hardest'])
+        monkeypatch.setattr(Workdir, 'selection', lambda self, name: chosen)
+        pairs = blind_review.choose(Workdir(workdir), ('clear', 'hardest'), 50, 0)
+        assert {defended.text[0] for _, defended in pairs} == {'p'}
+        assert all(defended.request_id.endswith('/hardest') for _, defended in pairs)
+        with pytest.raises(InputError, match="59 prompts have traces of both and --pairs is 60"):
+            blind_review.choose(Workdir(workdir), ('clear', 'hardest'), 60, 0)
+        monkeypatch.setattr(blind_review.rewrites_io, 'names', lambda source: ['told'])
+        told = [make_trace(row, 'told') for row in range(COUNT)]
+        monkeypatch.setattr(blind_review.rewrites_io, 'rewritten', lambda source, name: iter(told))
+        assert {one.text[0] for _, one in blind_review.choose(Workdir(workdir), ('clear', 'told'), 50, 0)} == {'t'}
+        with pytest.raises(InputError, match=r"trace of 'sold'; it has \['clear', 'hardest', 'poe', 'told'\]"):
+            blind_review.choose(Workdir(workdir), ('clear', 'sold'), 50, 0)
 
 
 class TestScore:
@@ -163,8 +181,8 @@ class TestScore:
         ({'key': ''}, ConfigError, '--key is missing'),
         ({'defended': ''}, ConfigError, 'give --workdir and --defended'),
         ({'defended': 'clear'}, ConfigError, "are both 'clear'"),
-        ({'defended': 'ads'}, InputError, r"no finished trace of the arm 'ads'; it has \['clear', 'poe'\]"),
-        ({'pairs': 61}, InputError, '60 prompts have traces of both arms and --pairs is 61'),
+        ({'defended': 'ads'}, InputError, r"no finished trace of 'ads'; it has \['clear', 'poe'\]"),
+        ({'pairs': 61}, InputError, '60 prompts have traces of both and --pairs is 61'),
         ({'key': '/proc/none/key'}, StorageError, '/proc/none/key was not written'),
     ],
 )

@@ -3,8 +3,8 @@
     python -m tools.bench.scale --topologies=v5e-8 --programs=chunk    # appends to results/scale.json
 
 The models of configs/literature_trio.py with a second proxy, in bfloat16, at full depth, from shapes alone. A compiler
-for TPUs is all that is wanted: `pip install adx[tpu-aot]`, one process at a time. Nothing runs: what is said of memory
-and collectives is what the compiler says, and nothing is said of speed.
+for TPUs is all that is wanted: `pip install -e '.[tpu-aot]'`, one process at a time. Nothing runs: what is said of
+memory and collectives is what the compiler says, and nothing is said of speed.
 
 plan_error: peak bytes of a device (arguments, temporaries and outputs that reuse no argument) over the plan, less 1.
 temp_over_arguments: a copy of a cache or a weight that nobody asked for shows here.
