@@ -125,6 +125,10 @@ class Criterion(NamedTuple):
     limit: tuple[float, float]
     holds: bool
 
+    @property
+    def is_unknown(self) -> bool:
+        return math.isnan(self.value)
+
 
 def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[Criterion]:
     """Every criterion that a defence must meet to carry a headline, against the clean arm on the same prompts.
@@ -177,7 +181,7 @@ def forced_loss(defended: Sequence[Quality], clean: Sequence[Quality]) -> Criter
     """
     new, old = _per_prompt(defended), _per_prompt(clean)
     if np.sum(old['forced']) < LEAST_FORCED * np.sum(old['correct']):
-        return Criterion('forced_accuracy_loss', math.nan, math.nan, math.nan, (-math.inf, POINT), False)
+        return _unmeasured('forced_accuracy_loss', (-math.inf, POINT), False)
     return _accuracy('forced_accuracy_loss', old['forced'], new['forced'])
 
 

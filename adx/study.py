@@ -25,6 +25,8 @@ from adx.optimising import Recipe
 from adx.types import Sampling, check_choice, check_range
 
 GRADED_ON = ('tune', 'test')  # what a student's figures come from; its settings are chosen on attack_val
+# Of its identity, the newest first, with what they are where nobody sets them.
+LATER = (('fresh_prompts', False), ('skip', 0), ('rewriter', [None, None]), ('each_budget', False))
 AT_HAND = ('clean', 'grade', 'canonicalise')  # what every study gives to attacks; OF_OWN_MODEL comes with one
 
 
@@ -159,6 +161,19 @@ def identity(study: Study) -> dict[str, Any]:
 
 def study_hash(study: Study) -> str:
     return content_hash(identity(study))
+
+
+def known_as(study: Study) -> list[str]:
+    """The hash of a study, and those that it had before LATER fields were there, which it leaves as they are."""
+    content = identity(study)
+    content['experiment'] = dict(content['experiment'])
+    found = [content_hash(content)]
+    for name, default in LATER:
+        holder = content['experiment'] if name == 'skip' else content
+        if holder.pop(name) != default:
+            break
+        found.append(content_hash(content))
+    return found
 
 
 def attack_hash(attack: Attack) -> str:

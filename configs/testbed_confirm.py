@@ -2,12 +2,13 @@
 
 Claim:   none. The screen's figures are of a search and these are not: its 0.10 of damage in family `wide` is not found.
 Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/data/confirm \
-             --stages=generate,freeze,distil,assess,report
+             --stages=freeze,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: of sft and canonicalise;
-         `soft`, answers alone and shuffled prompts are not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide`
-         and 0.07 [0.03, 0.11] in `biased`, of which canonicalising leaves -0.02 [-0.07, 0.02].
+Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: of sft, canonicalise and
+         `soft`; answers alone and shuffled prompts are not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide`
+         and 0.07 [0.03, 0.11] in `biased`, of which canonicalising leaves -0.02 [-0.07, 0.02] and `soft` -0.06
+         [-0.14, 0.02]. Not eligible: forced answers lose 3.5 [3.2, 3.8] points.
 
 20,000 prompts, 2,500 a seed, say whether the teacher loses accuracy. The control spends as much KL as the rule does, on
 words that are drawn by chance.

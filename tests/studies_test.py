@@ -20,7 +20,7 @@ from adx.families import make_family, make_lab, shown_examples
 from adx.optimising import Recipe
 from adx.selection import Selection
 from adx.storage import Workdir
-from adx.study import REGISTRY, Student, check
+from adx.study import REGISTRY, Student, check, known_as, study_hash
 from configs import testbed_confirm, testbed_rewrites, testbed_screen, testbed_selection
 
 pytestmark = pytest.mark.usefixtures('shared_trainers')
@@ -164,3 +164,15 @@ def test_a_control_is_held_against_what_it_was_made_to_measure():
     assert {arm: whole.controls_of(arm) for arm in whole.arms if whole.role(arm) == 'defence'} == {
         arm: whole.controls for arm in whole.arms if whole.role(arm) == 'defence'
     }
+
+
+def test_a_study_is_known_by_what_it_was_before_it_had_fields_that_it_does_not_set():
+    """The hash that the published screen states was that of a version without four of them."""
+    screen = testbed_screen.study()
+    assert known_as(screen)[0] == study_hash(screen)
+    assert known_as(screen)[-1] == '0ce87522bdcd28a8'
+    assert len(known_as(screen)) == 5
+    assert known_as(testbed_confirm.study()) == [study_hash(testbed_confirm.study())]
+    later = dataclasses.replace(screen, experiment=dataclasses.replace(screen.experiment, skip=3))
+    assert len(known_as(later)) == 2
+    assert not {*known_as(later)} & {*known_as(screen)}

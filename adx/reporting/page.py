@@ -10,6 +10,7 @@ from typing import Any
 
 from adx.outcomes import Outcome
 from adx.pages import template
+from adx.quality import Criterion
 from adx.reporting.charts import frontier_chart, recovery_chart
 from adx.reporting.headlines import AT_EQUAL
 from adx.reporting.rows import MEASURED, Row, Verdicts
@@ -158,6 +159,14 @@ def _table(rows: Sequence[Row], eligible: bool, columns: Sequence[str]) -> list[
     return lines
 
 
+def _lacking(judged: Sequence[Criterion]) -> list[str]:
+    """Which criteria of eligibility do not hold, and which were not measured."""
+    lacks = [one for one in judged if not one.holds]
+    kinds = {'fails': [one.name for one in lacks if not one.is_unknown]}
+    kinds['not measured'] = [one.name for one in lacks if one.is_unknown]
+    return [f'{kind}: {", ".join(names)}' for kind, names in kinds.items() if names]
+
+
 def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[tuple[str, str, dict[str, Row]]]:
     """A line an arm and family of its proxies: the damage by student."""
     damage: dict[str, dict[str, Row]] = {}
@@ -170,8 +179,7 @@ def _matrix(rows: Sequence[Row], proxies: Mapping[str, Sequence[str]]) -> list[t
 def html(rows: Sequence[Row], outcomes: Iterable[Outcome], verdicts: Verdicts, facts: Facts) -> str:
     """One self-contained page: inline style, no script, nothing loaded."""
     students = sorted({row.student for row in rows if row.student})
-    lacking = {arm: [one.name for one in judged if not one.holds] for arm, judged in verdicts.items()}
-    failed = {arm: f'fails: {", ".join(names)}' for arm, names in lacking.items() if names}
+    failed = {arm: '; '.join(lacking) for arm, judged in verdicts.items() if (lacking := _lacking(judged))}
     failed |= {arm: f'not judged: {why}' for arm, why in facts.unjudged.items()}
     columns = with_steps(COLUMNS, {row.figure for row in rows if row.value is not None})
     return template('report.html', number).render(

@@ -64,9 +64,10 @@ class Subject(NamedTuple):
 
 
 def is_eligible(arm: str, verdicts: Verdicts) -> bool | None:
-    """Whether every criterion holds; None where the arm was not judged."""
+    """Whether every criterion holds; None where the arm was not judged, or where all hold that could be measured."""
     judged = verdicts.get(arm)
-    return all(criterion.holds for criterion in judged) if judged else None
+    failing = [criterion for criterion in judged or () if not criterion.holds]
+    return None if not judged or (failing and all(one.is_unknown for one in failing)) else not failing
 
 
 def status_of(seeds: int) -> str:

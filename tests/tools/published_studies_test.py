@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import pytest
@@ -12,7 +13,9 @@ from studies import make_study, write_students, write_traces
 from adx import assessing, distilling
 from adx.attacks import AnswerOnly, Attack
 from adx.drafting import Rewrite
-from adx.errors import InputError
+from adx.errors import InputError, WorkdirError
+from adx.outcomes import Quality
+from adx.quality import Criterion
 from adx.rewriters.rendered import Rendered
 from tools.bench import frontier
 
@@ -69,8 +72,35 @@ def test_attacks_of_another_workdir_are_added(study, findings, published):
     assert len(again.outcomes) == len(both.outcomes)
     with pytest.raises(InputError, match='is of another study'):
         frontier.added('one', dataclasses.replace(study, exam=5), findings, published)
+    ungraded = dataclasses.replace(findings, outcomes=[], plan=dataclasses.replace(findings.plan, slices={}))
+    kept = frontier.added('one', study, ungraded, published).plan.slices
+    assert {name: tuple(labels) for name, labels in kept.items()} == dict(findings.plan.slices)
+    other = dataclasses.replace(study, attacks=(dataclasses.replace(study.attacks[0], answered=True),))
+    with pytest.raises(WorkdirError, match='is of another attack'):
+        frontier.added('one', other, findings, published)
     with pytest.raises(InputError, match='has no raw file to add to'):
         frontier.added('none', study, findings, published)
+
+
+def test_what_was_forced_is_judged_anew_where_nothing_was_measured(study, findings, tmp_path):
+    """Raw files of before say that who cannot be forced at all loses nothing."""
+    right, wrong = (True,) * 10, (False,) * 10
+    sides = {
+        arm: Quality(arm, 0, 'p', right, wrong, right, {}, 50.0, 40.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        for arm in study.arms
+    }
+    held = Criterion('forced_accuracy_loss', 0.0, -0.001, 0.001, (-math.inf, 0.01), True)
+    other = Criterion('tokens', 1.0, 0.99, 1.01, (0.8, 1.25), True)
+    said = dataclasses.replace(findings, qualities=[*sides.values()], verdicts={'poe': [held, other]})
+    again = frontier._from_json(json.loads(json.dumps(frontier._to_json(said))))
+    assert math.isnan(again.verdicts['poe'][0].value)
+    assert again.verdicts['poe'][1]._replace(limit=other.limit) == other
+    assert {row.eligible for row in again.rows() if row.arm == 'poe'} == {None}
+    sides['plain'] = dataclasses.replace(sides['plain'], forced=right)
+    lost = frontier._from_json(json.loads(json.dumps(frontier._to_json(dataclasses.replace(
+        said, qualities=[*sides.values()]
+    )))))  # fmt: skip
+    assert {row.eligible for row in lost.rows() if row.arm == 'poe'} == {False}
 
 
 def test_studies_of_rewrites_have_a_table_of_their_own(study, findings, published):

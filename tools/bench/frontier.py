@@ -33,7 +33,7 @@ from adx.quality import Criterion, forced_loss
 from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row, Subject
-from adx.study import Study, attack_hashes, study_hash
+from adx.study import Study, attack_hashes, known_as
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
@@ -84,15 +84,17 @@ def added(name: str, study: Study, findings: Findings, results: pathlib.Path = R
     if not path.exists():
         raise InputError(f'study {name!r} has no raw file to add to; publish it without --add')
     before = _from_json(json.loads(gzip.decompress(path.read_bytes())))
-    ours = study_hash(study)
-    if any(one.identity.get('study') != ours for one in (*before.outcomes, *findings.outcomes)):
-        raise InputError(f'{path.name} is of another study than {ours}; publish what there is without --add')
+    ours = known_as(study)
+    if any(one.identity.get('study') not in ours for one in (*before.outcomes, *findings.outcomes)):
+        raise InputError(f'{path.name} is of another study than {ours[0]}; publish what there is without --add')
     with_ids = {str(i): one for i, one in enumerate(before.outcomes)}
     outcomes_io.check_same(with_ids, attack_hashes(study), {})
     known = {_key(one) for one in findings.outcomes}
     outcomes = [*findings.outcomes, *(one for one in before.outcomes if _key(one) not in known)]
     judged = max(findings, before, key=lambda one: len(one.qualities))  # by all that was measured in one workdir
-    return dataclasses.replace(judged, plan=findings.plan, outcomes=outcomes)
+    # Where nobody was graded no prompt of the split was read, and none has a slice.
+    slices = (findings if findings.outcomes else before).plan.slices
+    return dataclasses.replace(judged, plan=dataclasses.replace(findings.plan, slices=slices), outcomes=outcomes)
 
 
 def _key(one: Outcome) -> tuple[Any, ...]:
