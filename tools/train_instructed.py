@@ -1,4 +1,4 @@
-r"""Makes the testbed's two models that do as they are told: the defender's rewriter and the attackers' own.
+"""Makes the testbed's models that do as they are told: a rewriter and the attackers' own.
 
 Each is a model of tools/train_testbed.py that has learned what instructions mean in the testbed's language: the
 rewriter those of `Instructed` and the clauses of a search, the attackers' those of their attacks. The latter comes from
