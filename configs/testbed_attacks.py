@@ -17,7 +17,7 @@ from adx.experiment import ModelSource
 from adx.study import Student, Study
 from configs import testbed_screen
 
-FINALISTS = ('cross_soft',)  # at most three, by the rule of the screen
+FINALISTS = ('cross_soft',)  # by the rule of the screen, as it was judged before forced answers were measured
 ATTACKS = (
     Attack('sft'),
     Attack('longer', longer=4.0),

@@ -73,6 +73,13 @@ def test_attacks_of_another_workdir_are_added(study, findings, published):
     with pytest.raises(InputError, match='is of another study'):
         frontier.added('one', dataclasses.replace(study, exam=5), findings, published)
     ungraded = dataclasses.replace(findings, outcomes=[], plan=dataclasses.replace(findings.plan, slices={}))
+    timed = [
+        Quality('poe', 0, 'p', (True,), (True,), (True,), {}, 50.0, 40.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, seconds=x)
+        for x in (3.0, 5.0)
+    ]
+    frontier.publish('one', study, dataclasses.replace(both, qualities=timed[:1]), 'python -m publish', published)
+    again = frontier.added('one', study, dataclasses.replace(findings, qualities=timed[1:]), published)
+    assert [one.seconds for one in again.qualities] == [3.0]
     kept = frontier.added('one', study, ungraded, published).plan.slices
     assert {name: tuple(labels) for name, labels in kept.items()} == dict(findings.plan.slices)
     other = dataclasses.replace(study, attacks=(dataclasses.replace(study.attacks[0], answered=True),))

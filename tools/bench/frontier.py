@@ -93,8 +93,13 @@ def added(name: str, study: Study, findings: Findings, results: pathlib.Path = R
     outcomes = [*findings.outcomes, *(one for one in before.outcomes if _key(one) not in known)]
     judged = max(findings, before, key=lambda one: len(one.qualities))  # by all that was measured in one workdir
     # Where nobody was graded no prompt of the split was read, and none has a slice.
-    slices = (findings if findings.outcomes else before).plan.slices
-    return dataclasses.replace(judged, plan=dataclasses.replace(findings.plan, slices=slices), outcomes=outcomes)
+    plan = dataclasses.replace(findings.plan, slices=(findings if findings.outcomes else before).plan.slices)
+    # What a token costs was timed arm beside arm, and stays as that hour of that machine had it.
+    timed = {(one.arm, one.seed): one.seconds for one in before.qualities}
+    qualities = [
+        dataclasses.replace(one, seconds=timed.get((one.arm, one.seed), one.seconds)) for one in judged.qualities
+    ]
+    return dataclasses.replace(judged, plan=plan, outcomes=outcomes, qualities=qualities)
 
 
 def _key(one: Outcome) -> tuple[Any, ...]:
