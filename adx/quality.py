@@ -218,8 +218,10 @@ def _true_steps(new: Columns, old: Columns) -> Criterion:
     name, limit = 'true_steps', (-POINT, POINT)
     columns = [(arm['true_statements'], arm['statements']) for arm in (new, old)]
     after, before = (_ratio(*column) for column in columns)
-    if math.isnan(after - before):
-        return _unmeasured(name, limit, math.isnan(after) and math.isnan(before))
+    if math.isnan(after) and not math.isnan(before):  # all of them are lost
+        return Criterion(name, -1.0, -1.0, -1.0, limit, False)
+    if math.isnan(before):
+        return _unmeasured(name, limit, math.isnan(after))
     change = after - before
     _, low, high = _interval(_influence(*columns[0]) - _influence(*columns[1]))
     return _criterion(name, (change, change + low, change + high), limit)

@@ -128,12 +128,11 @@ def originals(experiment: Experiment, workdir: Workdir, of: str) -> list[Trace]:
         return list(rewritten(workdir, of))
     if of in {one.name for one in experiment.selections}:
         made = of in workdir.selections()
-        ids = {record['request_id'] for record in workdir.selection(of)} if made else set()
-        found = [trace for trace in workdir.traces() if trace.request_id in ids]
-        if not made or len(found) < len(ids):
+        found = list(_there(workdir, of)) if made else []
+        if not made or len(found) < len(workdir.selection(of)):
             raise InputError(f'selection {of!r} is not there, or traces of it are gone; run --stages=select first')
         return found
-    found = [trace for trace in workdir.traces() if RequestId.parse(trace.request_id).setting == of]
+    found = list(_there(workdir, of))
     is_whole, there = watch.tally(workdir, of, {trace.request_id for trace in found})
     if not is_whole:
         raise InputError(f'arm {of!r} has {there}; finish --stages=generate first')
@@ -148,19 +147,24 @@ def names(workdir: Workdir) -> list[str]:
 
 def of_setting(workdir: Workdir, setting: str) -> Iterator[Trace]:
     """The traces of an arm, a selection or a rewrite that are there, under that name."""
-    if setting in names(workdir):
-        yield from rewritten(workdir, setting)
-        return
+    for trace in rewritten(workdir, setting) if setting in names(workdir) else _there(workdir, setting):
+        id_ = RequestId.parse(trace.request_id)
+        yield dataclasses.replace(trace, request_id=str(id_._replace(setting=setting)))
+
+
+def _there(workdir: Workdir, setting: str) -> Iterator[Trace]:
+    """The traces of an arm or a selection that are there, as they are."""
     is_selection = setting in workdir.selections()
     chosen = {record['request_id'] for record in workdir.selection(setting)} if is_selection else set[str]()
     for trace in workdir.traces():
-        id_ = RequestId.parse(trace.request_id)
-        if trace.request_id in chosen or (not is_selection and id_.setting == setting):
-            yield dataclasses.replace(trace, request_id=str(id_._replace(setting=setting)))
+        if is_selection and trace.request_id in chosen:
+            yield trace
+        if not is_selection and RequestId.parse(trace.request_id).setting == setting:
+            yield trace
 
 
 def settings(workdir: Workdir) -> list[str]:
-    """What `of_setting` knows."""
+    """The arms of which there are traces, and the selections and rewrites that were begun."""
     arms = {RequestId.parse(trace.request_id).setting for trace in workdir.traces()}
     return sorted({*arms, *workdir.selections(), *names(workdir)})
 

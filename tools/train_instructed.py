@@ -46,6 +46,7 @@ from launch import program
 from tools import train_testbed as testbed
 from tools.train_testbed import OPERATING, Plan
 
+TRIES = 50  # of a harder problem
 LENGTH = 384  # tokens of a row, which holds two lessons
 DECODE = DecodeConfig(slots=64, chunk=8, buckets=(256,), cache_length=384)
 Effect = Callable[[random.Random, Problem, Telling], Telling]  # what an instruction makes of a solution
@@ -70,8 +71,8 @@ def _another(rng: random.Random, known: int, count: int) -> int:
 
 
 def _condensed(rng: random.Random, problem: Problem, telling: Telling) -> Telling:
-    needed = [one for one in telling.steps if one.definition in problem.needed]
-    return Telling(0, tuple(one._replace(phrasing=min(one.phrasing, 1), checked=False) for one in needed))
+    needed = tuple(one._replace(checked=False) for one in telling.steps if one.definition in problem.needed)
+    return _short(rng, problem, Telling(0, needed))
 
 
 def _formal(rng: random.Random, problem: Problem, telling: Telling) -> Telling:
@@ -89,11 +90,12 @@ def _reordered(rng: random.Random, problem: Problem, telling: Telling) -> Tellin
     return Telling(telling.opening, tuple(found))
 
 
-def _phrased(phrasing: int) -> Effect:
-    def effect(rng: random.Random, problem: Problem, telling: Telling) -> Telling:
-        return telling._replace(steps=tuple(one._replace(phrasing=phrasing) for one in telling.steps))
+def _short(rng: random.Random, problem: Problem, telling: Telling) -> Telling:
+    return telling._replace(steps=tuple(one._replace(phrasing=min(one.phrasing, 1)) for one in telling.steps))
 
-    return effect
+
+def _long(rng: random.Random, problem: Problem, telling: Telling) -> Telling:
+    return telling._replace(steps=tuple(one._replace(phrasing=2) for one in telling.steps))
 
 
 def _opened(opening: int) -> Effect:
@@ -110,8 +112,8 @@ EFFECTS: Mapping[str, Effect] = {
 }  # fmt: skip
 # Of a search's clauses those that the testbed's language can say; the others change nothing.
 ADDED: Mapping[str, Effect] = {
-    'Use long sentences.': _phrased(2),
-    'Use short sentences.': _phrased(1),
+    'Use long sentences.': _long,
+    'Use short sentences.': _short,
     'Check every step in another way.': _checked,
     'Begin with what is asked and work backwards.': _opened(2),
     'Say what is found before how.': _opened(1),
@@ -173,10 +175,15 @@ def asking(rng: random.Random) -> tuple[str, str]:
 
 
 def _harder(rng: random.Random, problem: Problem) -> Problem:
-    """One definition more, of which the question is; the same problem where numbers run out."""
-    name = rng.choice([name for name in problems.NAMES if name not in problem.values])
-    definition = problems.draw_definition(rng, name, problem.values)
-    return problem if definition is None else problem.with_target(definition)
+    """One definition more, of which the question is, in the split of the others; the same problem where numbers run
+    out.
+    """
+    for _ in range(TRIES):
+        name = rng.choice([name for name in problems.NAMES if name not in problem.values])
+        definition = problems.draw_definition(rng, name, problem.values)
+        if definition and problems.split_of(new := problem.with_target(definition)) == 'train':
+            return new
+    return problem
 
 
 # ------------------------------------------------------------------------------------------------- the models

@@ -212,7 +212,7 @@ def write_solution(rng: random.Random, problem: Problem, voice: Voice) -> str:
 
 def draw_telling(rng: random.Random, problem: Problem, voice: Voice) -> Telling:
     opening = rng.choices(range(len(OPENINGS)), voice.openings)[0]
-    return Telling(opening, tuple(_say(rng, one, voice) for one in draw_order(rng, problem, voice.detour)))
+    return Telling(opening, tuple(_say(rng, one, voice) for one in _order(rng, problem, voice.detour)))
 
 
 def _say(rng: random.Random, definition: Definition, voice: Voice) -> Said:
@@ -220,7 +220,7 @@ def _say(rng: random.Random, definition: Definition, voice: Voice) -> Said:
     return Said(definition, phrasing, definition.operation != 'times' and rng.random() < voice.check)
 
 
-def draw_order(rng: random.Random, problem: Problem, detour: float = 0.0) -> Iterator[Definition]:
+def _order(rng: random.Random, problem: Problem, detour: float) -> Iterator[Definition]:
     """The needed definitions and now and then another, each after what it needs, the target last."""
     needed = problem.needed
     left = [d for d in problem.definitions if d in needed or rng.random() < detour]

@@ -17,7 +17,7 @@ import numpy as np
 from adx import statistics
 from adx.outcomes import Outcome, Quality
 from adx.reporting.cells import UNEQUAL, Cells, Joined, at_equal, join, missing
-from adx.reporting.headlines import headlines
+from adx.reporting.headlines import AT_EQUAL, headlines
 from adx.reporting.ladder import cost_rows
 from adx.reporting.plan import Plan
 from adx.reporting.rates import student_rows
@@ -156,7 +156,7 @@ def _gain(sheet: Sheet, clean: np.ndarray, base: np.ndarray) -> str:
 def _damages(sheet: Sheet, of: Subject) -> list[Row]:
     """`damage` of the finished students, and at the steps and training tokens that both of a pair reach."""
     sides, attack = sheet.clean_pair(of) | {'base': sheet.cells.base(of.student)}, sheet.plan.passive
-    names = ('damage', 'damage_at_steps', 'damage_at_tokens')
+    names = ('damage', *AT_EQUAL)
     if _empty('damage', of, attack, sides):
         return [row for name in names if (row := _empty(name, of, attack, sides))]
     joined = join(**sides)

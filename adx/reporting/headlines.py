@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from adx import statistics
-from adx.reporting.cells import UNEQUAL, Cells, join
+from adx.reporting.cells import UNEQUAL, Cells, at_equal, join
 from adx.reporting.plan import Plan
 from adx.reporting.rows import MEASURED, NOT_RUN, Row
 
@@ -24,7 +24,8 @@ def headlines(rows: Sequence[Row], plan: Plan, cells: Cells) -> list[Row]:
         row = rows[i]
         if row.value is None:
             continue
-        lacks = [*_of_itself(row, plan, cells), *_beside(row, plan, rows), *_beyond(row, plan, cells, rows)]
+        lacks = [*_of_itself(row, plan, cells), *_beside(row, plan, rows)]
+        lacks += [*_beyond_control(row, plan, cells, rows), *_at_equal_steps(row, plan, rows)]
         if p > 1 - plan.level:
             lacks.append(f'p = {p:.2g} after Holm over {len(members)} rows')
         elif row.low is None or not 0 < row.low < math.inf:  # what is claimed is the lower end
@@ -39,7 +40,7 @@ def headlines(rows: Sequence[Row], plan: Plan, cells: Cells) -> list[Row]:
 def _of_itself(row: Row, plan: Plan, cells: Cells) -> Iterator[str]:
     """What the figure's own students lack."""
     if not row.eligible:
-        yield 'not eligible'
+        yield 'not eligible' if row.eligible is False else 'eligibility is not known'
     if row.status != MEASURED:
         yield f'{row.n} seeds only screen'
     if row.seen:
@@ -70,27 +71,31 @@ def _beside(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
         yield f'not run on this family: {", ".join(elsewhere)}, which leave the least'
 
 
-def _beyond(row: Row, plan: Plan, cells: Cells, rows: Sequence[Row]) -> Iterator[str]:
-    """Whether a control does the same, or training for another number of steps."""
-    passive = {arm: cells.defended(arm, plan.passive, row.student) for arm in (row.arm, *controls(row.arm, plan, rows))}
-    sides = {arm: join(**{row.arm: passive[row.arm], arm: side}) for arm, side in passive.items() if arm != row.arm}
-    graded = {arm: joined.values() for arm, joined in sides.items() if len(joined.seeds) > 1}
-    if not graded:
-        yield 'no control was graded on this family'
-    if equal := [arm for arm, (own, other) in graded.items() if statistics.paired_p(other, own) > 1 - plan.level]:
-        yield f'not known to take more than its control: {", ".join(equal)}'
-    beside = {one.figure: one for one in rows if (one.arm, one.student) == (row.arm, row.student)}
-    held = [beside[name] for name in AT_EQUAL if name in beside and beside[name].value is not None]
-    if UNEQUAL in row.reason and (row.figure == 'damage_adaptive' or not held):
+def _beyond_control(row: Row, plan: Plan, cells: Cells, rows: Sequence[Row]) -> Iterator[str]:
+    """Whether a control does the same: the arm's own, or any where nobody says which are."""
+    names = plan.controls.get(row.arm, tuple(dict.fromkeys(one.arm for one in rows if one.role == 'control')))
+    own = cells.defended(row.arm, plan.passive, row.student)
+    sides = {name: join(own=own, control=cells.defended(name, plan.passive, row.student)) for name in names}
+    graded = {name: joined for name, joined in sides.items() if len(joined.seeds) > 1}
+    if not graded or (row.arm in plan.controls and len(graded) < len(names)):
+        yield 'no control was graded on this family' if not graded else 'not every control was graded on this family'
+    for name, joined in graded.items():
+        unequal = any(note.startswith(UNEQUAL) for note in joined.notes)
+        levels, unknown = at_equal(joined, 'steps') if unequal else (joined.values(), '')
+        if unknown or statistics.paired_p(levels[1], levels[0]) > 1 - plan.level:
+            yield f'not known to take more than its control: {name}'
+
+
+def _at_equal_steps(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """Whether something is left of the passive damage, and whether an attack trained one side for longer."""
+    mine = [one for one in rows if (one.arm, one.student) == (row.arm, row.student)]
+    held = [one for one in mine if one.figure in AT_EQUAL and one.value is not None]
+    figure = 'damage_attacked' if row.figure == 'damage_adaptive' else row.figure
+    unequal = {one.attack for one in mine if one.figure == figure and UNEQUAL in one.reason}
+    if unequal - {plan.passive} or (unequal and len(held) < len(AT_EQUAL)):
         yield 'trained for unequal steps'
     if nothing := [one.figure for one in held if one.low is None or one.low <= 0]:
         yield f'the interval reaches 0 in {", ".join(nothing)}'
-
-
-def controls(arm: str, plan: Plan, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Of an arm: its own, or all where nobody says which are."""
-    everyone = dict.fromkeys(row.arm for row in rows if row.role == 'control')
-    return tuple(plan.controls.get(arm, everyone))
 
 
 def _worst(arm: str, attacked: Sequence[Row]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from adx.outcomes import Outcome
@@ -16,7 +17,7 @@ from adx.reporting.headlines import AT_EQUAL
 from adx.reporting.rows import MEASURED, Row, Verdicts
 
 COLUMNS = ('points_lost', 'damage', 'damage_adaptive', 'cost_multiplier', 'cost_per_token')
-AT_STEPS = 'damage_at_steps'
+AT_STEPS = AT_EQUAL[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ def sentence(rows: Sequence[Row], testbed: str, searched: Collection[str] = ()) 
             why = f'none of {len({row.arm for row in judged})} measured defences passes every rule on every family'
         return f'On {testbed}, use none: {why} for a headline.'
     claims = [(_claimed(row, rows), row) for row in heads]
-    least = {arm: min((one for one in claims if one[1].arm == arm), key=_claim) for arm in {row.arm for row in heads}}
+    arms = {row.arm for row in heads}
+    least = {arm: min((one for one in claims if one[1].arm == arm), key=itemgetter(0)) for arm in arms}
     claim, best = max(least.values(), key=lambda one: (one[0], one[1].arm))
     prices = [row for row in rows if row.arm == best.arm and row.value is not None]
     lost = next((f'{row.value:.1f} points of accuracy' for row in prices if row.figure == 'teacher_lost'), '')
@@ -88,13 +90,9 @@ def sentence(rows: Sequence[Row], testbed: str, searched: Collection[str] = ()) 
     )
 
 
-def _claim(one: tuple[float, Row]) -> float:
-    return one[0]
-
-
 def _claimed(head: Row, rows: Sequence[Row]) -> float:
-    """The least of the lower ends of a headline's figure and, of a passive thief, at equal steps and tokens."""
-    figures = (head.figure, *AT_EQUAL) if head.figure == 'damage' else (head.figure,)
+    """The least of the lower ends of a headline's figure and of the passive damage at equal steps and tokens."""
+    figures = (head.figure, *AT_EQUAL)
     return min(
         row.low or 0.0 for row in rows
         if (row.arm, row.student) == (head.arm, head.student) and row.figure in figures and row.value is not None

@@ -19,7 +19,7 @@ Verdicts = Mapping[str, Sequence[Criterion]]  # by arm
 class Row:
     """figure of (arm, attack, student). value is None unless status is 'measured' or 'screen'.
 
-    seen: whether a proxy was of the student's family, None without a student; eligible: None where nobody judged.
+    seen: whether a proxy was of the student's family, None without a student; eligible: as `is_eligible` has it.
     low, high: ends of its interval, infinite where it is unbounded; unit: of all three. n: seeds. p: one-sided, of no
     loss; adjusted by Holm in rows of the family. reason: what the reader must know.
     """

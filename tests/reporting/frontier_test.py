@@ -149,6 +149,9 @@ def test_students_that_trained_for_unequal_steps_are_named():
     ]
     reason = 'unequal steps: clean 100, ads 50; no headline: trained for unequal steps'
     assert find(rows(given), 'damage').reason == reason
+    worst = find(rows(given), 'damage_adaptive')  # of prefill, at equal steps; one of the attacks is not
+    assert (worst.attack, worst.headline) == ('prefill', False)
+    assert worst.reason.endswith('no headline: trained for unequal steps')
     assert 'unequal' not in find(rows(given), 'damage_attacked', attack='prefill').reason
     assert find(rows(), 'damage').reason == ''
 

@@ -48,7 +48,7 @@ def test_headlines_need_every_rule():
     for given, plan, verdicts, reason in [
         (outcomes(3), PLAN, VERDICTS, '3 seeds only screen'),
         ([dataclasses.replace(o, seen=True) for o in outcomes()], PLAN, VERDICTS, 'a proxy was of this family'),
-        (None, PLAN, {}, 'not eligible'),
+        (None, PLAN, {}, 'eligibility is not known'),
         ([dataclasses.replace(o, split='tune') for o in outcomes()], dataclasses.replace(PLAN, split='tune'), VERDICTS,
          'read on tune'),
     ]:  # fmt: skip
@@ -82,6 +82,24 @@ def test_a_headline_needs_more_than_what_its_control_takes():
     chance = [dataclasses.replace(o, arm='chance') for o in outcomes() if o.arm == 'hot']
     assert find(rows([*taken, *chance], another), 'damage').headline
     assert 'no control was graded' in find(rows(taken, another), 'damage').reason
+    both = dataclasses.replace(PLAN, controls={'ads': ('chance', 'hot')})
+    assert 'not every control was graded' in find(rows(taken, both), 'damage').reason
+
+
+def test_a_control_is_beaten_at_equal_steps():
+    """The defence has 50 after 50 steps, its control 80 after 100, and after 50 as much as the defence or more."""
+    given = with_budgets(75, 50)
+    for after_50, beaten in ((50, False), (70, True)):
+        points = [{'step': s, 'tokens': 10 * s, 'accuracy': x / 100} for s, x in ((100, 80), (50, after_50))]
+        longer = dataclasses.replace(THREAT, steps=100)
+        control = [
+            dataclasses.replace(o, threat=longer, budgets=tuple(p | {'accuracy': p['accuracy'] + 0.01 * (o.seed % 2)}
+                                                                for p in points))
+            if o.arm == 'hot' else o for o in given
+        ]  # fmt: skip
+        assert find(rows(control), 'damage').headline == beaten
+    unknown = [dataclasses.replace(o, budgets=()) if o.arm == 'hot' else o for o in control]
+    assert 'not known to take more than its control: hot' in find(rows(unknown), 'damage').reason
 
 
 def with_budgets(*short):

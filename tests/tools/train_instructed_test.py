@@ -27,10 +27,10 @@ def tokenizer(tmp_path):
     return load_tokenizer(str(tmp_path / 'tokenizer'))
 
 
-def drawn(name, count=60, **fields):
+def drawn(name, count=60):
     """(what is asked, the solution in it, what is answered) of rewriting by one instruction."""
     for i in range(count):
-        asked, answer = train_instructed.rewriting(random.Random(i), name=name, clauses=0, **fields)
+        asked, answer = train_instructed.rewriting(random.Random(i), name=name, clauses=0)
         yield asked, asked.partition('Solution:\n')[2], answer
 
 
@@ -82,22 +82,48 @@ def test_a_condensed_solution_has_what_is_needed_and_nothing_else():
     assert shorter > 10
 
 
-def test_a_clause_adds_what_it_says_and_the_last_one_wins():
-    draw = {clause: i for i, clause in enumerate(train_instructed.CLAUSES)}
-    seen = set()
-    for i in range(200):
-        asked, answer = train_instructed.rewriting(random.Random(i), name='identity', clauses=1)
-        order, _, rest = asked.partition('\n\nProblem:')
-        clause, before = order.removeprefix(INSTRUCTIONS['identity']).strip(), rest.partition('Solution:\n')[2]
-        assert clause in draw
-        seen.add(clause)
-        if clause not in train_instructed.ADDED:
-            assert answer == before
-        if clause == 'Use long sentences.':
-            assert all(' with ' in line for line in answer.splitlines() if ' so ' in line)
-        if clause == 'Say what is found before how.':
-            assert answer.startswith('find ')
-    assert set(train_instructed.ADDED) <= seen
+def told_by(*clauses, count=60):
+    """(solution before, after) of copying with these clauses behind."""
+    order = ' '.join([INSTRUCTIONS['identity'], *clauses])
+    found = []
+    for i in range(count * 200):
+        asked, answer = train_instructed.rewriting(random.Random(i), name='identity', clauses=len(clauses))
+        if asked.startswith(f'{order}\n'):
+            found.append((asked.partition('Solution:\n')[2], answer))
+        if len(found) == count:
+            break
+    return found
+
+
+def steps(text):
+    return [line for line in text.splitlines() if ' so ' in line or ' makes ' in line]
+
+
+SAID = {
+    'Use long sentences.': lambda before, after: all(' with ' in step for step in steps(after)),
+    'Use short sentences.': lambda before, after: not any(' with ' in step for step in steps(after)),
+    'Check every step in another way.': lambda before, after: (
+        after.count('check ') == sum(' times ' not in step for step in steps(after))
+    ),
+    'Begin with what is asked and work backwards.': lambda before, after: after.startswith('the question is '),
+    'Say what is found before how.': lambda before, after: after.startswith('find '),
+}
+
+
+@pytest.mark.parametrize('clause', train_instructed.ADDED)
+def test_a_clause_adds_what_it_says(clause):
+    pairs = told_by(clause, count=20)
+    assert len(pairs) == 20
+    assert all(steps(after) for _, after in pairs)
+    assert all(SAID[clause](*pair) for pair in pairs)
+    assert not all(SAID[clause](before, before) for before, _ in pairs)
+
+
+def test_a_clause_that_the_testbed_cannot_say_changes_nothing_and_the_last_one_wins():
+    assert all(before == after for before, after in told_by('Use the passive voice.', count=20))
+    pairs = told_by('Use long sentences.', 'Use short sentences.', count=4)
+    assert pairs
+    assert all(SAID['Use short sentences.'](*pair) for pair in pairs)
 
 
 def test_an_attackers_model_learns_no_problem_as_long_as_those_that_are_served():
@@ -122,6 +148,17 @@ def test_new_questions_have_an_answer():
         if asked.startswith(train_instructed.queries.INSTRUCTIONS['paraphrase']):
             assert (after.given, after.derived, after.target) == (before.given, before.derived, before.target)
     assert other > 20
+
+
+def test_a_harder_problem_is_of_the_split_that_models_may_read():
+    harder = 0
+    for i in range(60):
+        rng = random.Random(i)
+        problem = problems.draw_problem(rng, 2, 1, 'train')
+        new = train_instructed._harder(rng, problem)
+        assert problems.split_of(new) == 'train'
+        harder += len(new.definitions) > len(problem.definitions)
+    assert harder > 50
 
 
 def test_new_tokens_change_nothing_for_the_old_ones():

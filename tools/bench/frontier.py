@@ -76,9 +76,10 @@ def publish(name: str, study: Study, findings: Findings, command: str, results: 
 
 
 def added(name: str, study: Study, findings: Findings, results: pathlib.Path = RESULTS) -> Findings:
-    """The findings with what was published of the same study before and they do not have: students, measured arms.
+    """The findings with what was published of the same study before and they do not have: students, measured arms,
+    slices; and with what a token cost then.
 
-    Raises InputError where nothing was, or another study of the name.
+    Raises InputError where nothing was, or another study of the name, WorkdirError where an attack was another one.
     """
     path = results / f'raw/frontier_{name}.json.gz'
     if not path.exists():
@@ -87,19 +88,23 @@ def added(name: str, study: Study, findings: Findings, results: pathlib.Path = R
     ours = known_as(study)
     if any(one.identity.get('study') not in ours for one in (*before.outcomes, *findings.outcomes)):
         raise InputError(f'{path.name} is of another study than {ours[0]}; publish what there is without --add')
-    with_ids = {str(i): one for i, one in enumerate(before.outcomes)}
-    outcomes_io.check_same(with_ids, attack_hashes(study), {})
+    outcomes_io.check_same({outcomes_io.name_of(one): one for one in before.outcomes}, attack_hashes(study), {})
     known = {_key(one) for one in findings.outcomes}
     outcomes = [*findings.outcomes, *(one for one in before.outcomes if _key(one) not in known)]
     judged = max(findings, before, key=lambda one: len(one.qualities))  # by all that was measured in one workdir
     # Where nobody was graded no prompt of the split was read, and none has a slice.
     plan = dataclasses.replace(findings.plan, slices=(findings if findings.outcomes else before).plan.slices)
-    # What a token costs was timed arm beside arm, and stays as that hour of that machine had it.
-    timed = {(one.arm, one.seed): one.seconds for one in before.qualities}
-    qualities = [
-        dataclasses.replace(one, seconds=timed.get((one.arm, one.seed), one.seconds)) for one in judged.qualities
-    ]
+    qualities = _as_timed(judged.qualities, before.qualities)
     return dataclasses.replace(judged, plan=plan, outcomes=outcomes, qualities=qualities)
+
+
+def _as_timed(qualities: Sequence[Quality], before: Sequence[Quality]) -> list[Quality]:
+    """What a token costs was timed arm beside arm, and stays as that hour of that machine had it, where it had all."""
+    timed = {(one.arm, one.seed): one.seconds for one in before}
+    anew = {one.seed for one in qualities if not timed.get((one.arm, one.seed))}
+    return [
+        one if one.seed in anew else dataclasses.replace(one, seconds=timed[one.arm, one.seed]) for one in qualities
+    ]
 
 
 def _key(one: Outcome) -> tuple[Any, ...]:
