@@ -34,6 +34,7 @@ from adx.answers import Reader
 from adx.datasets import Gsm8k, Mmlu
 from adx.errors import InputError
 from adx.quality import Measures, audit, divergence, eligibility, forced_loss, measure, repetition
+from adx.reporting.rows import is_eligible
 from adx.types import Trace
 
 READER = Reader(Gsm8k().grade)
@@ -253,6 +254,13 @@ class TestEligibility:
         criterion = eligibility(*([one] for one in bare))[-1]
         assert criterion.holds
         assert math.isnan(criterion.value)
+        assert criterion.is_unknown
+        lost = eligibility([bare[0]], [clean])[-1]  # all that the clean traces state
+        assert (lost.value, lost.holds, lost.is_unknown) == (-1.0, False, False)
+        assert is_eligible('poe', {'poe': [lost]}) is False
+        new = eligibility([defended], [bare[1]])[-1]  # against nothing
+        assert (new.holds, new.is_unknown) == (False, True)
+        assert is_eligible('poe', {'poe': [new]}) is None
 
     def test_arms_of_other_prompts_are_not_compared(self):
         defended, clean = arms()
