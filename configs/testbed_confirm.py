@@ -1,4 +1,4 @@
-"""The arithmetic testbed: the screen's cross_soft and its control on `test`, eight new seeds.
+"""The arithmetic testbed: the screen's cross_soft and its control on `test`, new seeds.
 
 Claim:   none. The screen's figures are of a search and these are not: its 0.10 of damage in family `wide` is not found.
 Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/data/confirm \
