@@ -72,7 +72,7 @@ def _beside(row: Row, plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _beyond_control(row: Row, plan: Plan, cells: Cells, rows: Sequence[Row]) -> Iterator[str]:
-    """Whether a control does the same: the arm's own, or any where nobody says which are."""
+    """Which control may do the same: of the arm's own, or of all where nobody says which are."""
     names = plan.controls.get(row.arm, tuple(dict.fromkeys(one.arm for one in rows if one.role == 'control')))
     own = cells.defended(row.arm, plan.passive, row.student)
     sides = {name: join(own=own, control=cells.defended(name, plan.passive, row.student)) for name in names}
