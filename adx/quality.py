@@ -149,10 +149,10 @@ def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[C
         )
     if len(clean[0].correct) < 2:
         raise InputError(f'{clean[0].arm!r} has {len(clean[0].correct)} prompt; an interval needs at least 2')
-    new, old = _per_prompt(defended), _per_prompt(clean)
+    new, old = per_prompt(defended), per_prompt(clean)
     return [
         _accuracy('accuracy_loss', old['correct'], new['correct']),
-        forced_loss(defended, clean),
+        forced_loss(old, new),
         _relative('tokens', new['tokens'], old['tokens'], (0.8, 1.25)),
         _relative('retention', new['reasoning_tokens'], old['reasoning_tokens'], (0.8, math.inf)),
         _change('finished', _minus(new['finished'], old['finished'])),
@@ -162,8 +162,10 @@ def eligibility(defended: Sequence[Quality], clean: Sequence[Quality]) -> list[C
     ]
 
 
-def _per_prompt(of: Sequence[Quality]) -> Columns:
-    """The means over the seeds of each prompt: what is a ratio of totals over prompts stays that ratio."""
+def per_prompt(of: Sequence[Quality]) -> Columns:
+    """'correct', 'forced' and what is kept by prompt, each as the mean over the seeds that were asked the prompt: what
+    is a ratio of totals over prompts stays that ratio.
+    """
     by_prompts: dict[str, list[dict[str, Numbers]]] = {}
     for one in of:
         judged: dict[str, Numbers] = {'correct': one.correct, 'forced': one.forced}
@@ -175,14 +177,13 @@ def _per_prompt(of: Sequence[Quality]) -> Columns:
     }
 
 
-def forced_loss(defended: Sequence[Quality], clean: Sequence[Quality]) -> Criterion:
+def forced_loss(clean: Columns, defended: Columns) -> Criterion:
     """Points of answers that are right when the traces' own decoder is forced to give them. Where it loses most answers
     behind clean traces, nothing was measured: nobody can lose what was never there.
     """
-    new, old = _per_prompt(defended), _per_prompt(clean)
-    if np.sum(old['forced']) < LEAST_FORCED * np.sum(old['correct']):
+    if np.sum(clean['forced']) < LEAST_FORCED * np.sum(clean['correct']):
         return _unmeasured('forced_accuracy_loss', (-math.inf, POINT), False)
-    return _accuracy('forced_accuracy_loss', old['forced'], new['forced'])
+    return _accuracy('forced_accuracy_loss', clean['forced'], defended['forced'])
 
 
 def _accuracy(name: str, clean: Numbers, defended: Numbers) -> Criterion:

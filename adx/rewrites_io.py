@@ -157,9 +157,7 @@ def _there(workdir: Workdir, setting: str) -> Iterator[Trace]:
     is_selection = setting in workdir.selections()
     chosen = {record['request_id'] for record in workdir.selection(setting)} if is_selection else set[str]()
     for trace in workdir.traces():
-        if is_selection and trace.request_id in chosen:
-            yield trace
-        if not is_selection and RequestId.parse(trace.request_id).setting == setting:
+        if trace.request_id in chosen if is_selection else RequestId.parse(trace.request_id).setting == setting:
             yield trace
 
 

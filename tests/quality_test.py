@@ -33,7 +33,7 @@ if importlib.util.find_spec('adx.statistics') is None:  # the three functions th
 from adx.answers import Reader
 from adx.datasets import Gsm8k, Mmlu
 from adx.errors import InputError
-from adx.quality import Measures, audit, divergence, eligibility, forced_loss, measure, repetition
+from adx.quality import Measures, audit, divergence, eligibility, forced_loss, measure, per_prompt, repetition
 from adx.reporting.rows import is_eligible
 from adx.types import Trace
 
@@ -310,9 +310,10 @@ def test_who_cannot_be_forced_loses_nothing_that_is_known():
     measured = measure(traces(), {}, MEASURES)
 
     def arm(forced):
-        return [dataclasses.replace(measured, correct=(True,) * 5, forced=(True,) * forced + (False,) * (5 - forced))]
+        right = (True,) * forced + (False,) * (5 - forced)
+        return per_prompt([dataclasses.replace(measured, correct=(True,) * 5, forced=right)])
 
-    assert forced_loss(arm(0), arm(3)).value == pytest.approx(0.6)
-    unknown = forced_loss(arm(0), arm(2))
+    assert forced_loss(arm(3), arm(0)).value == pytest.approx(0.6)
+    unknown = forced_loss(arm(2), arm(0))
     assert math.isnan(unknown.value)
     assert not unknown.holds

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 from adx.outcomes import Outcome
@@ -76,25 +75,28 @@ def sentence(rows: Sequence[Row], testbed: str, searched: Collection[str] = ()) 
         if judged:
             why = f'none of {len({row.arm for row in judged})} measured defences passes every rule on every family'
         return f'On {testbed}, use none: {why} for a headline.'
-    claims = [(_claimed(row, rows), row) for row in heads]
-    arms = {row.arm for row in heads}
-    least = {arm: min((one for one in claims if one[1].arm == arm), key=itemgetter(0)) for arm in arms}
-    claim, best = max(least.values(), key=lambda one: (one[0], one[1].arm))
+    heads = [dataclasses.replace(row, low=_claimed(row, rows)) for row in heads]
+    least = {arm: min((row for row in heads if row.arm == arm), key=_low) for arm in {row.arm for row in heads}}
+    best = max(least.values(), key=lambda row: (_low(row), row.arm))
     prices = [row for row in rows if row.arm == best.arm and row.value is not None]
     lost = next((f'{row.value:.1f} points of accuracy' for row in prices if row.figure == 'teacher_lost'), '')
     cost = next((f'{row.value:.2f} times the cost a token' for row in prices if row.figure == 'cost_per_token'), '')
     price = ' and '.join(part for part in (lost, cost) if part) or 'a price that was not measured'
     return (
-        f'On {testbed}, {best.arm} takes at least {100 * claim:.0f} % of what {kind} would gain '
+        f'On {testbed}, {best.arm} takes at least {100 * _low(best):.0f} % of what {kind} would gain '
         f'(student {best.student}), for {price}.'
     )
+
+
+def _low(row: Row) -> float:
+    return row.low or 0.0
 
 
 def _claimed(head: Row, rows: Sequence[Row]) -> float:
     """The least of the lower ends of a headline's figure and of the passive damage at equal steps and tokens."""
     figures = (head.figure, *AT_EQUAL)
     return min(
-        row.low or 0.0 for row in rows
+        _low(row) for row in rows
         if (row.arm, row.student) == (head.arm, head.student) and row.figure in figures and row.value is not None
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from adx.attacks import AnswerOnly
 from adx.defences import Undefended
 from adx.errors import InputError
 from adx.outcomes import Outcome, Quality, ThreatModel
-from adx.quality import Criterion, forced_loss
+from adx.quality import Criterion, forced_loss, per_prompt
 from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row, Subject
@@ -226,7 +226,7 @@ def _judged_again(criterion: Criterion, arm: str, clean: str, qualities: Sequenc
     by_arm = {name: {one.seed: one for one in qualities if one.arm == name} for name in (arm, clean)}
     seeds = sorted(set(by_arm[arm]) & set(by_arm[clean]))
     defended, undefended = ([by_arm[name][seed] for seed in seeds] for name in (arm, clean))
-    return forced_loss(defended, undefended)
+    return forced_loss(per_prompt(undefended), per_prompt(defended))
 
 
 def _bits(fields: dict[str, Any]) -> dict[str, Any]:
