@@ -6,9 +6,8 @@ Command: python -m launch.run --config=configs/testbed_screen.py --workdir=/data
              --stages=prepare,generate,distil,assess,report
 Cost:    made for two cores: --dry_run prints how many students it trains, and `distil` how many minutes that takes.
          With --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  tools/bench/results/frontier.json, study testbed_screen, rendered in the README. Eligible are ads and its
-         control, and nothing is shortlisted. cross_soft was, and went on to the attacks and the confirmation, before
-         forced answers were measured: of those it loses 3.2 [2.7, 3.8] points.
+Result:  tools/bench/results/frontier.json, study testbed_screen, rendered in the README. Nothing is shortlisted: only
+         ads and its control are eligible (cross_soft loses 3.2 [2.7, 3.8] points of forced answers).
 """
 
 from adx.datasets import Arithmetic
