@@ -1,7 +1,7 @@
 """Measures how well proxies' directions predict what traces do to other models.
 
-    python -m launch.run --config=configs/testbed_attacks.py --workdir=DIR --stages=prepare,generate
-    python -m tools.bench.transfer --workdir=DIR
+    python -m launch.run --config=configs/testbed_steps.py --workdir=DIR --stages=prepare,generate
+    python -m tools.bench.transfer --config=configs/testbed_steps.py --workdir=DIR
 
 A figure is the rank correlation of adx/transfer.py for one proxy and one model; its samples are the study's seeds, each
 with traces of its own, those of the clean arm. Appends to results/transfer.json.
@@ -19,10 +19,10 @@ from adx.study import Study
 from launch.config import load_config
 from tools.bench import figures
 
-TABLE, COMMAND = 'transfer', 'python -m tools.bench.transfer --workdir=DIR'
+TABLE = 'transfer'
 GROUPS, SIZE = 48, 8
 
-_CONFIG = flags.DEFINE_string('config', 'configs/testbed_attacks.py', 'A study.', allow_override=True)
+_CONFIG = flags.DEFINE_string('config', 'configs/testbed_steps.py', 'A study.', allow_override=True)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'Its workdir, with traces.', allow_override=True)
 
 
@@ -39,8 +39,9 @@ def samples(study: Study, path: str, groups: int, size: int) -> dict[str, list[f
 def main(argv: Sequence[str]) -> None:
     del argv
     study, unit = load_config(_CONFIG.value), f'rank correlation over {GROUPS} groups of {SIZE}'
+    command = f'python -m tools.bench.transfer --config={_CONFIG.value} --workdir=DIR'
     for figure, seeds in samples(study, _WORKDIR.value, GROUPS, SIZE).items():
-        row = figures.append(TABLE, figure, seeds, unit=unit, goal='', command=COMMAND)
+        row = figures.append(TABLE, figure, seeds, unit=unit, goal='', command=command)
         print(f'{figure}: {row["value"]:.2f} ({row["low"]:.2f} to {row["high"]:.2f})')
 
 
