@@ -53,7 +53,7 @@ class MixClean(Passive):
 
 @dataclasses.dataclass(frozen=True)
 class Reweight(Passive):
-    """Weights the lessons by how their gradients align with that of a clean validation set.
+    """Weights the lessons by how their gradients align with that of a clean validation set (arXiv 2605.22737).
 
     weight = exp(+-z / temperature) over its mean, z the standardised score: 'aligned' with plus, 'opposed' with minus;
     'random' deals the weights of 'aligned' out by chance. temperature > 0, in standard deviations. They multiply the
