@@ -11,8 +11,9 @@ from adx.types import Array, State, Stateless, Views, check_range
 
 @struct.dataclass
 class ProductOfExperts(Stateless):
-    """Scores lp_T + gamma (lp_S - lp_T), that is ((1 - gamma) z_T + gamma z_S) / tau up to a constant (arXiv 2605.22737).
+    """Scores lp_T + gamma (lp_S - lp_T), that is ((1 - gamma) z_T + gamma z_S) / tau up to a constant.
 
+    Source: arXiv 2605.22737.
     gamma: weight of the proxies, [0, 1]; 0 is the teacher, 1 the proxy inside the teacher's truncation set.
     """
 
