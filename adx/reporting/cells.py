@@ -17,6 +17,7 @@ from adx.types import check_choice
 
 Value = Callable[[Outcome], float]
 UNEQUAL = 'unequal steps: '  # how the note of it begins
+NEAR = 3.0  # points that what is interpolated may be from what was measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +158,8 @@ def missing(**sides: dict[int, Outcome]) -> str:
 def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
     """Accuracies where both of a pair's curves last reach: one array a side, or no array and the reason.
 
-    unit: 'steps' or 'tokens'; between two points, accuracy is taken on the line that joins them. A point is a student
-    that was trained to its end with each budget where all have those, else a checkpoint.
+    unit: 'steps' or 'tokens'; between two points, accuracy is taken on the line that joins them, at most NEAR from
+    the nearer. A point is a student that was trained to its end with each budget where all have those, else a checkpoint.
     """
     key, outcomes = {'steps': 'step', 'tokens': 'tokens'}[unit], [outcome for side in joined.sides for outcome in side]
     which = 'budgets' if all(outcome.budgets for outcome in outcomes) else 'curve'
@@ -173,7 +174,15 @@ def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
         for side, curve in zip(sides, curves, strict=True):
             xs, accuracies = np.array(curve).T
             side.append(float(np.interp(end, xs, accuracies)))
+            if (gap := _gap(end, xs, accuracies)) > NEAR:
+                return [], f'{gap:.1f} points from the nearest point that was measured at as many {unit}'
     return [np.array(side) for side in sides], ''
+
+
+def _gap(x: float, xs: np.ndarray, accuracies: np.ndarray) -> float:
+    """Points between what is interpolated at x and the nearer of the neighbours that it lies between."""
+    beside = accuracies[[np.searchsorted(xs, x, 'right') - 1, np.searchsorted(xs, x)]]
+    return 100 * float(np.abs(beside - np.interp(x, xs, accuracies)).min())
 
 
 def _name(outcome: Outcome) -> str:
