@@ -5,10 +5,10 @@ Command: python -m launch.run --config=configs/testbed_confirm.py --workdir=/dat
              --stages=freeze,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. With
          --stages=distil --students=wide and --students=biased two processes share the work.
-Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README: of sft, canonicalise and
-         `soft`; answers alone and shuffled prompts are not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide`
-         and 0.07 [0.03, 0.11] in `biased`, of which canonicalising leaves -0.02 [-0.07, 0.02] and `soft` -0.06
-         [-0.14, 0.02]. Not eligible: forced answers lose 3.5 [3.2, 3.8] points.
+Result:  tools/bench/results/frontier.json, study testbed_confirm, rendered in the README; the control under attacks is
+         not run. At equal steps damage is -0.03 [-0.07, 0.01] in `wide` and 0.07 [0.03, 0.11] in `biased`, of which
+         canonicalising leaves -0.02 [-0.07, 0.02] and `soft` -0.06 [-0.14, 0.02]. Not eligible: forced answers lose
+         3.5 [3.2, 3.8] points. Answers alone and shuffled prompts teach nobody.
 
 20,000 prompts, 2,500 a seed, say whether the teacher loses accuracy. The control spends as much KL as the rule does, on
 words that are drawn by chance.
