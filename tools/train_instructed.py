@@ -257,9 +257,11 @@ def _said(text: str) -> list[tuple[str, bool]]:
     return sorted(grammar.statements(text))
 
 
-def examine(model: Model, params: Params, tokenizer: Tokenizer, measured: Mapping[str, Task]) -> dict[str, float]:
+def examine(
+    model: Model, params: Params, tokenizer: Tokenizer, measured: Mapping[str, Task], seed: int = 0
+) -> dict[str, float]:
     """Of each task the share of answers that say what they are to say, and, as 'exactly ...', in the very words."""
-    engine = student_engine(model, params, make_mesh(), DECODE, 0, sorted(tokenizer.eos_ids))
+    engine = student_engine(model, params, make_mesh(), DECODE, seed, sorted(tokenizer.eos_ids))
     reader = Reader(same_statements, lambda text, gold: text == gold)
     found = dict[str, float]()
     for name, draw in measured.items():

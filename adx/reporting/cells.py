@@ -175,7 +175,7 @@ def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
             xs, accuracies = np.array(curve).T
             side.append(float(np.interp(end, xs, accuracies)))
             if (gap := _gap(end, xs, accuracies)) > NEAR:
-                return [], f'{gap:.1f} points from the nearest point that was measured at as many {unit}'
+                return [], f'{gap:.1f} points of accuracy from what was measured, more than {NEAR:g}'
     return [np.array(side) for side in sides], ''
 
 

@@ -226,7 +226,7 @@ def test_equal_steps_read_both_curves_where_the_shorter_ends():
     given = given_curve((40, 0.54), (60, 0.56))
     assert find(rows(given), 'damage_at_steps').value == pytest.approx((0.55 - 0.4) / 0.35)
     row = find(rows(given_curve()), 'damage_at_steps')
-    assert (row.value, row.reason) == (None, '35.0 points from the nearest point that was measured at as many steps')
+    assert (row.value, row.reason) == (None, '35.0 points of accuracy from what was measured, more than 3')
     # Students that were trained to their ends come before those on their way.
     half = {True: 0.8, False: 0.7}
     ended = [dataclasses.replace(o, budgets=curve((100, 0.9), (50, half[o.source == 'clean']))) for o in given]
