@@ -158,8 +158,8 @@ def missing(**sides: dict[int, Outcome]) -> str:
 def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
     """Accuracies where both of a pair's curves last reach: one array a side, or no array and the reason.
 
-    unit: 'steps' or 'tokens'; between two points, accuracy is taken on the line that joins them, at most NEAR from
-    the nearer. A point is a student that was trained to its end with each budget where all have those, else a checkpoint.
+    unit: 'steps' or 'tokens'; between two points, accuracy is taken on the line that joins them, at most NEAR from the
+    nearer. A point is a student that was trained to its end with each budget where all have those, else a checkpoint.
     """
     key, outcomes = {'steps': 'step', 'tokens': 'tokens'}[unit], [outcome for side in joined.sides for outcome in side]
     which = 'budgets' if all(outcome.budgets for outcome in outcomes) else 'curve'
