@@ -5,8 +5,8 @@ Command: python -m launch.run --config=configs/testbed_attacks.py --workdir=/dat
              --stages=prepare,generate,distil,assess,report
 Cost:    --dry_run prints how many students it trains, and `distil` how many minutes that takes. Processes share them:
          --stages=distil --attacks=sft,soft takes two attacks, another process others, in one workdir.
-Result:  tools/bench/results/frontier.json, study testbed_attacks, rendered in the README: all but `longer`. The least
-         damage is left by soft, -0.05 [-0.27, 0.15], and canonicalise, -0.02 [-0.08, 0.03].
+Result:  tools/bench/results/frontier.json, study testbed_attacks, rendered in the README. The least damage is left by
+         soft, -0.05 [-0.27, 0.15], and canonicalise, -0.02 [-0.08, 0.03].
 """
 
 import dataclasses
