@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from adx import outcomes_io
 from adx.assessing import Findings, find
@@ -34,6 +34,7 @@ from adx.reporting.page import number, with_steps
 from adx.reporting.plan import Plan
 from adx.reporting.rows import NOT_RUN, Row, Subject
 from adx.study import Study, attack_hashes, known_as
+from launch import program
 from launch.config import load_config
 from tools.bench.figures import RESULTS, commit_hash, rewrite_blocks, sha256
 
@@ -297,8 +298,7 @@ def rewrite(text: str, results: pathlib.Path = RESULTS) -> str:
     return rewrite_blocks(text, 'frontier', lambda name: render(name, results))
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     if _CONFIG.value:
         study, name = load_config(_CONFIG.value), pathlib.Path(_CONFIG.value).stem
         if _NOT_RUN.value:
@@ -319,4 +319,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    program.start(main)

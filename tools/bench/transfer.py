@@ -10,12 +10,12 @@ with traces of its own, those of the clean arm. Appends to results/transfer.json
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from adx import transfer
 from adx.study import Study
+from launch import program
 from launch.config import load_config
 from tools.bench import figures
 
@@ -36,8 +36,7 @@ def samples(study: Study, path: str, groups: int, size: int) -> dict[str, list[f
     return found
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     study, unit = load_config(_CONFIG.value), f'rank correlation over {GROUPS} groups of {SIZE}'
     command = f'python -m tools.bench.transfer --config={_CONFIG.value} --workdir=DIR'
     for figure, seeds in samples(study, _WORKDIR.value, GROUPS, SIZE).items():
@@ -46,4 +45,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    program.start(main)
