@@ -102,10 +102,10 @@ def test_agrees_with_python(expression, error):
 
 
 def test_hostile_text_is_read_in_linear_time():
-    start = time.monotonic()
+    start = time.thread_time()  # of work: a busy machine takes longer
     for text in ('(' * 20000 + '= 1', '1+' * 20000 + '1 = 2', '1 = ' * 20000, '9' * 20000 + ' + 1 = 2', '2^' * 9999):
         statements(text)
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
 
 
 NINES = '9' * 59
