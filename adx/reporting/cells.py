@@ -173,16 +173,12 @@ def at_equal(joined: Joined, unit: str) -> tuple[list[np.ndarray], str]:
             return [], f'curves do not overlap in {unit}'
         for side, curve in zip(sides, curves, strict=True):
             xs, accuracies = np.array(curve).T
-            side.append(float(np.interp(end, xs, accuracies)))
-            if (gap := _gap(end, xs, accuracies)) > NEAR:
+            between = float(np.interp(end, xs, accuracies))
+            neighbours = accuracies[[np.searchsorted(xs, end, 'right') - 1, np.searchsorted(xs, end)]]
+            if (gap := 100 * np.abs(neighbours - between).min()) > NEAR:
                 return [], f'{gap:.1f} points of accuracy from what was measured, more than {NEAR:g}'
+            side.append(between)
     return [np.array(side) for side in sides], ''
-
-
-def _gap(x: float, xs: np.ndarray, accuracies: np.ndarray) -> float:
-    """Points between what is interpolated at x and the nearer of the neighbours that it lies between."""
-    beside = accuracies[[np.searchsorted(xs, x, 'right') - 1, np.searchsorted(xs, x)]]
-    return 100 * float(np.abs(beside - np.interp(x, xs, accuracies)).min())
 
 
 def _name(outcome: Outcome) -> str:

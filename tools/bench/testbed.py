@@ -1,9 +1,11 @@
 """Measures what the testbed's models can do before anything is distilled, by steps.
 
     python -m tools.bench.testbed            # appends to tools/bench/results/testbed.json
+    python -m tools.bench.testbed --models=testbed-rewriter,testbed-attacker    # those that do as they are told
 
 Three seeds of sampling at the operating temperature. The teacher must reach 90 % on the target level, students 15 to
-40 %, so that there is something to steal; see tools/train_testbed.py.
+40 %, so that there is something to steal; see tools/train_testbed.py. Of models of tools/train_instructed.py it counts
+the answers that say what they are told to, and as `exactly` those in the very words that were drawn.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from adx.datasets.tokenizing import load_tokenizer
 from adx.loading import resolve
 from adx.models.tiny import PRESETS
 from launch import program
+from tools import train_instructed
 from tools.bench import figures
 from tools.train_testbed import OPERATING, TARGET, examine
 
@@ -35,9 +38,13 @@ def main() -> None:
     for name in _MODELS.value:
         source = resolve(name)
         loaded, tokenizer = checkpoints.load(source), load_tokenizer(source)
-        runs = [examine(loaded.model, loaded.params, tokenizer, OPERATING, seed) for seed in range(3)]
+        given = loaded.model, loaded.params, tokenizer
+        if part := train_instructed.PARTS.get(name):
+            runs = [train_instructed.examine(*given, part.measured, seed) for seed in range(3)]
+        else:
+            runs = [examine(*given, OPERATING, seed) for seed in range(3)]
         for level in runs[0]:
-            figure = f'{name}_{level}'.replace('-', '_')
+            figure = f'{name}_{level}'.replace('-', '_').replace(' ', '_')
             row = figures.append(
                 TABLE, figure, [run[level] for run in runs], unit='of the prompts', goal=goal_of(name, level),
                 command=COMMAND,
